@@ -1,0 +1,30 @@
+# make train: everything from a bare Python 3.11+ to a grown model, its loss curve and a sample.
+# make test: the tests. Both reuse what is there already.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+CONFIG ?= pystdlib_msg
+
+train: $(VENV)/ready data/pystdlib/meta.json
+	$(RUN) train.py config/$(CONFIG).py --init_from=auto
+	$(RUN) sample.py out/$(CONFIG) --prompt="def "
+	$(RUN) plot.py out/$(CONFIG)
+
+test: $(VENV)/ready
+	$(RUN) -m pytest -q
+
+# with the optional packages that some tests compare with, and the tests that take minutes
+test-all: $(VENV)/ready
+	$(RUN) -m pip install -q -r requirements-extra.txt
+	$(RUN) -m pytest -q --slow
+
+data/pystdlib/meta.json: | $(VENV)/ready
+	$(RUN) data/pystdlib/prepare.py
+
+$(VENV)/ready: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -q -r requirements.txt
+	touch $@
+
+.PHONY: train test test-all
