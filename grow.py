@@ -1,0 +1,268 @@
+"""
+Growing a model and its optimizer: pure bookkeeping over named axes, the same for every layer,
+every dimension, every model and every optimizer.
+
+One rule grows any tensor, be it a parameter or optimizer state of the parameter's shape: make the
+larger tensor, fill it with whatever new values are wanted, and write the old tensor over its
+leading corner. New coordinates always go at the end of an axis; only layers can go elsewhere.
+The masks in model.py then make whatever was filled in invisible until the ramp lifts it
+(Masked Structural Growth, Yao et al., ICLR 2024, https://arxiv.org/abs/2305.02869, section 3).
+"""
+import re
+from dataclasses import asdict, replace
+
+import torch
+import torch.nn as nn
+
+from model import GROWABLE, WIDTH_AXES
+
+INITS = ("normal", "zero", "copy")
+DEPTHS = ("stack", "interleave", "top-random")
+COPY_NOISE = 0.1  # noise on copied units, as a share of the copied tensor's standard deviation
+
+
+def grow(model, optimizer=None, *, n_layer=None, n_head=None, n_embd=None, n_inner=None,
+         init="normal", depth="stack", masked=True):
+    """
+    Grow `model`, and `optimizer` with it, to the given sizes. At the moment of growth the model
+    computes the same function as before, whatever `init` and `depth` are: call `set_mask` to let
+    the new weights in.
+
+    optimizer: a torch optimizer or a list of them. State shaped like its parameter (moments,
+    momentum) travels with the old weights and starts at zero for newborn ones; a wholly new
+    parameter has no state at all, so its bias correction starts afresh too.
+    init: the new weights of grown axes: "normal" (each parameter's own initial distribution),
+    "zero", "copy" (the old units again, in order, plus a little noise), or a function
+    (new, old, spec) -> None that fills the tensor `new`; `old` is None for a new layer.
+    depth: the new layers: "stack" (copies of the old layers, in order, on top), "interleave"
+    (each copy right after its source) or "top-random" (fresh layers on top).
+    masked: False leaves the masks out and lets `init` decide the old entries too. That changes
+    the function unless `init` sees to it: for experiments with other growth operators.
+
+    Returns (model, optimizer). The old model is consumed: its tensors are freed one by one as
+    the new ones are made, and gradients are dropped. The optimizer is the same object, holding
+    the new parameters.
+    Raises ValueError, with everything left as it was, when the sizes are not a growth of this
+    model, or an earlier growth's ramp is still on.
+    """
+    wanted = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, n_inner=n_inner)
+    config = grown_config(model.config, **wanted)
+    if model.masks.c is not None:
+        raise ValueError(f"asked to grow to {describe(wanted)} while the ramp of the last growth "
+                         "is still on: end it first with set_mask(model, 1)")
+    if not (callable(init) or init in INITS):
+        raise ValueError(f"init={init!r}: must be one of {', '.join(INITS)}, or a function")
+    if depth not in DEPTHS:
+        raise ValueError(f"depth={depth!r}: must be one of {', '.join(DEPTHS)}")
+    optimizers = [] if optimizer is None else \
+        optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
+
+    with torch.no_grad():
+        layers = layer_sources(model.config.n_layer, config.n_layer, depth)
+        new = _grow_tensors(model, config, optimizers, layers, init, masked)
+    if masked:
+        first = next(new.parameters())
+        new.masks.start(_newborn(model.config, config, layers), first.device, first.dtype)
+    return new.train(model.training), optimizer
+
+
+def set_mask(model, value):
+    """
+    Move the ramp of a growth: 0 <= value < 1 sets the height of the new coordinates' mask in
+    place (nothing recompiles, no device sync), 1 ends the ramp and drops the masks.
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"mask value {value}: must be between 0 and 1")
+    if value == 1:
+        model.masks.stop()
+    elif model.masks.c is None:
+        raise ValueError(f"mask value {value}, but nothing is growing: call grow() first")
+    else:
+        model.masks.c.fill_(value)
+
+
+def grown_config(config, **sizes):
+    """The config after growing to `sizes` (None = unchanged). Raises ValueError if no growth."""
+    sizes = {k: v for k, v in sizes.items() if v is not None}
+    have = {k: getattr(config, k) for k in sizes}
+    for k, v in sizes.items():
+        if isinstance(v, bool) or not isinstance(v, int):
+            raise ValueError(f"asked for {k}={v!r}: sizes are whole numbers")
+        if v < have[k]:
+            raise ValueError(f"asked for {k}={v}, but the model has {k}={have[k]}: "
+                             f"models only grow, ask for more than {have[k]}")
+    if sizes == have:
+        raise ValueError(f"asked for {describe(sizes) or 'no sizes'}, which is no growth: the "
+                         f"model has {describe({k: getattr(config, k) for k in GROWABLE})}")
+    return replace(config, **sizes)
+
+
+def layer_sources(n_old, n_new, depth):
+    """
+    Where each of the n_new layers comes from: (old layer, or None for a fresh one; is it new?).
+    >>> layer_sources(2, 4, "stack")
+    [(0, False), (1, False), (0, True), (1, True)]
+    >>> layer_sources(2, 4, "interleave")
+    [(0, False), (0, True), (1, False), (1, True)]
+    """
+    if depth == "top-random" or n_old == 0:
+        return [(i, False) if i < n_old else (None, True) for i in range(n_new)]
+    if depth == "stack":
+        return [(i % n_old, i >= n_old) for i in range(n_new)]
+    sources = [i * n_old // n_new for i in range(n_new)]
+    return [(s, i > 0 and sources[i - 1] == s) for i, s in enumerate(sources)]
+
+
+def grow_tensor(old, spec, shape, fill, device=None, dtype=None, keep_old=True):
+    """The one rule: a tensor of `shape`, filled by `fill`, with `old` written over its corner."""
+    if old is not None and tuple(old.shape) == tuple(shape):
+        return old
+    new = torch.empty(shape, device=device if old is None else old.device,
+                      dtype=dtype if old is None else old.dtype)
+    fill(new, old, spec)
+    if old is not None and keep_old:
+        new[tuple(slice(n) for n in old.shape)] = old
+    return new
+
+
+def describe(sizes):
+    return " ".join(f"{k}={v}" for k, v in sizes.items() if v is not None)
+
+
+# -----------------------------------------------------------------------------
+# how new entries are filled: (new, old, spec), writing all of `new`
+
+def fill_normal(new, old, spec):
+    new.normal_(spec.mean, spec.std)
+
+
+def fill_zero(new, old, spec):
+    """Matrices zero; vectors as ever (a LayerNorm weight of zero would be a dead channel)."""
+    new.zero_() if new.dim() > 1 else fill_normal(new, old, spec)
+
+
+def fill_copy(new, old, spec):
+    """Coordinate j of a grown axis is coordinate j mod n of the old one, plus noise."""
+    if old is None or old.numel() == 0:
+        return fill_normal(new, old, spec)
+    source = old
+    for axis, n in enumerate(old.shape):
+        # heads are whole multiples of head_dim, so j mod n copies a head onto a head
+        index = torch.arange(new.size(axis), device=old.device) % n
+        source = source.index_select(axis, index)
+    noise = COPY_NOISE * old.float().std(correction=0) if old.dim() > 1 else 0.0
+    new.normal_().mul_(noise).add_(source)
+
+
+def fill_state(new, old, spec):
+    new.zero_()
+
+
+# -----------------------------------------------------------------------------
+# the bookkeeping
+
+def _newborn(old, new, layers):
+    """axis -> bool (size,), True on the new coordinates, for the axes that grew."""
+    before, after = old.axis_sizes(), new.axis_sizes()
+    born = {a: torch.arange(after[a]) >= before[a] for a in WIDTH_AXES if after[a] > before[a]}
+    if new.n_layer > old.n_layer:
+        born["layer"] = torch.tensor([is_new for _, is_new in layers])
+    return born
+
+
+def _grow_tensors(model, config, optimizers, layers, init, masked):
+    """A model of `config` with the old tensors in it; empties `model`, re-points the optimizers."""
+    fill = init if callable(init) else \
+        dict(normal=fill_normal, zero=fill_zero, copy=fill_copy)[init]
+    with torch.device("meta"):
+        new = type(model)(config)
+    specs, shapes = new.specs(), {n: p.shape for n, p in new.named_parameters()}
+    old = dict(model.named_parameters())
+    owner = {id(p): group for o in optimizers for group in o.param_groups for p in group["params"]}
+    groups = {name: owner.get(id(p)) for name, p in old.items()}
+    some = next(iter(old.values()))
+
+    # old parameter -> the new parameters made from it, and whether each is the original or a copy
+    heirs = {}
+    for name in shapes:
+        source, is_new = _source(name, layers)
+        heirs.setdefault(source, []).append((name, is_new))
+    made = {}
+    # largest first: what is still to be replaced is then always small beside what is made
+    for source in sorted(heirs, key=lambda s: -old[s].numel() if s else 0):
+        p = old.get(source)
+        for name, is_new in heirs[source]:
+            tensor = grow_tensor(None if p is None else p.detach(), specs[name], shapes[name], fill,
+                                 some.device, some.dtype, keep_old=masked or not callable(init))
+            if is_new and p is not None and tensor.shape == p.shape:
+                tensor = tensor.clone()
+            made[name] = nn.Parameter(tensor, requires_grad=p is None or p.requires_grad)
+        if p is not None:
+            original = made[next(name for name, is_new in heirs[source] if not is_new)]
+            for o in optimizers:
+                _move_state(o, p, original, specs[source])
+            p.grad = None
+            p.data = torch.empty(0, device=p.device, dtype=p.dtype)  # freed here, tensor by tensor
+
+    for name in shapes:
+        module, _, leaf = name.rpartition(".")
+        setattr(new.get_submodule(module), leaf, made[name])
+    _regroup(optimizers, groups, made, list(shapes), layers)
+    return new
+
+
+def _source(name, layers):
+    """The old parameter that the new parameter `name` is made from, and whether it is new."""
+    match = re.match(r"blocks\.(\d+)\.(.*)", name)
+    if match is None:
+        return name, False
+    i, is_new = layers[int(match[1])]
+    return (None if i is None else f"blocks.{i}.{match[2]}"), is_new
+
+
+def _move_state(optimizer, old, new, spec):
+    """Hand the state of parameter `old` to `new`: what has its shape grows, the rest is kept."""
+    if old not in optimizer.state:
+        return
+    state, grown = optimizer.state.pop(old), {}
+    for key in list(state):
+        value = state.pop(key)  # popped, so that the old tensor is free before the next is made
+        same = torch.is_tensor(value) and value.shape == old.shape and value.dim() > 0
+        grown[key] = grow_tensor(value, spec, new.shape, fill_state) if same else value
+    optimizer.state[new] = grown
+
+
+def _regroup(optimizers, groups, made, order, layers):
+    """Put each new parameter, in `order`, into the param_group of the old one it comes from."""
+    all_groups = [g for o in optimizers for g in o.param_groups]
+    members = [(groups[source] if source is not None else _adoptive_group(all_groups, groups, name),
+                made[name]) for name in order for source, _ in [_source(name, layers)]]
+    for g in all_groups:
+        g["params"] = [p for group, p in members if group is g]
+
+
+def _adoptive_group(all_groups, groups, name):
+    """The param_group for a parameter of a fresh layer, which has no counterpart to follow."""
+    _, _, leaf = name.partition("blocks.")
+    siblings = [g for n, g in groups.items() if n.startswith("blocks.") and
+                n.split(".", 2)[2] == leaf.split(".", 1)[1]]
+    tagged = [g for g in all_groups if g.get("role") == role(name)]
+    for candidates in (siblings, tagged, all_groups if len(all_groups) == 1 else []):
+        if candidates:
+            return candidates[0]
+    if not all_groups:
+        return None
+    raise ValueError(f"no param_group for {name}: the model has no block to go by, so give the "
+                     "optimizer's groups a 'role' ('matrix', 'embedding' or 'vector')")
+
+
+def role(name):
+    """How optimizers tell parameters apart: a block's "matrix", an "embedding", or a "vector"."""
+    if name.endswith("bias") or ".ln_" in name or name.startswith("ln_"):
+        return "vector"
+    return "matrix" if name.startswith("blocks.") else "embedding"
+
+
+def sizes_of(config):
+    """The four sizes that can grow, of a config or anything that has them, as a dict."""
+    return {k: v for k, v in asdict(config).items() if k in GROWABLE}

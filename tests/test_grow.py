@@ -1,0 +1,361 @@
+"""
+Growing preserves the function, for any model, sizes, new weights, order of layers: the same tests
+for every model in CASES. All in float64 with dropout off, unless a test says otherwise.
+"""
+import copy
+import itertools
+import random
+import weakref
+
+import pytest
+import torch
+
+from grow import COPY_NOISE, grow, layer_sources, role, set_mask, sizes_of
+from model import GPT, Bert, BertConfig, GPTConfig
+
+START = dict(block_size=12, vocab_size=61, n_layer=2, n_head=2, n_embd=12, n_inner=20, head_dim=4)
+BIGGER = dict(n_layer=5, n_head=3, n_embd=20, n_inner=33)
+CASES = {"gpt": (GPT, GPTConfig), "bert": (Bert, BertConfig)}
+EVERY_SUBSET = [c for r in (1, 2, 4) for c in itertools.combinations(BIGGER, r)]
+
+
+def make(kind, dtype=torch.float64, seed=0, **kw):
+    torch.manual_seed(seed)
+    cls, config = CASES[kind]
+    model = cls(config(**{**START, **kw})).to(dtype)
+    with torch.no_grad():  # biases and LayerNorm weights away from 0 and 1: a used model
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model
+
+
+def batch(kind, config, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    B, T, V = 3, config.block_size, config.vocab_size
+    idx, targets = (torch.randint(V, (B, T), generator=g) for _ in range(2))
+    if kind == "gpt":
+        return dict(idx=idx, targets=targets)
+    lengths = torch.tensor([T, T - 3, T - 5])
+    keep = torch.arange(T) < lengths[:, None]
+    targets = torch.where(keep & (torch.rand(B, T, generator=g) < 0.5), targets, -1)
+    return dict(idx=idx, segments=(torch.arange(T) >= 5).long().expand(B, T), keep=keep,
+                targets=targets, next_sentence=torch.tensor([0, 1, 0]))
+
+
+def outputs(kind, model, data):
+    """Everything the model says, as a list of tensors (padding positions left out)."""
+    out, loss = model(**data)
+    if kind == "gpt":
+        return [out, loss]
+    return [out.mlm_logits[data["keep"]], out.nsp_logits,
+            out.pooled[:, :START["n_embd"]], loss]
+
+
+def difference(before, after):
+    """The largest difference of any output, relative to the largest output."""
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(after, before))
+
+
+def check_preserved(kind, model, tol=1e-12, data=None, **growth):
+    data = data or batch(kind, model.config)
+    before = outputs(kind, model, data)
+    grown, _ = grow(model, **growth)
+    assert difference(before, outputs(kind, grown, data)) < tol
+    return grown
+
+
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dims", EVERY_SUBSET, ids="+".join)
+def test_function_preserved(kind, bias, dims):
+    grown = check_preserved(kind, make(kind, bias=bias), **{d: BIGGER[d] for d in dims})
+    assert sizes_of(grown.config) == {d: BIGGER[d] if d in dims else START[d] for d in BIGGER}
+
+
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("init", ["normal", "zero", "copy", "hostile"])
+@pytest.mark.parametrize("depth", ["stack", "interleave", "top-random"])
+def test_every_init_and_depth(kind, init, depth):
+    def hostile(new, old, spec):
+        new.normal_(0, 10)
+    check_preserved(kind, make(kind), **BIGGER, depth=depth,
+                    init=hostile if init == "hostile" else init)
+
+
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("size", [1e3, 1e8, 1e-8, -1e8])
+def test_extreme_new_weights(kind, size):
+    def extreme(new, old, spec):
+        new.fill_(size)
+    check_preserved(kind, make(kind), **BIGGER, init=extreme)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_random_sizes(kind):
+    """Property test: random starts, random growths, chains of three with a ramp in between."""
+    rng = random.Random(0)
+    for case in range(25):
+        head_dim = rng.choice([1, 2, 4, 8])
+        model = make(kind, seed=case, n_layer=rng.randint(0, 3), n_head=rng.randint(1, 4),
+                     n_embd=rng.randint(1, 24), n_inner=rng.randint(1, 40), head_dim=head_dim,
+                     bias=rng.random() < 0.5, gelu=rng.choice(["tanh", "exact"]))
+        if model.config.n_embd < 3:  # post-LN of one or two coordinates is a step function
+            continue
+        data = batch(kind, model.config)
+        for _ in range(3):
+            steps = {d: rng.randint(0, 5) for d in BIGGER if rng.random() < 0.6}
+            sizes = {d: getattr(model.config, d) + n for d, n in steps.items() if n}
+            if not sizes:
+                continue
+            before = outputs(kind, model, data)
+            width = model.config.n_embd
+            model, _ = grow(model, **sizes, init=rng.choice(["normal", "zero", "copy"]),
+                            depth=rng.choice(["stack", "interleave", "top-random"]))
+            after = outputs(kind, model, data)
+            if kind == "bert":
+                before[2], after[2] = before[2][:, :width], after[2][:, :width]
+            assert difference(before, after) < 1e-12, (case, sizes)
+            set_mask(model, rng.random())
+            set_mask(model, 1)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_float32(kind):
+    check_preserved(kind, make(kind, torch.float32), tol=1e-5, **BIGGER)
+
+
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("depth", ["stack", "interleave"])
+def test_gradients(kind, depth):
+    """Old weights keep their gradients, newborn ones get none while the mask is 0."""
+    model = make(kind)
+    data = batch(kind, model.config)
+    model(**data)[1].backward()
+    before = {n: p.grad.clone() for n, p in model.named_parameters()}
+    layers = layer_sources(START["n_layer"], BIGGER["n_layer"], depth)
+    grown, _ = grow(model, **BIGGER, depth=depth)
+    grown(**data)[1].backward()
+    scale = max(g.abs().max() for g in before.values())
+    for name, p in grown.named_parameters():
+        parts = name.split(".")
+        if parts[0] == "blocks":
+            source, is_new = layers[int(parts[1])]
+            if is_new:
+                assert p.grad.count_nonzero() == 0, name
+                continue
+            name = ".".join(["blocks", str(source), *parts[2:]])
+        old = before[name]
+        corner = tuple(slice(n) for n in old.shape)
+        assert (p.grad[corner] - old).abs().max() < 1e-10 * scale, name
+        newborn = p.grad.clone()
+        newborn[corner] = 0
+        assert newborn.count_nonzero() == 0, name
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_mask_one_is_a_plain_model(kind):
+    """At mask 1 the model is a freshly built one with the same weights, bit for bit."""
+    grown, _ = grow(make(kind, torch.float32), **BIGGER)
+    set_mask(grown, 0.3)
+    set_mask(grown, 1)
+    cls, _ = CASES[kind]
+    fresh = cls(grown.config)
+    fresh.load_state_dict(grown.state_dict())
+    data = batch(kind, grown.config)
+    for a, b in zip(outputs(kind, grown, data), outputs(kind, fresh, data)):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_ramp_is_continuous_and_reaches_the_clean_model(kind):
+    grown, _ = grow(make(kind), **BIGGER)
+    data = batch(kind, grown.config)
+    set_mask(grown, 1 - 1e-9)
+    almost = outputs(kind, grown, data)
+    set_mask(grown, 1)
+    assert difference(outputs(kind, grown, data), almost) < 1e-6
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_mid_ramp_state_dict(kind):
+    """A checkpoint taken mid-ramp carries the masks, and a clean one clears them."""
+    model = make(kind)
+    clean = copy.deepcopy(model.state_dict())
+    assert not any("mask" in k for k in clean)
+    data = batch(kind, model.config)
+    grown, _ = grow(model, **BIGGER, depth="interleave")
+    set_mask(grown, 0.25)
+    other = type(grown)(grown.config).double()
+    other.load_state_dict(grown.state_dict())
+    for a, b in zip(outputs(kind, grown, data), outputs(kind, other, data)):
+        assert torch.equal(a, b)
+    set_mask(grown, 1)
+    other.load_state_dict(grown.state_dict())
+    assert other.masks.c is None and not other.masks.new_layers
+
+
+def optimizers_of(model, names):
+    made = []
+    for name in names:
+        roles = dict(muon=["matrix"]).get(name, ["matrix", "embedding", "vector"]
+                                          if len(names) == 1 else ["embedding", "vector"])
+        groups = [dict(params=[p for n, p in model.named_parameters() if role(n) == r], role=r)
+                  for r in roles]
+        made.append(torch.optim.Muon(groups, lr=0.02) if name == "muon" else
+                    torch.optim.AdamW(groups, lr=1e-2, fused=name == "fused"))
+    return made
+
+
+def train(model, optimizers, data, steps):
+    losses = []
+    for _ in range(steps):
+        loss = model(**data)[1]
+        loss.backward()
+        for o in optimizers:
+            o.step()
+            o.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("names", [["adamw"], ["fused"], ["muon", "adamw"]], ids="+".join)
+@pytest.mark.parametrize("n_layer", [0, 2])
+def test_optimizer_state_travels(names, n_layer):
+    model = make("gpt", torch.float32, n_layer=n_layer)
+    data = batch("gpt", model.config)
+    optimizers = optimizers_of(model, names)
+    train(model, optimizers, data, 4)
+    old = {n: {k: v.clone() if torch.is_tensor(v) else v for k, v in o.state[p].items()}
+           for n, p in model.named_parameters() for o in optimizers if p in o.state}
+    assert set(old) == {n for n, _ in model.named_parameters()}
+    lr_before = [g["lr"] for o in optimizers for g in o.param_groups]
+    model, same = grow(model, optimizers, **BIGGER)
+    assert same is optimizers
+    assert [g["lr"] for o in optimizers for g in o.param_groups] == lr_before
+    for name, p in model.named_parameters():
+        owners = [(o, g) for o in optimizers for g in o.param_groups
+                  if any(q is p for q in g["params"])]
+        assert len(owners) == 1 and owners[0][1]["role"] == role(name), name
+        state = owners[0][0].state.get(p, {})
+        if name not in old:
+            assert not state, f"{name}: a new layer starts with no state"
+            continue
+        for key, before in old[name].items():
+            if before.dim() == 0:
+                assert state[key] == before
+            else:
+                corner = tuple(slice(n) for n in before.shape)
+                assert state[key].shape == p.shape and torch.equal(state[key][corner], before)
+                state[key][corner] = 0
+                assert state[key].count_nonzero() == 0
+    live = {id(p) for p in model.parameters()}
+    assert all(id(p) in live for o in optimizers for p in o.state)
+    losses = train(model, optimizers, data, 3)
+    assert all(torch.isfinite(torch.tensor(losses)))
+    set_mask(model, 1)
+    train(model, optimizers, data, 2)
+
+
+def test_old_weights_move_as_if_nothing_had_grown():
+    """AdamW at mask 0: the old weights take exactly the steps they would have taken."""
+    small, big = make("gpt"), make("gpt")
+    data = batch("gpt", small.config)
+    opt_small, opt_big = (torch.optim.AdamW(m.parameters(), lr=1e-2) for m in (small, big))
+    train(small, [opt_small], data, 3)
+    train(big, [opt_big], data, 3)
+    big, _ = grow(big, opt_big, n_embd=20, n_inner=33, n_head=3, n_layer=3)
+    a, b = train(small, [opt_small], data, 5), train(big, [opt_big], data, 5)
+    assert max(abs(x - y) for x, y in zip(a, b)) < 1e-10
+
+
+def test_wholly_new_parameters_get_bias_correction():
+    model = make("gpt", torch.float32)
+    data = batch("gpt", model.config)
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
+    train(model, [opt], data, 50)
+    model, _ = grow(model, opt, n_layer=3)
+    set_mask(model, 0.5)
+    w = model.blocks[2].mlp.fc.weight
+    before = w.detach().clone()
+    train(model, [opt], data, 1)
+    assert (w - before).abs().max() < 1.01e-3  # one step of lr, not three
+
+
+def test_optimizer_is_optional_and_single():
+    model = make("gpt", torch.float32)
+    opt = torch.optim.AdamW(model.parameters())
+    grown, same = grow(model, opt, n_inner=30)
+    assert same is opt and len(opt.param_groups[0]["params"]) == len(list(grown.parameters()))
+    assert grow(make("gpt"), n_inner=30)[1] is None
+
+
+def test_old_tensors_are_freed():
+    model = make("gpt")
+    opt = torch.optim.AdamW(model.parameters())
+    train(model, [opt], batch("gpt", model.config), 1)
+    refs = [weakref.ref(p) for p in model.parameters()]
+    refs += [weakref.ref(s["exp_avg"]) for s in opt.state.values()]
+    big, _ = grow(model, opt, **BIGGER)
+    assert sum(p.numel() for p in model.parameters()) == 0
+    del model
+    assert not any(r() is not None and r().numel() for r in refs)
+
+
+def test_copy_is_a_noisy_copy_head_by_head():
+    model = make("gpt")
+    old = model.blocks[0].attn.q.weight.detach().clone()  # 2 heads of 4
+    grown, _ = grow(model, n_head=3, init="copy")
+    new = grown.blocks[0].attn.q.weight.detach()
+    assert torch.equal(new[:8], old)
+    noise = (new[8:] - old[:4]).std() / old.std()
+    assert 0.3 * COPY_NOISE < noise < 3 * COPY_NOISE
+
+
+def test_layer_sources():
+    assert layer_sources(3, 5, "stack") == [(0, False), (1, False), (2, False), (0, True), (1, True)]
+    assert layer_sources(2, 4, "interleave") == [(0, False), (0, True), (1, False), (1, True)]
+    assert layer_sources(2, 3, "top-random") == [(0, False), (1, False), (None, True)]
+    assert layer_sources(0, 2, "stack") == [(None, True), (None, True)]
+    for n_old, n_new in itertools.product(range(1, 7), range(1, 14)):
+        if n_new >= n_old:
+            for depth in ("stack", "interleave"):
+                originals = [s for s, new in layer_sources(n_old, n_new, depth) if not new]
+                assert originals == list(range(n_old))
+
+
+@pytest.mark.parametrize("sizes, says", [
+    (dict(n_embd=8), ["n_embd=8", "n_embd=12", "more than 12"]),
+    (dict(), ["no growth", "n_layer=2"]),
+    (dict(n_layer=2, n_inner=20), ["no growth", "n_inner=20"]),
+    (dict(n_head=2.5), ["n_head=2.5", "whole"]),
+    (dict(n_inner=30, init="xavier"), ["xavier", "normal"]),
+    (dict(n_layer=3, depth="up"), ["up", "stack"]),
+])
+def test_errors_leave_everything_as_it_was(sizes, says):
+    model = make("gpt")
+    data = batch("gpt", model.config)
+    before = model(**data)[1]
+    with pytest.raises(ValueError) as e:
+        grow(model, **sizes)
+    assert all(s in str(e.value) for s in says), e.value
+    assert torch.equal(before, model(**data)[1])
+
+
+def test_growing_during_a_ramp_is_an_error():
+    model, _ = grow(make("gpt"), n_inner=30)
+    with pytest.raises(ValueError, match="ramp.*set_mask"):
+        grow(model, n_inner=40)
+    set_mask(model, 1)
+    grow(model, n_inner=40)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_set_mask_range(value):
+    model, _ = grow(make("gpt"), n_inner=30)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        set_mask(model, value)
+
+
+def test_set_mask_without_growth():
+    with pytest.raises(ValueError, match="nothing is growing"):
+        set_mask(make("gpt"), 0.5)

@@ -1,0 +1,142 @@
+"""The models by themselves: shapes, attention, generation, counts, and equality with transformers."""
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from export import load_hf
+from model import GPT, Bert, BertConfig, GPTConfig
+from test_grow import CASES, START, batch, make, outputs
+
+
+def test_gpt_forward():
+    model = make("gpt", torch.float32)
+    data = batch("gpt", model.config)
+    logits, loss = model(**data)
+    assert logits.shape == (3, 12, 61) and loss.dim() == 0
+    last, none = model(data["idx"])
+    assert none is None and torch.allclose(last[:, 0], logits[:, -1], atol=1e-5)
+
+
+def test_gpt_is_causal():
+    model = make("gpt")
+    idx = batch("gpt", model.config)["idx"]
+    other = idx.clone()
+    other[:, 7:] = (other[:, 7:] + 1) % 61
+    a, b = (model(i, i)[0] for i in (idx, other))
+    assert torch.equal(a[:, :7], b[:, :7]) and not torch.equal(a[:, 7:], b[:, 7:])
+
+
+def test_generate_cache_agrees_with_full_forward():
+    """Greedy, beyond block_size: the same tokens as the model without a cache."""
+    model = make("gpt").eval()
+    idx = batch("gpt", model.config)["idx"][:2, :3]
+    got = model.generate(idx, 20, temperature=0)
+    want = idx
+    for _ in range(20):
+        logits, _ = model(want[:, -12:])
+        want = torch.cat((want, logits[:, -1].argmax(-1, keepdim=True)), 1)
+    assert torch.equal(got, want)
+
+
+def test_generate_top_k_one_is_greedy():
+    model = make("gpt").eval()
+    idx = torch.zeros(1, 1, dtype=torch.long)
+    assert torch.equal(model.generate(idx, 8, top_k=1), model.generate(idx, 8, temperature=0))
+
+
+def test_too_long_a_sequence():
+    with pytest.raises(ValueError, match="block_size is 12"):
+        make("gpt")(torch.zeros(1, 13, dtype=torch.long))
+
+
+def test_init_is_gpt2s():
+    model = GPT(GPTConfig(block_size=64, vocab_size=512, n_layer=4, n_head=4, n_embd=128, n_inner=512,
+                          head_dim=32))
+    std = {n: p.std().item() for n, p in model.named_parameters() if p.dim() == 2}
+    assert abs(std["wte.weight"] - 0.02) < 1e-3
+    assert abs(std["blocks.0.mlp.fc.weight"] - 0.02) < 1e-3
+    assert abs(std["blocks.3.mlp.proj.weight"] - 0.02 / 8 ** 0.5) < 1e-3
+    assert all((p == 0).all() for n, p in model.named_parameters() if n.endswith("bias"))
+
+
+def test_params_of_the_standard_sizes():
+    with torch.device("meta"):
+        assert GPT(GPTConfig(vocab_size=50257)).num_params() == 124_439_808
+        large = BertConfig(n_layer=24, n_head=16, n_embd=1024, n_inner=4096)
+        assert Bert(large).num_params() == 336_226_108
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_flops(kind):
+    """Our count against torch's, forward and backward, within 2 %."""
+    cls, config = CASES[kind]
+    model = cls(config(block_size=128, vocab_size=512, n_layer=3, n_head=4, n_embd=128, n_inner=512,
+                       head_dim=32))
+    data = batch(kind, model.config)
+    data["targets"] = data["targets"].clamp(min=0)
+    # the math form of attention: torch counts its two products, forward and backward, one by one
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), \
+            FlopCounterMode(display=False) as counter:
+        model(**data)[1].backward()
+    ours = model.flops_per_token() * data["idx"].numel()
+    assert abs(counter.get_total_flops() / ours - 1) < 0.02
+
+
+def test_padding_influences_nothing():
+    model = make("bert", torch.float32).eval()
+    data = batch("bert", model.config)
+    keep = data["keep"]
+    other = {**data, "idx": torch.where(keep, data["idx"], (data["idx"] + 7) % 61)}
+    assert not torch.equal(other["idx"], data["idx"])
+    for a, b in zip(outputs("bert", model, data), outputs("bert", model, other)):
+        assert torch.equal(a, b)
+
+
+def test_mlm_head_on_some_positions_only():
+    model = make("bert").eval()
+    data = batch("bert", model.config)
+    full, _ = model(**data)
+    where = torch.tensor([[1, 4], [0, 2], [3, 5]])
+    some, loss = model(**{**data, "positions": where, "targets": data["targets"].gather(1, where)})
+    assert some.mlm_logits.shape == (3, 2, 61)
+    assert torch.allclose(some.mlm_logits, full.mlm_logits.gather(
+        1, where[..., None].expand(-1, -1, 61)), atol=1e-12)
+
+
+# -----------------------------------------------------------------------------
+# transformers' models with the same weights: the same logits
+
+@pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize("gelu", ["tanh", "exact"])
+def test_gpt_equals_transformers(transformers, gelu):
+    torch.manual_seed(0)
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=61, n_positions=12, n_embd=12, n_layer=2, n_head=3, n_inner=20,
+        activation_function=dict(tanh="gelu_new", exact="gelu")[gelu],
+        initializer_range=0.1)).eval()
+    ours = GPT(GPTConfig(**{**START, "n_head": 3, "gelu": gelu})).eval()
+    load_hf(ours, theirs.state_dict())
+    idx = torch.randint(61, (3, 12))
+    with torch.no_grad():
+        assert (ours(idx, idx)[0] - theirs(idx).logits).abs().max() < 1e-5
+
+
+def test_bert_equals_transformers(transformers):
+    torch.manual_seed(0)
+    theirs = transformers.BertForPreTraining(transformers.BertConfig(
+        vocab_size=61, max_position_embeddings=12, hidden_size=12, num_hidden_layers=2,
+        num_attention_heads=3, intermediate_size=20, initializer_range=0.1)).eval()
+    ours = Bert(BertConfig(**{**START, "n_head": 3})).eval()
+    load_hf(ours, theirs.state_dict())
+    data = batch("bert", ours.config)
+    with torch.no_grad():
+        out, _ = ours(**data)
+        want = theirs(input_ids=data["idx"], token_type_ids=data["segments"],
+                      attention_mask=data["keep"].long())
+    keep = data["keep"]
+    assert (out.mlm_logits - want.prediction_logits)[keep].abs().max() < 1e-5
+    assert (out.nsp_logits - want.seq_relationship_logits).abs().max() < 1e-5
