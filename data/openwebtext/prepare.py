@@ -1,0 +1,68 @@
+"""
+OpenWebText (8 million documents), GPT-2 BPE, as nanoGPT's data/openwebtext: train.bin is about
+17 GB, 9 billion tokens; val.bin 4 million. Needs `pip install datasets`, a network and some 60 GB
+of disk. Documents go to train or val by a hash of their number, not by nanoGPT's shuffle.
+
+    python data/openwebtext/prepare.py [--workers N] [--bert] [--force]
+"""
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
+
+from bin_writer import (JOB_CHARS, BinWriter, DataError, Parser, already_there,  # noqa: E402
+                        cut, describe, pick_split, run, write_pieces)
+from tokenizer import load  # noqa: E402
+
+VAL_SHARE = 0.0005  # nanoGPT's
+SEED = 2357
+
+
+def fetch(name):
+    """The documents, a sequence of dicts with "text"."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise DataError("OpenWebText needs the datasets library: pip install datasets, or use "
+                        "data/pystdlib, which needs no download") from None
+    try:
+        return load_dataset(name, split="train")
+    except Exception as e:  # no network, disk full, a dataset the installed version cannot read
+        old = " (datasets before 4.0 can run its script)" if "script" in str(e) else ""
+        raise DataError(f"cannot load {name}: {type(e).__name__}: {e}{old}: check the network and "
+                        "the disk, or name another copy with --dataset") from None
+
+
+def pieces(documents):
+    for number, document in enumerate(documents):
+        text, split = document["text"], pick_split(number, VAL_SHARE, SEED)
+        while len(text) > JOB_CHARS:
+            n = cut(text[:JOB_CHARS])
+            yield split, text[:n], False
+            text = text[n:]
+        yield split, text, True
+
+
+def main(argv=None):
+    from tqdm import tqdm
+    parser = Parser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--dataset", default="Skylion007/openwebtext",
+                        help="its name for datasets.load_dataset")
+    parser.add_argument("--bert", action="store_true", help="mark the end of sentences")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", default=HERE, help="folder for the dataset")
+    parser.add_argument("--force", action="store_true", help="make it again if it is there")
+    args = parser.parse_args(argv)
+    if already_there(args.out, args.force):
+        return
+    tok = load("gpt2", bert=args.bert)  # first, for it fails sooner than 50 GB of download
+    documents = fetch(args.dataset)
+    with BinWriter(args.out, tok, args.dataset) as w:
+        bar = tqdm(documents, unit=" documents", disable=None)
+        write_pieces(w, pieces(bar), args.bert, args.workers)
+    print(describe(args.out, w.meta))
+
+
+if __name__ == "__main__":
+    run(main)

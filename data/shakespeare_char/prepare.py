@@ -1,0 +1,65 @@
+"""
+Tiny Shakespeare, one id a character, as nanoGPT's data/shakespeare_char: the first 90 % of the
+text to train.bin, the rest to val.bin. Downloads 1.1 MB unless --input is given.
+
+    python data/shakespeare_char/prepare.py [--input input.txt] [--force]
+"""
+import os
+import sys
+import urllib.request
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
+
+from bin_writer import BinWriter, DataError, Parser, already_there, describe, run  # noqa: E402
+from tokenizer import load  # noqa: E402
+
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+
+
+def fetch(path):
+    """Download the text to `path` unless it is there."""
+    if os.path.exists(path):
+        return
+    try:
+        with urllib.request.urlopen(URL, timeout=30) as answer:
+            text = answer.read()
+    except OSError as e:  # URLError, a timeout, a broken connection
+        raise DataError(f"cannot download {URL} ({getattr(e, 'reason', None) or e}): fetch it "
+                        "elsewhere and give --input=FILE, or use data/pystdlib, which needs no "
+                        "download") from None
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + ".tmp", "wb") as f:
+        f.write(text)
+    os.replace(path + ".tmp", path)
+
+
+def main(argv=None):
+    parser = Parser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--input", help="the text, instead of downloading it")
+    parser.add_argument("--out", default=HERE, help="folder for the dataset")
+    parser.add_argument("--force", action="store_true", help="make it again if it is there")
+    args = parser.parse_args(argv)
+    if already_there(args.out, args.force):
+        return
+    path = args.input or os.path.join(args.out, "input.txt")
+    if not args.input:
+        fetch(path)
+    try:
+        with open(path, encoding="utf-8", newline="") as f:
+            text = f.read()
+    except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or "is not UTF-8 text"
+        raise DataError(f"--input {path}: {reason}: give a text file") from None
+    if not text:
+        raise DataError(f"--input {path}: is empty: give a text file")
+    tok = load("char", sorted(set(text)))
+    n = int(0.9 * len(text))
+    with BinWriter(args.out, tok, args.input or URL) as w:
+        w.write("train", tok.encode(text[:n]))
+        w.write("val", tok.encode(text[n:]))
+    print(describe(args.out, w.meta))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,405 @@
+"""
+Nothing lost: runs are killed at many moments and must go on as if nothing had happened; damaged
+files are noticed; bad input ends in one line.
+"""
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import checkpoint
+from configurator import UserError
+from runs import ENV, ROOT, events, flags, losses, make_data, train
+
+SEED = int(os.environ.get("FAULT_SEED", time.time()))  # printed with every failure
+
+
+class Driver:
+    """tests/crash_driver.py, which forks a run for every job it is sent."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "crash_driver.py")], cwd=ROOT, env=ENV, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def run(self, out_dir, moment=None, *args, **settings):
+        log = f"{out_dir}.log"
+        args = [*flags(out_dir=out_dir, **{"init_from": "auto", **settings}), *args]
+        self.process.stdin.write(json.dumps(dict(moment=moment or {}, args=args, log=log)) + "\n")
+        self.process.stdin.flush()
+        result = json.loads(self.process.stdout.readline())
+        with open(log) as f:
+            result["log"] = f.read()
+        return result
+
+
+@pytest.fixture(scope="module")
+def driver():
+    d = Driver()
+    yield d
+    d.process.stdin.close()
+    d.process.wait()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return str(make_data(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def whole(driver, data, tmp_path_factory):
+    """The uninterrupted run: three growths, dropout, two micro-batches a step."""
+    out = str(tmp_path_factory.mktemp("whole") / "out")
+    result = driver.run(out, data_dir=data)
+    assert result["code"] == 0, result["log"]
+    return out, result["seconds"]
+
+
+def moments(seconds):
+    """At least 20 ways to die, spread over the run, drawn at random from SEED."""
+    rng = random.Random(SEED)
+    yield from ({"seconds": seconds * (i + rng.random()) / 12} for i in range(12))
+    yield from ({"iter": it} for it in rng.sample(range(60), 6))
+    yield from ({"grown": n} for n in (1, 2, 3))
+    yield from ({"save": rng.randint(1, 9), "bytes": rng.randint(0, 60000)} for _ in range(4))
+    yield from ({"replace": n} for n in rng.sample(range(1, 25), 4))
+
+
+def test_killed_runs_go_on_exactly(driver, data, whole, tmp_path):
+    out, seconds = whole
+    want, killed = losses(out), 0
+    for i, moment in enumerate(moments(seconds)):
+        print(f"FAULT_SEED={SEED}, death {i}: {moment}")
+        dead = str(tmp_path / str(i))
+        first = driver.run(dead, moment, data_dir=data)
+        assert first["code"] in (0, -signal.SIGKILL), first["log"]
+        killed += first["code"] != 0
+        again = driver.run(dead, data_dir=data)
+        assert again["code"] == 0, again["log"]
+        assert losses(dead) == want
+        shutil.rmtree(dead)
+    assert killed >= 20
+
+
+def test_killed_again_and_again(driver, data, whole, tmp_path):
+    """The same run shot every few iterations until it is through."""
+    rng, dead = random.Random(SEED + 1), str(tmp_path / "out")
+    for _ in range(30):
+        if driver.run(dead, {"seconds": whole[1] * rng.uniform(0.3, 0.9)}, data_dir=data)["code"] == 0:
+            break
+    else:
+        assert driver.run(dead, data_dir=data)["code"] == 0
+    assert losses(dead) == losses(whole[0])
+
+
+@pytest.mark.parametrize("optimizer", ["muon"])
+def test_resume_with_another_optimizer(driver, data, optimizer, tmp_path):
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    assert driver.run(a, data_dir=data, optimizer=optimizer)["code"] == 0
+    driver.run(b, {"iter": 29}, data_dir=data, optimizer=optimizer)
+    assert driver.run(b, "", "--resume", data_dir=data, optimizer=optimizer)["code"] == 0
+    assert losses(a) == losses(b)
+
+
+def test_resume_on_two_processes(driver, data, tmp_path):
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    assert driver.run(a, data_dir=data, dropout=0.0)["code"] == 0
+    driver.run(b, {"iter": 29}, data_dir=data, dropout=0.0)
+    train("--resume", torchrun=2, data_dir=data, out_dir=b, dropout=0.0, micro_batch=2)
+    a, b = losses(a), losses(b)
+    assert [x[:3] for x in a] == [x[:3] for x in b]
+    assert max(abs(x[3] - y[3]) for x, y in zip(a, b)) < 1e-5
+
+
+def test_signal_saves_and_says_how_to_go_on(data, whole, tmp_path):
+    for number in (signal.SIGTERM, signal.SIGINT):
+        out = str(tmp_path / number.name)
+        run = subprocess.Popen([sys.executable, "train.py", *flags(data_dir=data, out_dir=out)],
+                               cwd=ROOT, env=ENV, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)
+        metrics = os.path.join(out, "metrics.jsonl")
+        while not (os.path.exists(metrics) and '"iter": 15' in open(metrics).read()):
+            assert run.poll() is None, run.stdout.read()
+            time.sleep(0.005)
+        run.send_signal(number)
+        said = run.communicate(timeout=60)[0]
+        assert run.returncode == 0 and "--resume" in said, said
+        train("--resume", data_dir=data, out_dir=out)
+        assert losses(out) == losses(whole[0])
+
+
+def test_a_dead_rank_takes_the_job_down(data, tmp_path):
+    """Two processes, one killed: torchrun ends the other soon, and --max-restarts resumes."""
+    for restarts in (0, 1):
+        out = str(tmp_path / f"out{restarts}")
+        run = subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+             f"--max-restarts={restarts}", "train.py",
+             *flags(data_dir=data, out_dir=out, micro_batch=2, dropout=0.0, max_iters=200)],
+            cwd=ROOT, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True)
+        metrics = os.path.join(out, "metrics.jsonl")
+        while not (os.path.exists(metrics) and '"iter": 30' in open(metrics).read()):
+            assert run.poll() is None, run.stdout.read()
+            time.sleep(0.01)
+        ranks = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True)
+        os.kill(int(ranks.stdout.split()[-1]), signal.SIGKILL)
+        started = time.time()
+        said = run.communicate(timeout=120)[0]
+        assert time.time() - started < 90
+        assert (run.returncode == 0) == (restarts == 1), said
+        if restarts:
+            assert events(out)[-1]["iter"] == 200
+
+
+def test_damaged_checkpoints(driver, data, whole, tmp_path):
+    """50 flipped bytes and 12 truncations: noticed, or harmless; never loaded wrong."""
+    rng = random.Random(SEED + 2)
+    print(f"FAULT_SEED={SEED}")
+    good = os.path.join(whole[0], "ckpt.pt")
+    want, raw = checkpoint.load(good), open(good, "rb").read()
+    path, noticed = str(tmp_path / "bad.pt"), 0
+    for i in range(62):
+        bad = bytearray(raw)
+        if i < 50:
+            at = rng.randrange(len(raw))
+            bad[at] ^= 1 << rng.randrange(8)
+        else:
+            bad = bad[:rng.randrange(len(raw))]
+        with open(path, "wb") as f:
+            f.write(bad)
+        try:
+            got = checkpoint.load(path)
+        except UserError as e:
+            assert path in str(e) and "\n" not in str(e)
+            noticed += 1
+        else:
+            assert i < 50
+            assert same(got, want)
+    assert noticed >= 40
+
+
+def same(a, b):
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_the_previous_checkpoint_is_used(driver, data, whole, tmp_path):
+    out = str(tmp_path / "out")
+    driver.run(out, {"iter": 38}, data_dir=data)
+    newest = checkpoint.numbered(out)[0]
+    with open(newest, "r+b") as f:
+        f.truncate(1000)
+    done = driver.run(out, "", "--resume", data_dir=data)
+    assert done["code"] == 0 and newest in done["log"] and "damaged" in done["log"]
+    assert losses(out) == losses(whole[0])
+
+
+def test_no_code_runs_from_a_checkpoint(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "pwned"),)
+    torch.save(dict(model_config=Evil()), tmp_path / "evil.pt")
+    with pytest.raises(UserError, match="evil.pt"):
+        checkpoint.load(str(tmp_path / "evil.pt"))
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_full_disk(driver, data, whole, tmp_path):
+    out = str(tmp_path / "out")
+    driver.run(out, {"iter": 38}, data_dir=data)
+    before = checkpoint.load(out)
+    full = driver.run(out, {"full": os.path.getsize(checkpoint.numbered(out)[0]) // 2}, data_dir=data)
+    assert full["code"] == 2 and "cannot write the checkpoint" in full["log"], full["log"]
+    assert "Traceback" not in full["log"]
+    assert same(checkpoint.load(out), before)
+    assert driver.run(out, data_dir=data)["code"] == 0
+    assert losses(out) == losses(whole[0])
+
+
+def test_out_of_memory_at_growth(driver, data, whole, tmp_path):
+    out, huge = str(tmp_path / "out"), [dict(at=12, n_inner=48), dict(at=24, n_inner=10**9)]
+    done = driver.run(out, {"memory": 16 << 30}, data_dir=data, stages=huge)
+    assert done["code"] == 2 and "Traceback" not in done["log"], done["log"]
+    assert all(s in done["log"] for s in ("stages[1]", "n_inner=1000000000", "GiB", "--resume"))
+    assert checkpoint.load(out)["iter"] == 24
+    assert driver.run(out, data_dir=data)["code"] == 0  # with the stages of the whole run
+    assert losses(out) == losses(whole[0])
+
+
+def test_a_second_signal_exits_at_once():
+    from train import Trainer
+    trainer, before = Trainer.__new__(Trainer), signal.getsignal(signal.SIGTERM)
+    try:
+        trainer.on_signal(signal.SIGTERM, None)
+        assert trainer.stop == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_only_the_last_checkpoints_are_kept(whole):
+    out, _ = whole
+    assert len(checkpoint.numbered(out)) == 2
+    assert checkpoint.load(os.path.join(out, "best.pt"))["best"] == min(
+        e["val_loss"] for e in events(out, "eval"))
+
+
+def test_two_runs_on_one_out_dir(driver, data, tmp_path):
+    out = str(tmp_path / "out")
+    lock = checkpoint.make_out_dir(out)
+    done = driver.run(out, data_dir=data)
+    assert done["code"] == 2 and "another run is writing" in done["log"]
+    lock.close()
+
+
+def test_resume_with_other_settings(driver, data, tmp_path):
+    out = str(tmp_path / "out")
+    driver.run(out, {"iter": 30}, data_dir=data)
+    for settings, says in [
+            (dict(n_embd=24), "n_embd"), (dict(seed=1), "seed"), (dict(batch_tokens=512), "batch_tokens"),
+            (dict(model="bert"), "model"), (dict(max_iters=20, stages=[], warmup_iters=1), "max_iters"),
+            (dict(stages=[]), "stages"), (dict(optimizer="muon"), "optimizer")]:
+        done = driver.run(out, "", "--resume", **{"data_dir": data, **settings})
+        assert done["code"] == 2 and f"error: {says}=" in done["log"], done["log"]
+        assert "Traceback" not in done["log"]
+    later = [dict(at=12, n_inner=48), dict(at=24, n_embd=32, n_head=2), dict(at=50, n_layer=2)]
+    done = driver.run(out, "", "--resume", data_dir=data, stages=later, max_iters=70, log_interval=5)
+    assert done["code"] == 0 and "resuming with max_iters=70, which was 60" in done["log"]
+    assert events(out)[-1]["iter"] == 70 and events(out)[-1]["n_layer"] == 2
+
+
+def no_file(data, name):
+    os.remove(os.path.join(data, name))
+
+
+def meta(data, **change):
+    path = os.path.join(data, "meta.json")
+    with open(path) as f:
+        content = {**json.load(f), **change}
+    with open(path, "w") as f:
+        json.dump(content, f)
+
+
+def write(data, name, content):
+    with open(os.path.join(data, name), "wb") as f:
+        f.write(content)
+
+
+# what is wrong -> (settings, what is done to the data before, what the one line must say)
+BAD_INPUT = {
+    "misspelt key": (dict(n_embed=4), None, ["n_embed", "did you mean n_embd"]),
+    "unknown key": (dict(zzz=4), None, ["zzz", "no such setting"]),
+    "wrong type": (dict(n_embd="big"), None, ["n_embd=big", "whole number"]),
+    "wrong type of stages": (dict(stages=[1]), None, ["stages[0]=1", "dict(at="]),
+    "unknown choice": (dict(schedule="linear"), None, ["schedule", "'wsd'"]),
+    "out of range": (dict(dropout=2.0), None, ["dropout=2.0", "at most"]),
+    "not finite": (dict(learning_rate="1e999"), None, ["learning_rate", "finite"]),
+    "stages out of order": (dict(stages=[dict(at=30, n_inner=48), dict(at=10, n_inner=64)]), None,
+                            ["stages[1]", "at=10", "iteration 38"]),
+    "stage during a ramp": (dict(stages=[dict(at=30, n_inner=48), dict(at=35, n_inner=64)]), None,
+                            ["stages[1]", "ramp"]),
+    "stage shrinks": (dict(stages=[dict(at=30, n_inner=16)]), None,
+                      ["stages[0]", "n_inner=16", "n_inner=32"]),
+    "stage misspelt": (dict(stages=[dict(at=30, n_iner=64)]), None, ["n_iner", "n_inner"]),
+    "stage too late": (dict(stages=[dict(at=300, n_inner=64)]), None, ["at=300", "max_iters=60"]),
+    "stage without at": (dict(stages=[dict(n_inner=64)]), None, ["stages[0]", "at=ITERATION"]),
+    "batch and block": (dict(batch_tokens=100), None, ["batch_tokens=100", "block_size=32"]),
+    "batch and ranks": (dict(micro_batch=3), None, ["micro_batch=3", "micro_batch=2 would"]),
+    "no data folder": (dict(data_dir="/nowhere/data"), None, ["/nowhere/data", "prepare.py"]),
+    "missing bin": ({}, lambda d: no_file(d, "val.bin"), ["val.bin", "No such file"]),
+    "empty bin": ({}, lambda d: write(d, "train.bin", b""), ["train.bin", "empty"]),
+    "short bin": ({}, lambda d: write(d, "train.bin", b"abc"), ["train.bin", "3 tokens", "33"]),
+    "odd bin": ({}, lambda d: (meta(d, dtype="uint16"), write(d, "train.bin", b"a" * 999)),
+                ["train.bin", "999 bytes"]),
+    "bad meta": ({}, lambda d: write(d, "meta.json", b"{"), ["meta.json", "prepare"]),
+    "id beyond vocabulary": ({}, lambda d: meta(d, vocab_size=40), ["train.bin", "token id 95",
+                                                                   "has 64"]),
+    "vocab_size too small": (dict(vocab_size=100), None, ["vocab_size=100", "256"]),
+    "out_dir is a file": (dict(out_dir="/dev/null/out"), None, ["/dev/null/out", "--out_dir"]),
+    "no such device": (dict(device="cuda"), None, ["device=cuda", "--device=cpu"]),
+    "nonsense device": (dict(device="gpu"), None, ["device=gpu"]),
+    "float16 on a CPU": (dict(dtype="float16"), None, ["dtype=float16", "CUDA"]),
+    "resume from nothing": (dict(init_from="resume"), None, ["holds no checkpoint"]),
+    "init_from": (dict(init_from="gpt5"), None, ["init_from='gpt5'", "scratch"]),
+    "bert without sentences": (dict(model="bert"), lambda d: meta(
+        d, tokenizer=dict(name="char", vocab=[chr(i) for i in range(256)])), ["--bert"]),
+}
+
+
+@pytest.mark.parametrize("what", BAD_INPUT)
+def test_bad_input(driver, what, tmp_path):
+    settings, spoil, says = BAD_INPUT[what]
+    data, out = str(make_data(tmp_path / "data", 4000)), str(tmp_path / "out")
+    if spoil:
+        spoil(data)
+    if "out_dir" in settings:
+        out, settings = settings["out_dir"], {**settings}
+        del settings["out_dir"]
+    done = driver.run(str(tmp_path / "log"), "", f"--out_dir={out}",
+                      **{"data_dir": data, "init_from": "scratch", **settings})
+    assert done["code"] == 2, done["log"]
+    lines = done["log"].strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done["log"]
+    assert all(s in lines[0] for s in says), lines[0]
+    assert not os.path.exists(os.path.join(out, "metrics.jsonl"))
+
+
+def test_a_token_beyond_the_vocabulary_deep_in_the_file(driver, data, tmp_path):
+    """What the check at opening cannot see, the loader sees in the batch that has it."""
+    from configurator import from_dict
+    from loader import Loader
+    folder = str(make_data(tmp_path / "data", 4000))
+    c = from_dict(dict(data_dir=folder, block_size=32, batch_tokens=256, micro_batch=4))
+    loader = Loader(c, dict(dtype="uint8", vocab_size=256), 128)
+    loader.split["train"] = loader.split["train"].copy()
+    loader.split["train"][:] = 200
+    with pytest.raises(UserError, match="train.bin: holds token id 200"):
+        loader.batch(3)
+
+
+def test_a_run_is_not_overwritten(driver, data, whole):
+    done = driver.run(whole[0], data_dir=data, init_from="scratch")
+    assert done["code"] == 2 and "holds a run already" in done["log"]
+
+
+def test_another_tokenizers_data(driver, data, whole, tmp_path):
+    other = str(make_data(tmp_path / "data"))
+    meta(other, tokenizer=dict(name="gpt2", bert=False), vocab_size=250)
+    done = driver.run(whole[0], "", "--resume", data_dir=other)
+    assert done["code"] == 2 and "tokenizer" in done["log"]
+
+
+def test_fuzzed_settings():
+    """Whatever is typed: a TrainConfig, or a UserError of one line."""
+    hypothesis = pytest.importorskip("hypothesis")
+    from hypothesis import strategies as st
+
+    from configurator import TrainConfig, from_args
+    keys = st.sampled_from([*TrainConfig.__dataclass_fields__, "n_embed", "stage"])
+    value = st.one_of(st.integers().map(str), st.floats().map(str), st.text(max_size=20),
+                      st.sampled_from(["true", "[]", "[dict(at=5)]", "[dict(at=5,n_embd=999)]",
+                                       "[{'at': 1, 'n_layer': 9}]", "dict(at=1)", "((((", "1e400",
+                                       "[dict(**a)]", "[dict(at=True, n_layer=9)]"]))
+    arg = st.one_of(st.builds("--{}={}".format, keys, value), st.text(max_size=10))
+
+    @hypothesis.settings(max_examples=500, deadline=None)
+    @hypothesis.given(st.lists(arg, max_size=5))
+    def check(args):
+        try:
+            from_args(args)
+        except UserError as e:
+            assert str(e) and "\n" not in str(e)
+    check()

@@ -1,0 +1,81 @@
+"""What must cost nothing: the loader, and graphs that are compiled more often than they should."""
+import time
+
+import pytest
+import torch
+
+import ahead
+import compiler
+from configurator import from_dict
+from loader import LOADERS, read_meta, vocab_needed
+from model import GPT, GPTConfig
+from runs import make_data
+from train import MODELS
+
+
+@pytest.mark.parametrize("model", ["gpt", "bert"])
+def test_loader_is_twenty_times_faster_than_the_model(model, tmp_path):
+    """At the size of config/pystdlib_msg.py, where the model is as small as it gets, in seconds."""
+    data = str(make_data(tmp_path / "data"))
+    config = from_dict(dict(model=model, data_dir=data, n_layer=2, n_embd=128, n_inner=512, n_head=4))
+    meta = read_meta(data)
+    loader = LOADERS[model](config, meta, vocab_needed(model, meta))
+    net = MODELS[model][0](config.model_config(vocab_needed(model, meta)))
+    load, step = [], []
+    for it in range(4):
+        times = [time.perf_counter()]
+        batch = loader.batch(it)
+        times.append(time.perf_counter())
+        net(**batch, return_logits=False)[1].backward()
+        times.append(time.perf_counter())
+        load.append(times[1] - times[0])
+        step.append(times[2] - times[1])
+    assert 20 * min(load) < min(step), (load, step)
+
+
+def test_the_recompile_limit_is_an_error(monkeypatch):
+    """A graph made over and over stops the run; it never goes on silently without torch.compile."""
+    if compiler.broken("cpu"):
+        pytest.skip("torch.compile does not work here")
+    model = GPT(GPTConfig(block_size=32, vocab_size=32, n_layer=1, n_head=1, n_embd=8, n_inner=8, head_dim=8))
+    compiler.compile_model(model, "block")
+    name = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+    monkeypatch.setattr(torch._dynamo.config, name, 1)
+    try:
+        model(torch.zeros(1, 4, dtype=torch.long))
+        with pytest.raises(Exception, match="(?i)recompile"):
+            model(torch.zeros(1, 5, dtype=torch.long))
+    finally:
+        compiler.forget_graphs()
+
+
+@pytest.mark.parametrize("model", ["gpt", "bert"])
+def test_graphs_made_ahead_are_those_of_the_run(model, tmp_path, monkeypatch):
+    """What ahead.py compiles in its own process, the grown model then finds in the disk cache."""
+    if compiler.broken("cpu"):
+        pytest.skip("torch.compile does not work here")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    config = from_dict(dict(model=model, block_size=32, batch_tokens=128, micro_batch=4, n_layer=2,
+                            n_head=1, n_embd=16, n_inner=32, head_dim=16))
+    sizes = dict(n_layer=2, n_head=1, n_embd=16, n_inner=32)
+    grown = dict(n_embd=32, n_layer=3)
+    process = ahead.start(config, sizes, dict(grown), 64, "cpu", torch.float32)
+    assert process.wait(timeout=300) == 0
+    from grow import grow, set_mask
+    from torch._dynamo.utils import counters
+    net, _ = grow(MODELS[model][0](config.model_config(64)), **grown)
+    compiler.forget_graphs()
+    compiler.compile_model(net, "block")
+    set_mask(net, 0.3)
+    counters.clear()
+    batch = dict(idx=torch.randint(64, (4, 32)))
+    if model == "bert":
+        batch.update(segments=torch.zeros_like(batch["idx"]), keep=batch["idx"] < 99)
+    for _ in range(2):
+        out = net.hidden(**batch)
+        (out if torch.is_tensor(out) else out[0]).sum().backward()
+        set_mask(net, 1)
+    compiler.forget_graphs()
+    cache = {**counters["aot_autograd"], **counters["inductor"]}
+    assert any(v for k, v in cache.items() if "cache_hit" in k), cache
+    assert not any(v for k, v in cache.items() if "cache_miss" in k), cache

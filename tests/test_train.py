@@ -1,0 +1,162 @@
+"""Whole runs of train.py, as a user starts them."""
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+from runs import events, losses, make_data, train
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return str(make_data(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def one(data, tmp_path_factory):
+    """A growing run on one process, with gradient accumulation, without dropout."""
+    out = str(tmp_path_factory.mktemp("one") / "out")
+    return out, train(data_dir=data, out_dir=out, dropout=0.0)
+
+
+def test_events(one):
+    out, _ = one
+    ev = events(out)
+    steps = [e for e in ev if e["event"] == "step"]
+    assert [e["iter"] for e in steps] == list(range(1, 61))
+    for key in ("tokens", "flops", "train_s", "loss", "lr", "mask", "n_layer", "n_head", "n_embd",
+                "n_inner", "tok_s", "grad_norm"):
+        assert key in steps[0], key
+    assert steps[-1]["tokens"] == 60 * 256
+    assert all(a["train_s"] <= b["train_s"] for a, b in zip(ev, ev[1:]))
+    grows = [e for e in ev if e["event"] == "grow"]
+    assert [(e["iter"], e["n_layer"], e["n_embd"], e["n_head"], e["n_inner"]) for e in grows] == \
+        [(12, 1, 16, 1, 48), (24, 1, 32, 2, 48), (40, 3, 32, 2, 48)]
+    assert all(abs(e["val_loss_after"] - e["val_loss_before"]) < 1e-5 for e in grows)
+    masks = {e["iter"]: e["mask"] for e in steps}
+    assert [masks[i] for i in (12, 13, 16, 19, 20, 21)] == [1, 0.125, 0.5, 0.875, 1, 1]
+    assert [e["iter"] for e in ev if e["event"] == "ramp_end"] == [19, 31, 47]
+
+
+def test_it_learns(one):
+    val = [e["val_loss"] for e in events(one[0], "eval")]
+    assert val[-1] < val[0] - 0.5
+
+
+def test_out_dir_contents(one):
+    out, done = one
+    assert {"ckpt.pt", "best.pt", "config.json", "log.txt", "metrics.jsonl"} <= set(os.listdir(out))
+    with open(os.path.join(out, "config.json")) as f:
+        assert json.load(f)["n_embd"] == 16
+    assert "grown to" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("model", ["gpt", "bert"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_processes_train_like_one(model, optimizer, data, one, tmp_path):
+    settings = dict(data_dir=data, dropout=0.0, model=model, optimizer=optimizer)
+    if (model, optimizer) == ("gpt", "adamw"):
+        a = one[0]
+    else:
+        a = str(tmp_path / "a")
+        train(out_dir=a, **settings)
+    b = str(tmp_path / "b")
+    train(out_dir=b, torchrun=2, micro_batch=2, **settings)
+    # Muon orthogonalises in bfloat16, which rounds a last-bit difference up to a visible one
+    tol = 1e-5 if optimizer == "adamw" else 1e-3
+    a, b = losses(a), losses(b)
+    assert [x[:3] for x in a] == [x[:3] for x in b]
+    assert max(abs(x[3] - y[3]) for x, y in zip(a, b)) < tol
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_sharded_optimizer_state_changes_nothing(optimizer, data, tmp_path):
+    """zero1: the same losses through three growths, half the state each, and any rank count after."""
+    settings = dict(data_dir=data, dropout=0.0, micro_batch=2, optimizer=optimizer, max_iters=50)
+    outs = [str(tmp_path / name) for name in ("whole", "sharded", "resumed")]
+    train(out_dir=outs[0], torchrun=2, **settings)
+    train(out_dir=outs[1], torchrun=2, zero1=True, **settings)
+    assert losses(outs[0]) == losses(outs[1])
+    states = [torch.load(os.path.join(o, "ckpt.pt"))["optimizers"] for o in outs[:2]]
+    for whole, sharded in zip(*states):
+        assert whole["param_groups"] == sharded["param_groups"]
+        assert set(whole["state"]) == set(sharded["state"]) != set()
+        for i, state in whole["state"].items():
+            assert all(torch.equal(v, sharded["state"][i][k]) for k, v in state.items())
+    # the checkpoint is an ordinary one: one process goes on from it, and two sharded ones again
+    more = {**settings, "data_dir": data, "init_from": "resume", "max_iters": 56}
+    for torchrun, zero1 in ((2, True), (0, False)):
+        outs[2] = str(tmp_path / f"resumed{torchrun}")
+        shutil.copytree(outs[1], outs[2])
+        train(out_dir=outs[2], torchrun=torchrun, zero1=zero1, **more)
+    tail = [[x[3] for x in losses(str(tmp_path / f"resumed{n}")) if x[1] > 50] for n in (2, 0)]
+    assert len(tail[0]) == 7 and max(abs(a - b) for a, b in zip(*tail)) < \
+        (1e-5 if optimizer == "adamw" else 1e-3)
+
+
+def test_evaluation_does_not_disturb_training(data, one, tmp_path):
+    out = str(tmp_path / "out")
+    train(data_dir=data, out_dir=out, dropout=0.0, eval_interval=30)
+    pick = [[x for x in losses(o) if x[0] == "step"] for o in (one[0], out)]
+    assert pick[0] == pick[1]
+
+
+def test_stages_empty_is_the_baseline(data, tmp_path):
+    out = str(tmp_path / "out")
+    train(data_dir=data, out_dir=out, stages=[], n_embd=32, n_head=2, n_layer=3, n_inner=48,
+          max_iters=10)
+    assert not events(out, "grow") and events(out)[-1]["n_embd"] == 32
+
+
+def test_checkpoint_opens_everywhere(one):
+    from sample import load_model
+    model, state = load_model(one[0])
+    assert model.config.n_layer == 3 and state["iter"] == 60
+    assert not any("_orig_mod" in k or "module." in k for k in model.state_dict())
+
+
+def test_compiled_run_and_its_graphs(data, tmp_path):
+    """Block by block: no recompile along a ramp, one graph a state of the model."""
+    out = str(tmp_path / "out")
+    train(data_dir=data, out_dir=out, dropout=0.0, compile="block", max_iters=50)
+    got = [(e["iter"], e["graphs"]) for e in events(out, "compile")]
+    # start; growth masked, then clean; the same; depth: the gate's graph, and none when it goes
+    assert got == [(1, 1), (13, 1), (20, 1), (25, 1), (32, 1), (41, 1)]
+    eager = str(tmp_path / "eager")
+    train(data_dir=data, out_dir=eager, dropout=0.0, max_iters=50)
+    assert max(abs(x[3] - y[3]) for x, y in zip(losses(out), losses(eager))) < 1e-3
+
+
+def test_learning_rate_schedules():
+    from configurator import from_dict
+    from train import learning_rate
+    c = from_dict(dict(max_iters=100, warmup_iters=10, decay_frac=0.2))
+    lr = [learning_rate(c, i, None) for i in range(100)]
+    assert lr[0] == 0.1 and lr[9:81] == [1.0] * 72 and lr[90] == 0.5 and lr[99] == pytest.approx(.05)
+    c = from_dict(dict(max_iters=100, warmup_iters=10, schedule="cosine", min_lr_frac=0.1))
+    assert learning_rate(c, 10, None) == 1 and learning_rate(c, 100, None) == pytest.approx(0.1)
+    c = from_dict(dict(max_iters=100, warmup_iters=0, schedule="constant", rewarm_iters=10))
+    assert [learning_rate(c, i, 50) for i in (50, 54, 59, 70)] == [0.1, 0.5, 1.0, 1.0]
+    assert learning_rate(c, 5, None) == 1.0
+
+
+def test_bad_steps_are_skipped(data, tmp_path, monkeypatch):
+    """A NaN gradient changes neither weights nor moments."""
+    import train as t
+    from configurator import from_dict
+    from runs import TINY
+    for optimizer in ("adamw", "muon"):
+        config = from_dict({**TINY, "data_dir": data, "out_dir": str(tmp_path / optimizer),
+                            "optimizer": optimizer})
+        trainer = t.Trainer(config)
+        trainer.step(trainer.loader.batch(0))
+        before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        forward = trainer.model.forward
+        monkeypatch.setattr(trainer.model, "forward",
+                            lambda **kw: (None, forward(**kw)[1] * torch.nan))
+        trainer.step(trainer.loader.batch(1))
+        assert int(trainer.bad) == 1 and int(trainer.bad_run) == 1
+        assert all(torch.equal(before[n], p) for n, p in trainer.model.named_parameters())
+        trainer.log.close()
