@@ -1,0 +1,237 @@
+"""
+The pre-training rate, and what it predicts: pure arithmetic on measured losses, no model.
+
+The rate of a structure is the loss it takes off in a second: loss per iteration, which falls as
+training goes on, over seconds per iteration, which do not change (Yao et al., ICLR 2024, section
+3.4). Growing preserves the function, so a grown model starts where the small one stopped: at the
+same *loss*, not at the same iteration. A schedule's loss is therefore predicted by chaining:
+
+1. Each structure's loss in the stable phase of the learning rate is fitted, over iterations n, with
+   a + b (n + c)^-p (`fit`). Seconds an iteration are measured apart from it, so that a busy machine
+   does not bend the curve.
+2. A stage follows the curve of its structure from the iteration where that curve has the present
+   loss (`predict`). The first half of a ramp counts for the old structure, the second for the new.
+3. A grown model need not learn exactly like a native one of its loss: after a growth it is at
+   `kappa` times that iteration. kappa is calibrated on a real grown run (`calibrate`).
+4. When the learning rate decays at the end (WSD), the loss drops by much in a short time, whatever
+   the rate was before. The two are kept apart: `drop` is how far a real run of the target fell below
+   its own stable curve, as a function of the share of the decay that is over, and is subtracted.
+
+Structures that were not probed follow from those that were (`combine`).
+"""
+from dataclasses import dataclass
+
+import numpy as np
+
+KAPPAS = np.geomspace(0.3, 3.0, 61)
+MASKED = 1.15  # a step while a mask rises, against one without, where it was not measured
+
+
+@dataclass
+class Curve:
+    """A structure's stable phase: `loss` (falling) at iterations `n` (rising), seconds a step."""
+    n: np.ndarray
+    loss: np.ndarray
+    step_s: float
+
+    def loss_at(self, n):
+        return np.interp(n, self.n, self.loss)
+
+    def iters_at(self, loss):
+        """The iteration at which the loss is reached; the last known one if it never is."""
+        return np.interp(-np.asarray(loss), -self.loss, self.n)
+
+    def rate_at(self, loss):
+        """Loss per second at this loss."""
+        n = self.iters_at(loss)
+        slope = (self.loss_at(n * 0.98) - self.loss_at(n * 1.02)) / (n * 0.04)
+        return slope / self.step_s
+
+
+def grid(longest):
+    """Iterations that all curves of a search are tabulated at."""
+    return np.geomspace(1, 30 * longest, 800)
+
+
+def fit(iters, losses, step_s, n):
+    """
+    The Curve through measured losses, tabulated at `n`. For each of many p and c, a and b follow by
+    least squares; a >= 0 and b >= 0. Needs three points; raises ValueError with fewer.
+    """
+    x, y = np.asarray(iters, float), np.asarray(losses, float)
+    if len(x) < 3:
+        raise ValueError(f"{len(x)} evaluations are too few to fit a curve to")
+    best = None
+    for p in np.linspace(0.1, 2.0, 39):
+        for c in np.concatenate(([0.0], np.geomspace(1, 4 * x[-1], 24))):
+            f = (x + c) ** -p
+            df, dy = f - f.mean(), y - y.mean()
+            b = max(0.0, df @ dy / max(df @ df, 1e-300))
+            a = y.mean() - b * f.mean()
+            if a < 0:
+                a, b = 0.0, f @ y / (f @ f)
+            error = ((a + b * f - y) ** 2).sum()
+            if best is None or error < best[0]:
+                best = error, a, b, c, p
+    _, a, b, c, p = best
+    loss = a + b * (n + c) ** -p
+    return Curve(n, loss - 1e-9 * np.arange(len(n)), step_s)  # never quite flat: it is inverted
+
+
+def combine(base, single, full, chosen):
+    """
+    The curve of a structure that has the dimensions `chosen` of the target and the others of the
+    start: loss (at equal iterations) and log seconds a step are the start's plus the effect of each
+    dimension alone, plus a part of what all together do beyond that: none of it for one dimension,
+    all of it for all. base, full: Curves of start and target; single: dimension -> Curve.
+    """
+    chosen = set(chosen)
+    if not chosen:
+        return base
+    if chosen == set(single):
+        return full
+    share = (len(chosen) - 1) / max(1, len(single) - 1)
+
+    def mix(f):
+        alone = sum(f(single[d]) - f(base) for d in chosen)
+        beyond = f(full) - f(base) - sum(f(s) - f(base) for s in single.values())
+        return f(base) + alone + share * beyond
+    loss = np.minimum.accumulate(mix(lambda c: c.loss))
+    step_s = float(np.exp(mix(lambda c: np.log(c.step_s))))
+    return Curve(base.n, loss - 1e-9 * np.arange(len(loss)), step_s)
+
+
+@dataclass
+class Costs:
+    """What a run pays and gains beyond its curves."""
+    compile_s: float = 0.0       # at the start
+    grow_s: float = 0.0          # at each growth: compiling
+    masked: float = MASKED       # seconds of a masked step, against a clean one
+    decay_frac: float = 0.0      # share of the run over which the learning rate decays
+    drop_u: tuple = (0.0, 1.0)   # share of the decay that is over ...
+    drop: tuple = (0.0, 0.0)     # ... and how far the loss is then below the stable curve
+    kappa: float = 1.0
+
+
+def predict(path, iters, ramp, costs, points=24):
+    """
+    path: [(Curve, iteration at which its stage begins), ...], the first at 0; iters: of the run;
+    ramp: iterations of a ramp. Returns arrays (iterations, seconds, losses), with `points` of each
+    for every stage, both ends included.
+    """
+    ends = [at for _, at in path[1:]] + [iters]
+    its, secs, losses = [], [], []
+    t, loss, before = costs.compile_s, None, None
+    for (curve, start), end in zip(path, ends):
+        k = np.linspace(0, end - start, points)
+        if before is None:
+            y, dt = curve.loss_at(np.maximum(k, 1)), k * curve.step_s
+        else:
+            t += costs.grow_s
+            half = min(ramp, end - start) / 2
+            old = before.loss_at(before_n + np.minimum(k, half))
+            at = costs.kappa * curve.iters_at(before.loss_at(before_n + half))
+            new = curve.loss_at(at + np.maximum(k - half, 0))
+            y = np.where(k <= half, old, np.minimum(new, old))
+            dt = (k + (costs.masked - 1) * np.minimum(k, ramp)) * curve.step_s
+        its.append(start + k)
+        secs.append(t + dt)
+        losses.append(y)
+        t, loss = secs[-1][-1], y[-1]
+        before, before_n = curve, curve.iters_at(loss)
+    its, secs, losses = map(np.concatenate, (its, secs, losses))
+    if costs.decay_frac:
+        u = 1 - (iters - its) / (costs.decay_frac * iters)
+        losses = losses - np.interp(np.maximum(u, 0), costs.drop_u, costs.drop)
+    return its, secs, losses
+
+
+def when(seconds, losses, goal):
+    """The second at which a curve first reaches `goal`, between its points; None if it never does."""
+    below = np.flatnonzero(np.asarray(losses) <= goal)
+    if not len(below):
+        return None
+    i = below[0]
+    if i == 0:
+        return float(seconds[0])
+    w = (losses[i - 1] - goal) / max(losses[i - 1] - losses[i], 1e-12)
+    return float(seconds[i - 1] + w * (seconds[i] - seconds[i - 1]))
+
+
+def shortest(path, goal, costs, ramp_share, most):
+    """
+    The fewest iterations after which the run ends at `goal`, and their seconds, or (None, inf) if
+    `most` do not suffice. path: [(Curve, share of the run), ...].
+    """
+    def end(iters):
+        stages = [(c, share * iters) for c, share in path]
+        _, s, y = predict(stages, iters, ramp_share * iters, costs, 3)
+        return s[-1], y[-1]
+    low, high = 1.0, float(most)
+    if end(high)[1] > goal:
+        return None, float("inf")
+    while high - low > max(1.0, 0.002 * high):
+        middle = (low + high) / 2
+        low, high = (low, middle) if end(middle)[1] <= goal else (middle, high)
+    return high, float(end(high)[0])
+
+
+def measured_drop(curve, iters, losses, total, decay_frac):
+    """drop_u and drop of Costs, from a run's losses in its decay phase against its stable `curve`."""
+    start = (1 - decay_frac) * total
+    pairs = [((i - start) / (total - start), max(0.0, float(curve.loss_at(i) - y)))
+             for i, y in zip(iters, losses) if i > start]
+    return (0.0, *(p[0] for p in pairs)), (0.0, *(p[1] for p in pairs))
+
+
+def calibrate(path, iters, ramp, costs, measured_iters, measured_losses):
+    """The kappa with which `predict` comes closest to a real run after its last growth ramp."""
+    last = path[-1][1] + ramp
+    seen = [(i, y) for i, y in zip(measured_iters, measured_losses) if i > last]
+    if len(path) < 2 or not seen:
+        return costs.kappa
+    x, y = map(np.array, zip(*seen))
+
+    def error(kappa):
+        its, _, losses = predict(path, iters, ramp, Costs(**{**vars(costs), "kappa": kappa}))
+        return ((np.interp(x, its, losses) - y) ** 2).sum()
+    return float(min(KAPPAS, key=error))
+
+
+def read_run(events):
+    """
+    What a run's metrics say: evaluations `iters`, `losses`, `seconds` (of training, growth and
+    compilation included); `step_s` and `masked_s`, structure -> seconds of a step (medians);
+    `compile_s` at the start and `grow_s` at a growth (seconds of first steps beyond a plain one).
+    A structure is the tuple (n_layer, n_embd, n_head, n_inner).
+    """
+    clean, masked, start_s, grow_s, growths = {}, {}, 0.0, 0.0, 0
+    evals, last = {}, None
+    for e in events:
+        if e["event"] == "eval":
+            evals[e["iter"]] = e["val_loss"], e["train_s"]
+        elif e["event"] == "compile":
+            if e["iter"] == 1:
+                start_s += e["first_step_s"]
+            else:
+                grow_s += e["first_step_s"]
+        elif e["event"] == "grow":
+            growths += 1
+        elif e["event"] == "step" and last is not None and last["event"] == "step":
+            steps = e["iter"] - last["iter"]
+            if steps > 0 and shape(last) == shape(e):
+                (clean if e["mask"] == last["mask"] == 1 else masked).setdefault(shape(e), []).append(
+                    (e["train_s"] - last["train_s"]) / steps)
+        if e["event"] in ("step", "compile", "grow"):
+            last = e
+    step_s = {k: float(np.median(v)) for k, v in clean.items()}
+    typical = float(np.mean(list(step_s.values()))) if step_s else 0.0
+    its = sorted(evals)
+    return dict(iters=its, losses=[evals[i][0] for i in its], seconds=[evals[i][1] for i in its],
+                step_s=step_s, masked_s={k: float(np.median(v)) for k, v in masked.items()},
+                compile_s=max(0.0, start_s - typical),
+                grow_s=max(0.0, grow_s - typical) / growths if growths else 0.0)
+
+
+def shape(e):
+    return e["n_layer"], e["n_embd"], e["n_head"], e["n_inner"]
