@@ -1,0 +1,256 @@
+"""To the Hugging Face format and back, to transformers and back, and growing from there."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import checkpoint
+from configurator import UserError, from_args
+from grow import grow, set_mask
+from runs import ENV, ROOT, events, make_data, train
+from test_grow import batch, difference, make, outputs
+from tokenizer import TokenizerError, get_tokenizer
+
+pytest.importorskip("safetensors")
+import export  # noqa: E402
+
+META = dict(tokenizer=dict(name="bytes", bert=False), vocab_size=256, dtype="uint8", eot=0, sep=10)
+SIZES = dict(n_head=3, vocab_size=320)  # n_head * head_dim = n_embd, bytes and specials fit
+VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "sat", "."]
+KINDS = pytest.mark.parametrize("kind", ["gpt", "bert"])
+
+
+def used(kind, **kw):
+    return make(kind, torch.float32, **{**SIZES, **kw}).eval()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """{kind: (model, its Hugging Face folder)}"""
+    made = {}
+    for kind in ("gpt", "bert"):
+        made[kind] = used(kind), str(tmp_path_factory.mktemp(kind) / "hf")
+        export.export(made[kind][0], META, made[kind][1])
+    return made
+
+
+@KINDS
+def test_round_trip(kind, folders):
+    model, folder = folders[kind]
+    back, info = export.from_hf(folder)
+    assert back.config == model.config
+    assert info["config"]["model"] == kind and info["meta"]["tokenizer"] == META["tokenizer"]
+    for (name, a), (_, b) in zip(model.named_parameters(), back.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    data = batch(kind, model.config)
+    assert difference(outputs(kind, model, data), outputs(kind, back, data)) < 1e-6
+
+
+@KINDS
+@pytest.mark.parametrize("gelu", ["tanh", "exact"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_transformers_and_back(kind, gelu, bias, tmp_path):
+    """Opened by transformers: equal outputs. Saved by transformers: read back, equal again."""
+    transformers = pytest.importorskip("transformers")
+    ours = used(kind, gelu=gelu, bias=bias)
+    export.export(ours, META, str(tmp_path / "a"))
+    cls = getattr(transformers, export.CLASSES[kind])
+    theirs, report = cls.from_pretrained(tmp_path / "a", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert sum(p.numel() for p in theirs.parameters()) == \
+        make(kind, **{**SIZES, "bias": True}).num_params()
+    theirs.eval().save_pretrained(tmp_path / "b")
+    back, _ = export.from_hf(str(tmp_path / "b"))
+    data = batch(kind, ours.config)
+    with torch.no_grad():
+        want, again = outputs(kind, ours, data), outputs(kind, back, data)
+        if kind == "gpt":
+            got = [theirs(data["idx"]).logits]
+        else:
+            out = theirs(input_ids=data["idx"], token_type_ids=data["segments"],
+                         attention_mask=data["keep"].long())
+            got = [out.prediction_logits[data["keep"]], out.seq_relationship_logits]
+    assert difference(want, again) < 1e-6
+    assert difference(got, want[:len(got)]) < 1e-6
+
+
+@KINDS
+@pytest.mark.parametrize("tokenizer", ["bytes", "char", "gpt2", "wordpiece"])
+def test_tokenizer_files(kind, tokenizer, tmp_path):
+    """transformers' tokenizer gives the same ids, and the same text back."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("tokenizers")
+    if kind == "bert" and tokenizer == "char":
+        pytest.skip("char has no special ids: no BERT can be trained on it")
+    text = "the cats sat. the\ncat" if tokenizer == "wordpiece" else "Ā the cats'll sat.\n\n it"
+    meta = dict(tokenizer=dict(name=tokenizer, vocab=VOCAB if tokenizer == "wordpiece" else
+                               sorted(set(text)) if tokenizer == "char" else None))
+    try:
+        tok = get_tokenizer(meta, bert=kind == "bert")
+    except TokenizerError as e:
+        pytest.skip(str(e))
+    export.export(used(kind, vocab_size=64), meta, str(tmp_path / "hf"))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ids = theirs(text, add_special_tokens=False)["input_ids"]
+    assert ids == tok.encode(text)
+    assert len(theirs) == tok.vocab_size and theirs.decode(ids) == tok.decode(ids)
+    if tok.special:
+        s = tok.special
+        assert [theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id,
+                theirs.pad_token_id] == [s["cls"], s["sep"], s["mask"], s["pad"]]
+        assert theirs(text, text)["input_ids"] == [s["cls"], *ids, s["sep"], *ids, s["sep"]]
+    if tokenizer == "gpt2":
+        assert theirs.eos_token_id == tok.eot
+
+
+@KINDS
+def test_growing_from_a_folder_preserves_the_function(kind, folders):
+    model, _ = export.from_hf(folders[kind][1])
+    data = batch(kind, model.config)
+    before = outputs(kind, model, data)
+    grown, _ = grow(model, n_layer=3, n_embd=20, n_head=5, n_inner=33)
+    assert difference(before, outputs(kind, grown, data)) < 1e-5  # float32
+    set_mask(grown, 1)
+    assert export.to_hf(grown)
+
+
+@KINDS
+def test_train_starts_and_grows_from_a_folder(kind, folders, tmp_path):
+    """The sizes are the folder's; stages grow from there; --resume needs no new flags."""
+    data, out = str(make_data(tmp_path / "data")), str(tmp_path / "out")
+    settings = dict.fromkeys(("block_size", "n_layer", "n_head", "n_embd", "n_inner", "head_dim"))
+    settings.update(data_dir=data, out_dir=out, batch_tokens=48, warmup_iters=1, eval_interval=2,
+                    stages=[dict(at=1, n_embd=16, n_head=4, n_layer=3)], learning_rate=0.0)
+    where = f"--init_from={folders[kind][1]}"
+    train(where, max_iters=4, **settings)
+    state = checkpoint.load(out)
+    assert state["model_config"]["n_embd"] == 16 and state["config"]["n_embd"] == 12
+    old, new = folders[kind][0].wte.weight, state["model"]["wte.weight"]
+    assert torch.equal(new[:, :12], old)  # learning_rate 0
+    [growth] = events(out, "grow")
+    assert abs(growth["val_loss_after"] - growth["val_loss_before"]) < 1e-5
+    train(where, "--resume", max_iters=6, **settings)
+    assert checkpoint.load(out)["iter"] == 6
+
+
+def test_cropped_block_size(folders, tmp_path):
+    folder = folders["gpt"][1]
+    config = from_args([f"--init_from={folder}", "--block_size=8", "--batch_tokens=64"])
+    assert (config.block_size, config.n_embd, config.vocab_size, config.model) == (8, 12, 320, "gpt")
+    model = make("gpt", torch.float32, **SIZES, block_size=8)
+    export.start_from(model, folder)
+    assert torch.equal(model.wpe.weight, folders["gpt"][0].wpe.weight[:8])
+
+
+def test_names_of_old_files(folders):
+    """gamma and beta, as the first BERTs were saved, and no transformer. before GPT-2's names."""
+    for kind, (model, _) in folders.items():
+        tensors = {k.removeprefix("transformer.").replace("LayerNorm.weight", "LayerNorm.gamma")
+                   .replace("LayerNorm.bias", "LayerNorm.beta"): v
+                   for k, v in export.to_hf(model).items()}
+        other = used(kind)
+        export.load_hf(other, tensors)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
+
+
+# -----------------------------------------------------------------------------
+# what cannot be, in one line
+
+def test_mid_ramp(tmp_path):
+    model, _ = grow(used("gpt"), n_embd=16, n_head=4)
+    set_mask(model, 0.25)
+    with pytest.raises(UserError, match="mask 0.25.*train on until its ramp has ended"):
+        export.export(model, META, str(tmp_path / "hf"))
+    set_mask(model, 1)
+    export.export(model, META, str(tmp_path / "hf"))
+
+
+@pytest.mark.parametrize("n_head, advice", [(2, "n_head to 3"), (5, "n_embd to 20")])
+def test_heads_of_another_width(n_head, advice, tmp_path):
+    with pytest.raises(UserError, match=f"n_embd=12.*grow {advice}"):
+        export.export(used("gpt", n_head=n_head), META, str(tmp_path / "hf"))
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_folder_with_another_config_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="choose another folder"):
+        export.export(used("gpt"), META, str(tmp_path))
+
+
+def altered(folder, tmp_path, **changes):
+    """A copy of the folder whose config.json is changed."""
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(os.path.join(folder, name), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("changes, said", [
+    (dict(model_type="llama"), "model_type must be gpt2 or bert"),
+    (dict(layer_norm_epsilon=1e-6), "layer_norm_epsilon=1e-06: only 1e-05"),
+    (dict(activation_function="silu"), "activation 'silu'"),
+    (dict(n_inner=24), r"h.0.mlp.c_fc.weight is \(12, 20\)|\(20, 12\)"),
+])
+def test_folders_that_are_something_else(changes, said, folders, tmp_path):
+    with pytest.raises(UserError, match=said):
+        export.from_hf(altered(folders["gpt"][1], tmp_path, **changes))
+
+
+def test_lacking_heads(folders):
+    tensors = {k: v for k, v in export.to_hf(folders["bert"][0]).items() if "cls." not in k}
+    with pytest.raises(UserError, match="lacks the weights cls.*BertForPreTraining is needed"):
+        export.load_hf(used("bert"), tensors)
+
+
+def test_damaged_weights(folders, tmp_path):
+    folder = altered(folders["gpt"][1], tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no such thing")
+    with pytest.raises(UserError, match="model.safetensors: cannot be read"):
+        export.from_hf(folder)
+
+
+@pytest.mark.parametrize("args, said", [
+    (["--n_embd=64"], "n_embd=64: init_from=.* has n_embd=12: leave it out, or grow to it"),
+    (["--model=bert"], "model='bert': .* has model='gpt'"),
+    (["--bias=False"], "bias=False: .* has bias=True"),
+    (["--block_size=99"], "block_size=99: .* has block_size=12"),
+])
+def test_contradicting_settings(args, said, folders):
+    with pytest.raises(UserError, match=said):
+        from_args([f"--init_from={folders['gpt'][1]}", *args])
+
+
+def test_another_tokenizer(folders, tmp_path):
+    with pytest.raises(UserError, match="made with tokenizer gpt2, but .* trained with bytes"):
+        export.check_tokenizer(folders["gpt"][1], dict(tokenizer="gpt2"), "data/x")
+
+
+def test_a_hub_name_without_a_network(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def fail(*args, **kwargs):
+        raise ConnectionError("no network\nat all")
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    with pytest.raises(UserError, match="no-such/model.*no download .ConnectionError") as e:
+        from_args(["--init_from=no-such/model"])
+    assert "\n" not in str(e.value)
+
+
+def test_from_the_command_line(tmp_path):
+    out, hf = str(tmp_path / "out"), str(tmp_path / "hf")
+    train(data_dir=str(make_data(tmp_path / "data")), out_dir=out, max_iters=5, stages=[])
+
+    def run(*args):
+        return subprocess.run([sys.executable, "export.py", *args], cwd=ROOT, env=ENV,
+                              capture_output=True, text=True)
+    done = run(out, hf)
+    assert done.returncode == 0 and "GPT2LMHeadModel.from_pretrained" in done.stdout, done.stderr
+    assert export.from_hf(hf)[0].config.n_embd == 16
+    done = run(out, out)  # its config.json is the run's
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
