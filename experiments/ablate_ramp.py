@@ -1,0 +1,8 @@
+# How long should the ramp be? 2 x 128 to 8 x 192 in one jump.
+from experiments import common as _c
+
+ablation = True
+seeds = _c.seeds
+settings = dict(_c.settings, **_c.small, **_c.muon, max_iters=600,
+                stages=[dict(at=150, **_c.target)])
+contestants = {f"ramp of {_n}": dict(ramp_iters=_n) for _n in (0, 10, 30, 100, 300)}
