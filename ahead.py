@@ -5,7 +5,6 @@ and clean, and leaves what it compiled in torch.compile's disk cache, where the 
 
 Started by train.py. What goes wrong here costs nothing but the time that would have been saved.
 """
-import atexit
 import json
 import os
 import subprocess
@@ -17,31 +16,34 @@ import compiler
 from configurator import MODELS
 from grow import grow, set_mask
 
+PATIENCE = 300  # seconds to wait for it, far beyond what it takes
+
 
 def start(config, sizes, grown, vocab_size, device, dtype):
     """
     Start compiling for a model of `sizes` grown by `grown` (dicts of the four sizes); batches as
-    `config` has them. Returns the process; stop() it before its graphs are needed.
+    `config` has them. Returns the process; finish() it before its graphs are needed.
     """
     values = dict(block_size=config.block_size, vocab_size=vocab_size, head_dim=config.head_dim,
                   dropout=config.dropout, bias=config.bias, gelu=config.model_config(1).gelu, **sizes)
     job = dict(model=config.model, values=values, grown=grown, rows=config.micro_batch,
                device=str(device), dtype=str(dtype).split(".")[1], threads=torch.get_num_threads())
-    process = subprocess.Popen([sys.executable, os.path.abspath(__file__), json.dumps(job)],
-                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, start_new_session=True)
-    atexit.register(stop, process)
-    return process
+    return subprocess.Popen([sys.executable, os.path.abspath(__file__), json.dumps(job)],
+                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL, start_new_session=True)
 
 
-def stop(process):
-    """End it, and the compilers it started, finished or not."""
-    if process is not None and process.poll() is None:
+def finish(process):
+    """
+    Wait for it: it is making what the run needs next, and with the run waiting it has the machine
+    to itself. It is never killed, for a compiler cut short leaves half a file in the cache; a run
+    that ends earlier leaves it to end by itself.
+    """
+    if process is not None:
         try:
-            os.killpg(process.pid, 9)
-        except ProcessLookupError:
+            process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
             pass
-        process.wait()
 
 
 def make(job):

@@ -293,7 +293,6 @@ class Trainer:
                           first_step_s=time.perf_counter() - started)
             self.log_step(loss, norm)
         self.feeder.shutdown()
-        ahead.stop(self.compiling)
         self.log.close()
         self.parallel = None  # DDP, before the process group that it talks through
         self.ranks.close()
@@ -372,7 +371,7 @@ class Trainer:
         t0 = time.perf_counter()
         torch.manual_seed(hash((c.seed, self.iter)))  # the same new weights on all ranks
         self.parallel = None
-        ahead.stop(self.compiling)
+        ahead.finish(self.compiling)
         if set(sizes) != {"n_layer"}:
             compiler.forget_graphs()  # their shapes will not come back; new layers reuse a graph
         try:

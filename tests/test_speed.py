@@ -1,4 +1,5 @@
 """What must cost nothing: the loader, and graphs that are compiled more often than they should."""
+import os
 import time
 
 import pytest
@@ -9,7 +10,7 @@ import compiler
 from configurator import from_dict
 from loader import LOADERS, read_meta, vocab_needed
 from model import GPT, GPTConfig
-from runs import make_data
+from runs import ENV, losses, make_data, train
 from train import MODELS
 
 
@@ -79,3 +80,23 @@ def test_graphs_made_ahead_are_those_of_the_run(model, tmp_path, monkeypatch):
     cache = {**counters["aot_autograd"], **counters["inductor"]}
     assert any(v for k, v in cache.items() if "cache_hit" in k), cache
     assert not any(v for k, v in cache.items() if "cache_miss" in k), cache
+
+
+def test_what_a_killed_compiler_left_is_compiled_again(tmp_path):
+    """Cut-off files in the disk cache are noticed at the next start; whole ones stay."""
+    if compiler.broken("cpu"):
+        pytest.skip("torch.compile does not work here")
+    env = {**ENV, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    settings = dict(compile="block", max_iters=2, warmup_iters=1, stages=[], data_dir=make_data(tmp_path / "data"))
+
+    def libraries():
+        return {p: p.stat().st_ino for p in (tmp_path / "cache").glob("*/*.so")}
+    train(out_dir=tmp_path / "a", env=env, **settings)
+    made = libraries()
+    assert len(made) >= 3
+    for path, length in zip(made, (0, 100, 5000)):  # the last: a header, but not the end
+        os.truncate(path, length)
+    train(out_dir=tmp_path / "b", env=env, **settings)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    now = libraries()
+    assert sum(now[p] == made[p] for p in made) == len(made) - 3
