@@ -4,6 +4,7 @@ What growth and our training step cost, side by side.
     python bench.py                          # two CPU cores: the size of config/pystdlib_msg.py
     python bench.py --model=bert --save=results/bench_bert.json
     python bench.py --preset=gpt2            # GPT-2 124M, for a GPU; also bert-large
+    python bench.py --run=out/pystdlib_msg   # what growing cost a run that is over
 
 Every contestant lives in a process of its own; the rounds alternate between them, so that a noisy
 machine is noisy for all. The median and the spread of the rounds are reported.
@@ -22,9 +23,11 @@ from contextlib import nullcontext
 import torch
 
 import compiler
-from configurator import MODELS, exits_cleanly
+from configurator import MODELS, UserError, exits_cleanly
 from grow import grow, role, set_mask
 from ranks import PEAK_FLOPS, pick_dtype
+from rates import read_run, shape
+from runlog import read_metrics
 
 PRESETS = {
     "small": dict(n_layer=6, n_head=6, n_embd=192, n_inner=768, head_dim=32, block_size=256,
@@ -223,6 +226,35 @@ def growth(args):
     print(json.dumps(dict(parts=parts, peak_mib=peaks)), flush=True)
 
 
+def cost_of_growth(events):
+    """
+    What growing added to a run, from its metrics: seconds by part (waiting for graphs made ahead,
+    moving weights and moments, wrapping, first steps beyond a plain one, masked steps beyond
+    clean ones) and the run's seconds of training, "total".
+    """
+    run, growths = read_run(events), [e for e in events if e["event"] == "grow"]
+    parts = {k: sum(e.get(k, 0.0) for e in growths) for k in ("wait_s", "grow_s", "wrap_s")}
+    later = [e for e in events if e["event"] == "compile" and growths and e["iter"] > growths[0]["iter"]]
+    parts["compile_s"] = sum(max(0.0, e["first_step_s"] - run["step_s"].get(shape(e), 0.0))
+                             for e in later)
+    ends = [e["iter"] for e in events if e["event"] == "ramp_end"]
+    parts["masked_s"] = sum(
+        (end - e["iter"]) * max(0.0, run["masked_s"][shape(e)] - run["step_s"][shape(e)])
+        for e, end in zip(growths, ends) if shape(e) in run["masked_s"] and shape(e) in run["step_s"])
+    return {**parts, "total": events[-1]["train_s"]}
+
+
+def show_cost(out_dir):
+    parts = cost_of_growth(read_metrics(out_dir))
+    total = parts.pop("total")
+    print(f"{out_dir}: {total:.1f} s of training, of which growing took {sum(parts.values()):.1f} s, "
+          f"{sum(parts.values()) / total:.1%}")
+    print("\n".join(f"  {seconds:8.2f} s  {what}" for what, seconds in zip((
+        "waiting for graphs still being made ahead", "moving weights and optimizer state",
+        "wrapping in torch.compile and DDP", "first steps, beyond a plain step",
+        "masked steps, beyond clean ones"), parts.values())))
+
+
 # -----------------------------------------------------------------------------
 # the referee
 
@@ -306,8 +338,13 @@ def main():
     p.add_argument("--only", default="", help="contestants, comma-separated")
     p.add_argument("--save", default="", help="JSON file to write")
     p.add_argument("--verbose", action="store_true", help="show what the contestants say on stderr")
+    p.add_argument("--run", default="", metavar="OUT_DIR", help="say what growing cost this run")
     p.add_argument("--worker", default="", help=argparse.SUPPRESS)
     args = p.parse_args()
+    if args.run:
+        if not os.path.isfile(os.path.join(args.run, "metrics.jsonl")):
+            raise UserError(f"{args.run}: no metrics.jsonl there: give the out_dir of a run")
+        return show_cost(args.run)
     args.model = args.model or ("bert" if args.preset.startswith("bert") else "gpt")
     if args.dtype == "auto":
         args.dtype = str(pick_dtype("auto", torch.device(args.device))).split(".")[1]

@@ -202,7 +202,8 @@ def read_run(events):
     """
     What a run's metrics say: evaluations `iters`, `losses`, `seconds` (of training, growth and
     compilation included); `step_s` and `masked_s`, structure -> seconds of a step (medians);
-    `compile_s` at the start and `grow_s` at a growth (seconds of first steps beyond a plain one).
+    `compile_s` at the start and `grow_s` at a growth (seconds of first steps beyond a plain one, and
+    of waiting for graphs made ahead).
     A structure is the tuple (n_layer, n_embd, n_head, n_inner).
     """
     clean, masked, start_s, grow_s, growths = {}, {}, 0.0, 0.0, 0
@@ -217,6 +218,7 @@ def read_run(events):
                 grow_s += e["first_step_s"]
         elif e["event"] == "grow":
             growths += 1
+            grow_s += e.get("wait_s", 0.0)
         elif e["event"] == "step" and last is not None and last["event"] == "step":
             steps = e["iter"] - last["iter"]
             if steps > 0 and shape(last) == shape(e):

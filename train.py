@@ -368,10 +368,11 @@ class Trainer:
         sizes = {k: v for k, v in stage.items() if k in GROWABLE}
         with self.clock.paused():
             self.save()  # should growing fail, nothing is lost
-        t0 = time.perf_counter()
+        times = [time.perf_counter()]
+        ahead.finish(self.compiling)
+        times.append(time.perf_counter())
         torch.manual_seed(hash((c.seed, self.iter)))  # the same new weights on all ranks
         self.parallel = None
-        ahead.finish(self.compiling)
         if set(sizes) != {"n_layer"}:
             compiler.forget_graphs()  # their shapes will not come back; new layers reuse a graph
         try:
@@ -386,19 +387,21 @@ class Trainer:
             if not isinstance(e, (torch.OutOfMemoryError, MemoryError)) and "memory" not in str(e):
                 raise
             raise UserError(out_of_memory(c, self.stage, self.vocab_size, e)) from None
-        t1 = time.perf_counter()
+        times.append(time.perf_counter())
         self.stage += 1
         self.zero1 = self.shard()
         self.wrap()
-        t2 = time.perf_counter()
+        times.append(time.perf_counter())
+        wait_s, grow_s, wrap_s = (b - a for a, b in zip(times, times[1:]))
         self.grown_at, self.grow_at, self.pace = self.iter, None, None
         after = self.evaluate()
         self.note("grow", val_loss_before=before["val_loss"], val_loss_after=after["val_loss"],
                   val_loss=after["val_loss"],
-                  grow_s=t1 - t0, wrap_s=t2 - t1, params=self.model.num_params(), mask=0.0)
+                  wait_s=wait_s, grow_s=grow_s, wrap_s=wrap_s, params=self.model.num_params(),
+                  mask=0.0)
         self.log.say(f"iter {self.iter}: grown to {describe(sizes_of(self.model.config))}, "
                      f"{self.model.num_params():,} parameters; val loss {before['val_loss']:.4f} "
-                     f"-> {after['val_loss']:.4f}, {t2 - t0:.2f} s")
+                     f"-> {after['val_loss']:.4f}, {times[-1] - times[0]:.2f} s")
 
     def move_mask(self):
         """c = (k + 1) / ramp_iters in the k-th iteration of a ramp; at 1 the masks are gone."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ahead
+import bench
 import compiler
 from configurator import from_dict
 from loader import LOADERS, read_meta, vocab_needed
@@ -80,6 +81,23 @@ def test_graphs_made_ahead_are_those_of_the_run(model, tmp_path, monkeypatch):
     cache = {**counters["aot_autograd"], **counters["inductor"]}
     assert any(v for k, v in cache.items() if "cache_hit" in k), cache
     assert not any(v for k, v in cache.items() if "cache_miss" in k), cache
+
+
+def test_what_growing_cost_a_run():
+    """bench.py --run, on a run worked out by hand: steps of 1 s, masked ones of 1.5 s."""
+    def event(kind, it, train_s, n_layer=1, mask=1.0, **more):
+        return dict(event=kind, iter=it, train_s=train_s, mask=mask, n_layer=n_layer, n_embd=8,
+                    n_head=1, n_inner=8, **more)
+    run = [event("compile", 1, 9.0, first_step_s=9.0), event("step", 2, 10.0), event("step", 4, 12.0),
+           event("grow", 4, 13.0, 2, 0.0, wait_s=0.5, grow_s=0.3, wrap_s=0.2),
+           event("compile", 5, 17.0, 2, 0.5, first_step_s=4.0), event("step", 6, 18.5, 2, 0.5),
+           event("step", 8, 21.5, 2, 0.9), event("ramp_end", 9, 23.0, 2),
+           event("compile", 10, 26.0, 2, first_step_s=3.0), event("step", 12, 28.0, 2),
+           event("step", 14, 30.0, 2)]
+    cost = bench.cost_of_growth(run)
+    assert cost.pop("total") == 30.0
+    assert cost == pytest.approx(dict(wait_s=0.5, grow_s=0.3, wrap_s=0.2, compile_s=(4 - 1) + (3 - 1),
+                                      masked_s=5 * 0.5))
 
 
 def test_what_a_killed_compiler_left_is_compiled_again(tmp_path):
