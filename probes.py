@@ -224,12 +224,14 @@ def study(config, config_args, out, seconds, seeds, parallel, interval):
 
 
 def probe_curve(run, sizes, warmup, n):
-    """The Curve of a probe: its evaluations after the warmup."""
-    seen = [(i, y) for i, y in zip(run["iters"], run["losses"]) if i > warmup]
+    """The Curve of a probe; it must have come past the warmup."""
+    seen = list(zip(run["iters"], run["losses"]))
+    if sum(i > warmup for i, _ in seen) < 3:
+        raise ValueError("too few evaluations after the warmup")
     step = run["step_s"].get(key_of(sizes))
     if step is None:
         raise ValueError("no step was timed")
-    return rates.fit(*zip(*seen) if seen else ([], []), step, n)
+    return rates.fit(*zip(*seen), step, n)
 
 
 def spread(values):

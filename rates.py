@@ -6,9 +6,10 @@ training goes on, over seconds per iteration, which do not change (Yao et al., I
 3.4). Growing preserves the function, so a grown model starts where the small one stopped: at the
 same *loss*, not at the same iteration. A schedule's loss is therefore predicted by chaining:
 
-1. Each structure's loss in the stable phase of the learning rate is fitted, over iterations n, with
-   a + b (n + c)^-p (`fit`). Seconds an iteration are measured apart from it, so that a busy machine
-   does not bend the curve.
+1. Each structure's loss in the stable phase of the learning rate is smoothed, over iterations n, and
+   goes on beyond them as a + b (n + c)^-p (`fit`). Seconds an iteration are measured apart from it,
+   so that a busy machine does not bend the curve. The target's own run leaves its stable phase
+   early; from there it goes on like the probe that came furthest (`continued`).
 2. A stage follows the curve of its structure from the iteration where that curve has the present
    loss (`predict`). The first half of a ramp counts for the old structure, the second for the new.
 3. A grown model need not learn exactly like a native one of its loss: after a growth it is at
@@ -19,7 +20,7 @@ same *loss*, not at the same iteration. A schedule's loss is therefore predicted
 
 Structures that were not probed follow from those that were (`combine`).
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class Curve:
     def rate_at(self, loss):
         """Loss per second at this loss."""
         n = self.iters_at(loss)
-        slope = (self.loss_at(n * 0.98) - self.loss_at(n * 1.02)) / (n * 0.04)
+        slope = (self.loss_at(n * 0.92) - self.loss_at(n * 1.08)) / (n * 0.16)
         return slope / self.step_s
 
 
@@ -55,12 +56,51 @@ def grid(longest):
 
 def fit(iters, losses, step_s, n):
     """
-    The Curve through measured losses, tabulated at `n`. For each of many p and c, a and b follow by
-    least squares; a >= 0 and b >= 0. Needs three points; raises ValueError with fewer.
+    The Curve through measured losses, tabulated at `n`: within the measured iterations a smooth
+    line through them, for a loss that waits on a plateau and then falls is no power law; beyond
+    them the power law of all, or of their later half if that is much closer there. Needs three points; raises ValueError with fewer.
     """
-    x, y = np.asarray(iters, float), np.asarray(losses, float)
+    x, y = np.maximum(np.asarray(iters, float), 1), np.asarray(losses, float)
     if len(x) < 3:
         raise ValueError(f"{len(x)} evaluations are too few to fit a curve to")
+    late, trend = x >= min(x[-1] / 2, x[-3]), power_law(x, y)
+    tail = power_law(x[late], y[late])
+    if rms(trend(x[late]) - y[late]) < 1.5 * rms(tail(x[late]) - y[late]):
+        tail = trend  # of more points, so the surer guide
+    inside = np.minimum(n, x[-1])
+    inside = trend(inside) + smooth(x, y - trend(x), inside)  # little of it is left to be smoothed
+    return Curve(n, falling(inside + np.where(n > x[-1], tail(n) - tail(x[-1]), 0)), step_s)
+
+
+def falling(loss):
+    """Never rising and never quite flat: curves are inverted."""
+    return np.minimum.accumulate(loss) - 1e-9 * np.arange(len(loss))
+
+
+def smooth(x, y, at, width=0.1):
+    """
+    Local linear regression of y on log x, at `at`: points within a factor of e^width count, and
+    where there are fewer than three, the nearest ones.
+    """
+    d = np.log(x)[None, :] - np.log(at)[:, None]  # (at, x)
+    third = np.sort(abs(d), axis=1)[:, 2]
+    w = np.exp(-0.5 * (d / np.maximum(width, 0.7 * third)[:, None]) ** 2)
+    w /= w.sum(1, keepdims=True)
+    mean_d, mean_y = (w * d).sum(1), w @ y
+    var = (w * d**2).sum(1) - mean_d**2
+    slope = ((w * d) @ y - mean_d * mean_y) / np.maximum(var, 1e-12)
+    return mean_y - slope * mean_d
+
+
+def rms(v):
+    return float(np.sqrt(np.mean(v**2)))
+
+
+def power_law(x, y):
+    """
+    The function n -> a + b (n + c)^-p closest to the points: for each of many p and c, a and b
+    follow by least squares; a >= 0 and b >= 0.
+    """
     best = None
     for p in np.linspace(0.1, 2.0, 39):
         for c in np.concatenate(([0.0], np.geomspace(1, 4 * x[-1], 24))):
@@ -74,8 +114,17 @@ def fit(iters, losses, step_s, n):
             if best is None or error < best[0]:
                 best = error, a, b, c, p
     _, a, b, c, p = best
-    loss = a + b * (n + c) ** -p
-    return Curve(n, loss - 1e-9 * np.arange(len(n)), step_s)  # never quite flat: it is inverted
+    return lambda n: a + b * (n + c) ** -p
+
+
+def continued(curve, last, reference):
+    """
+    `curve`, but beyond iteration `last`, the end of what was measured, it goes on like `reference`,
+    which was measured further: where that has the same loss, at the same share of its iterations.
+    """
+    ratio = reference.iters_at(curve.loss_at(last)) / last
+    beyond = reference.loss_at(curve.n * ratio)
+    return replace(curve, loss=falling(np.where(curve.n <= last, curve.loss, beyond)))
 
 
 def combine(base, single, full, chosen):
@@ -96,9 +145,8 @@ def combine(base, single, full, chosen):
         alone = sum(f(single[d]) - f(base) for d in chosen)
         beyond = f(full) - f(base) - sum(f(s) - f(base) for s in single.values())
         return f(base) + alone + share * beyond
-    loss = np.minimum.accumulate(mix(lambda c: c.loss))
     step_s = float(np.exp(mix(lambda c: np.log(c.step_s))))
-    return Curve(base.n, loss - 1e-9 * np.arange(len(loss)), step_s)
+    return Curve(base.n, falling(mix(lambda c: c.loss)), step_s)
 
 
 @dataclass
@@ -111,6 +159,7 @@ class Costs:
     drop_u: tuple = (0.0, 1.0)   # share of the decay that is over ...
     drop: tuple = (0.0, 0.0)     # ... and how far the loss is then below the stable curve
     kappa: float = 1.0
+    slack: float = 1.0           # seconds of a real run, against the sum of the above
 
 
 def predict(path, iters, ramp, costs, points=24):
@@ -140,6 +189,7 @@ def predict(path, iters, ramp, costs, points=24):
         t, loss = secs[-1][-1], y[-1]
         before, before_n = curve, curve.iters_at(loss)
     its, secs, losses = map(np.concatenate, (its, secs, losses))
+    secs = secs * costs.slack
     if costs.decay_frac:
         u = 1 - (iters - its) / (costs.decay_frac * iters)
         losses = losses - np.interp(np.maximum(u, 0), costs.drop_u, costs.drop)

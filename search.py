@@ -18,7 +18,7 @@ from probes import (EVAL_SEQS, EVALS, HERE, SHORT, Runs, key_of, name_of, probe_
 
 # shares of the budget; what is left is for the config's own schedule and checks
 SCRATCH, PROBES = 0.18, 0.2
-SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)  # where a candidate may grow
+SHARES = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65)  # where a candidate may grow
 MOST_GROWTHS = 3
 WRITTEN = {*GROWABLE, "stages", "out_dir", "max_iters", "ramp_iters", "init_from"}  # by write_config
 MARGIN = 1.1        # a check runs longer than predicted by this, to be sure to see the goal
@@ -116,14 +116,10 @@ class Search:
             raise UserError("the budget ran out in the run from scratch: this machine is slower than "
                             "it was a minute ago; raise --budget and start again")
         run = rates.read_run(self.runs.events("scratch"))
-        stable = [(i, y) for i, y in zip(run["iters"], run["losses"])
-                  if self.state["warmup"] < i <= (1 - self.decay) * iters]
-        self.n = rates.grid(iters)
+        stable = [(i, y) for i, y in zip(run["iters"], run["losses"]) if i <= (1 - self.decay) * iters]
+        self.n, self.stable_end = rates.grid(iters), stable[-1][0]
         key = key_of(self.target)
         self.curves = {key: rates.fit(*zip(*stable), run["step_s"][key], self.n)}
-        if self.decay:
-            self.costs.drop_u, self.costs.drop = rates.measured_drop(
-                self.curves[key], run["iters"], run["losses"], iters, self.decay)
         self.costs.compile_s = self.costs.grow_s = run["compile_s"]
         self.goal, self.scratch_s = run["losses"][-1], run["seconds"][-1]
         # what a run costs beyond the time it trains: starting, evaluating, saving
@@ -154,6 +150,19 @@ class Search:
                 self.curves[key_of(s)] = probe_curve(run, s, self.state["warmup"], self.n)
             except (ValueError, OSError) as e:
                 raise UserError(f"{name}: {e}: too little time for a probe; raise --budget") from None
+        self.finish_target([(s, self.runs.events(name)) for s, (name, _, _) in zip(wanted, jobs)])
+
+    def finish_target(self, probes):
+        """The target's stable curve beyond its own stable phase, and what a decay takes off it."""
+        if not self.decay:
+            return
+        ends = {key_of(s): rates.read_run(events)["losses"][-1] for s, events in probes}
+        key, furthest = key_of(self.target), min(ends, key=ends.get, default=None)
+        if furthest and ends[furthest] < self.curves[key].loss_at(self.stable_end):
+            self.curves[key] = rates.continued(self.curves[key], self.stable_end, self.curves[furthest])
+        run, iters = rates.read_run(self.runs.events("scratch")), self.state["scratch_iters"]
+        self.costs.drop_u, self.costs.drop = rates.measured_drop(
+            self.curves[key], run["iters"], run["losses"], iters, self.decay)
 
     def curve(self, sizes):
         """Measured, or combined from what was."""
@@ -179,7 +188,7 @@ class Search:
 
     def rank(self):
         """All candidates that reach the goal, the fastest first: [(seconds, iterations, path)]."""
-        last = 1 - self.decay - 0.05
+        last = 1 - 0.75 * self.decay  # further in, what is newborn has no time left to learn
         found = []
         for path in candidates(self.start, self.target, list(self.single), self.ramp_share, last):
             iters, seconds = self.predicted(path)
@@ -239,7 +248,7 @@ class Search:
         return None if found is None else known["seconds"] * seconds / float(secs[-1])
 
     def learn(self, path, iters, run):
-        """What a real grown run says of growing itself: kappa, compiling, masked steps."""
+        """What a real grown run says of growing itself: kappa, compiling, masked steps, slack."""
         if run["grow_s"]:
             self.costs.grow_s = run["grow_s"]
         ratios = [m / run["step_s"][k] for k, m in run["masked_s"].items() if k in run["step_s"]]
@@ -249,6 +258,10 @@ class Search:
         for k, s in run["step_s"].items():
             if k in self.curves and k != key_of(self.target):
                 self.curves[k] = replace(self.curves[k], step_s=s / pace)
+        _, secs, _ = rates.predict(self.curved(path, iters), iters, self.ramp_share * iters,
+                                   replace(self.costs, slack=1.0))
+        self.slacks = [*getattr(self, "slacks", []), run["seconds"][-1] / float(secs[-1])]
+        self.costs.slack = float(np.exp(np.mean(np.log(self.slacks))))
         kappa = rates.calibrate(self.curved(path, iters), iters, self.ramp_share * iters, self.costs,
                                 run["iters"], run["losses"])
         self.kappas = [*getattr(self, "kappas", []), kappa]
