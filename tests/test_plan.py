@@ -164,6 +164,31 @@ def test_fit_recovers_a_curve_and_inverts_it():
         rates.fit([1, 2], [3, 2], 0.1, N)
 
 
+def plateau(n):
+    """A loss that waits on a plateau and then falls, as a byte-level one does."""
+    return 2.3 + 0.8 * np.exp(-n / 20) - 0.6 / (1 + np.exp((220 - n) / 40))
+
+
+def test_a_plateau_is_followed_and_continued():
+    n, grid = np.arange(8, 600, 8), rates.grid(600)
+    far = rates.fit(n, plateau(n), 0.1, grid)
+    for at in (60, 150, 250, 400, 580):
+        assert far.loss_at(at) == pytest.approx(plateau(at), abs=0.02)
+    # the same shape a quarter slower, measured to where it has just left the plateau
+    short = rates.fit(n[:25], plateau(n[:25] / 1.25), 0.4, grid)
+    longer = rates.continued(short, n[24], far)
+    assert longer.step_s == 0.4 and (np.diff(longer.loss) < 0).all()
+    assert longer.loss_at(100) == short.loss_at(100)
+    for at in (300, 450, 700):
+        assert longer.loss_at(at) == pytest.approx(plateau(at / 1.25), abs=0.03)
+
+
+def test_slack_stretches_time_and_nothing_else():
+    path = [(power(1.5, 8, 0.5, 0.1)[0], 0), (power(1.0, 8, 0.5, 0.4)[0], 400)]
+    a, b = (rates.predict(path, 1000, 50, rates.Costs(compile_s=5, slack=s)) for s in (1.0, 1.2))
+    assert (a[0] == b[0]).all() and (a[2] == b[2]).all() and b[1] == pytest.approx(1.2 * a[1])
+
+
 def test_chained_prediction():
     """A small fast structure, then a large slow one: at the growth the same loss, not the same n."""
     (small, true_s), (large, true_l) = power(1.5, 8, 0.5, 0.1), power(1.0, 8, 0.5, 0.4)
