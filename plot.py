@@ -31,9 +31,11 @@ def draw(ax, events, label, color, x, scale):
     for i, e in enumerate(e for e in events if e["event"] == "grow"):
         at, loss = e[x] / scale, e["val_loss_after"]
         ax.plot([at], [loss], "o", color=color, ms=6, mec="white", zorder=5)
+        below = dict(xytext=(-6, -6), ha="right", va="top")  # a falling curve leaves these free
+        above = dict(xytext=(6, 6), ha="left", va="bottom")
         ax.annotate(f"{e['n_layer']}L {e['n_embd']}/{e['n_inner']}\n{e['n_head']} heads",
-                    (at, loss), xytext=(4, -26 if i % 2 else 8), textcoords="offset points",
-                    fontsize=7.5, color=color)
+                    (at, loss), textcoords="offset points", fontsize=7.5, color=color,
+                    **(below if i % 2 else above))
 
 
 def plot(runs, save):
