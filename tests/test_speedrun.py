@@ -265,7 +265,8 @@ def test_the_experiments_are_ready_to_run(name, monkeypatch):
         config = campaign.run(c, {}, 1).config
         for stage in config.stages:
             end, decay = stage["at"] + config.ramp_of(stage), (1 - config.decay_frac) * config.max_iters
-            assert config.schedule == "wsd" and config.warmup_iters <= stage["at"] and end <= decay
+            assert config.schedule == "wsd" and config.warmup_iters <= stage["at"]
+            assert end <= decay or c.name == "pystdlib_found"  # a search may grow while it decays
     if name == "pystdlib_large":  # the target's step costs at least 8 times the start's
         steps = [campaigns.compute(campaign.run(c, {}, 1).config) / c.values["max_iters"] for c in
                  (Contestant("", {**campaign.contestants[n].values, "stages": [], "max_iters": 100})
