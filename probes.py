@@ -85,7 +85,8 @@ class Runs:
         sessions gave it included) or at its end. Returns once all are done or the budget is spent.
         """
         runs = self.state["runs"]
-        todo = [j for j in jobs if not runs.get(j[0], {}).get("done")]
+        todo = [j for j in jobs if not runs.get(j[0], {}).get("done") or
+                (j[2] or 0) > runs[j[0]]["wall"] + 1]  # stopped by a limit that has been raised
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         per = max(1, len(cores) // parallel)
         slots = [cores[i * per % len(cores):][:per] if parallel > 1 and cores else None
