@@ -289,7 +289,7 @@ def test_study(toy, tmp_path):
     assert time.monotonic() - started < 20  # nothing was run again
     folder = tmp_path / "out_study"
     reached = {d: events(folder / d)[-1]["iter"] for d in os.listdir(folder) if (folder / d).is_dir()}
-    plan(toy, "--study", "--probe=8", "--seeds=2", "--parallel=2")  # more time for each
+    plan(toy, "--study", "--probe=20", "--seeds=2", "--parallel=2")  # more time for each
     assert all(events(folder / d)[-1]["iter"] > n for d, n in reached.items())
 
 
