@@ -25,7 +25,7 @@ import torch
 import compiler
 from configurator import MODELS, UserError, exits_cleanly
 from grow import grow, role, set_mask
-from ranks import PEAK_FLOPS, pick_dtype
+from ranks import PEAK_FLOPS, hold_memory, pick_dtype
 from rates import read_run, shape
 from runlog import read_metrics
 
@@ -140,6 +140,7 @@ def sync(device):
 def worker(name, args):
     """Answers each line on stdin (a number of steps) with the seconds they took."""
     started = time.perf_counter()
+    hold_memory()  # as train.py does; the peers get it too
     step, model = build(name, args)
     step()
     sync(args.device)

@@ -2,6 +2,7 @@
 The processes that train together and the devices under them: who is who, which number format pays
 here, and optimizer state sharded among the processes (ZeRO stage 1).
 """
+import ctypes
 import functools
 import gc
 import os
@@ -31,6 +32,8 @@ class Ranks:
         except (RuntimeError, AssertionError):
             raise UserError(f"device={device}: not on this machine, which has "
                             f"{torch.cuda.device_count()} CUDA devices; use --device=cpu") from None
+        if self.device.type == "cpu":
+            hold_memory()
         self.several = "RANK" in os.environ and self.world > 1
         if self.several:
             if self.device.type == "cuda":
@@ -64,6 +67,17 @@ class Ranks:
             self.barrier()  # whoever leaves first would look like a failure to the others
             gc.collect()  # what is left of old DDP wrappers, whose threads must end before it does
             dist.destroy_process_group()
+
+
+def hold_memory():
+    """
+    Keep freed memory rather than give it back to the kernel, which clears it before the next step
+    may have it again: a twentieth of a small model's step on the CPU. glibc only; elsewhere nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(-3, 32 << 20)     # M_MMAP_THRESHOLD: the largest it takes
+        mallopt(-1, 2**31 - 1)    # M_TRIM_THRESHOLD
 
 
 def pick_dtype(wanted, device):

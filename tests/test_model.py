@@ -3,8 +3,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import compiler
 from export import load_hf
-from model import GPT, Bert, BertConfig, GPTConfig
+from model import GPT, Bert, BertConfig, GPTConfig, attend
 from test_grow import CASES, START, batch, make, outputs
 
 
@@ -140,3 +141,21 @@ def test_bert_equals_transformers(transformers):
     keep = data["keep"]
     assert (out.mlm_logits - want.prediction_logits)[keep].abs().max() < 1e-5
     assert (out.nsp_logits - want.seq_relationship_logits).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("T", [7, 128, 200])
+def test_compiled_attention_in_bfloat16_is_attention(causal, T):
+    """The CPU's own path, with rows of queries that do not divide T, against float64's kernel."""
+    if compiler.broken("cpu"):
+        pytest.skip(compiler.broken("cpu"))
+    torch.manual_seed(0)
+    qkv = torch.randn(3, 2, 3, T, 16, dtype=torch.bfloat16, requires_grad=True)
+    keep = None if causal else (torch.arange(T) < torch.tensor([[T], [T // 2]]))[:, None, None]
+    wanted = attend(*qkv.double(), keep, causal)
+    g = torch.randn_like(wanted)
+    found = torch.compile(attend, fullgraph=True, dynamic=False)(*qkv, keep, causal)
+    assert found.dtype == torch.bfloat16
+    grads = [torch.autograd.grad(y, qkv, g.to(y.dtype))[0].double() for y in (wanted, found)]
+    for a, b in ((wanted, found.double()), grads):
+        assert (a - b).abs().max() < 0.02 * a.abs().max()
