@@ -3,8 +3,8 @@ from experiments import common as _c
 
 ablation = True
 seeds = _c.seeds
-settings = dict(_c.settings, **_c.small, **_c.muon, max_iters=600,
-                stages=[dict(at=200, **_c.target)])
+settings = dict(_c.settings, **_c.small, **_c.muon, max_iters=240,
+                stages=[dict(at=80, **_c.target)])
 contestants = {f"{_i}{_o}": dict(init=_i, operator=_op)
                for _o, _op in (("", "msg"), (", no mask", "direct"))
                for _i in ("normal", "zero", "copy")}

@@ -3,6 +3,6 @@ from experiments import common as _c
 
 ablation = True
 seeds = _c.seeds
-settings = dict(_c.settings, **_c.small, **_c.muon, max_iters=600,
-                stages=[dict(at=150, **_c.target)])
-contestants = {f"ramp of {_n}": dict(ramp_iters=_n) for _n in (0, 10, 30, 100, 300)}
+settings = dict(_c.settings, **_c.small, **_c.muon, max_iters=240,
+                stages=[dict(at=60, **_c.target)])
+contestants = {f"ramp of {_n}": dict(ramp_iters=_n) for _n in (0, 5, 15, 40, 120)}

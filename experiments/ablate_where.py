@@ -3,8 +3,8 @@ from experiments import common as _c
 
 ablation = True
 seeds = _c.seeds
-settings = dict(_c.settings, **{**_c.target, "n_layer": 2}, **_c.muon, max_iters=600,
-                stages=[dict(at=200, n_layer=8)])
+settings = dict(_c.settings, **{**_c.target, "n_layer": 2}, **_c.muon, max_iters=240,
+                stages=[dict(at=80, n_layer=8)])
 contestants = {f"{_d}{_o}": dict(depth=_d, operator=_op)
                for _o, _op in (("", "msg"), (", no mask", "direct"))
                for _d in ("stack", "interleave", "top-random")}

@@ -6,8 +6,8 @@ one_layer = {**target, "n_layer": 1}
 
 settings = dict(
     data_dir="data/pystdlib", block_size=256, head_dim=32, batch_tokens=4096, micro_batch=16,
-    max_iters=1000, schedule="wsd", warmup_iters=50, decay_frac=0.25, ramp_iters=50,
-    eval_interval=50, eval_seqs=256)
+    max_iters=400, schedule="wsd", warmup_iters=20, decay_frac=0.25, ramp_iters=20,
+    eval_interval=20, eval_seqs=128)
 
 # the rates of ablations, which compare at one; evidence tunes its own
 muon = dict(optimizer="muon", muon_learning_rate=0.04, learning_rate=4e-3)

@@ -1,5 +1,5 @@
 # The main comparison: is growing faster than training from scratch, with both optimizers tuned,
-# and than the other ways to grow? About 5 hours on two CPU cores.
+# and than the other ways to grow? About 2 hours on two CPU cores.
 from experiments import common as _c
 
 settings, seeds = _c.settings, _c.seeds
@@ -9,18 +9,18 @@ _share = 0.67  # of the baseline's compute: to be faster, a grown run must be ov
 
 # as the paper grows Bert-base: order, places (10, 20, 30, 40, 50 %), ramps (5 %), proportions
 _paper = dict(
-    n_layer=2, n_embd=128, n_inner=192, n_head=4, max_iters=1000, ramp_iters=50,
-    stages=[dict(at=100, n_inner=768), dict(at=200, n_layer=4), dict(at=300, n_embd=192),
-            dict(at=400, n_head=6), dict(at=500, n_layer=8)])
+    n_layer=2, n_embd=128, n_inner=192, n_head=4, max_iters=400, ramp_iters=20,
+    stages=[dict(at=40, n_inner=768), dict(at=80, n_layer=4), dict(at=120, n_embd=192),
+            dict(at=160, n_head=6), dict(at=200, n_layer=8)])
 # one layer, then all of them at once
-_one = dict(_c.one_layer, stages=[dict(at=300, n_layer=8)])
+_one = dict(_c.one_layer, stages=[dict(at=120, n_layer=8)])
 
 
 def _two(width, depth):
     """2 x 128, then wider, then deeper: the same schedule for every operator."""
     return dict(_muon, **_c.small, flops=("scratch Muon", _share), stages=[
-        dict(at=150, n_embd=192, n_inner=768, n_head=6, operator=width),
-        dict(at=350, n_layer=8, operator=depth)])
+        dict(at=60, n_embd=192, n_inner=768, n_head=6, operator=width),
+        dict(at=140, n_layer=8, operator=depth)])
 
 
 contestants = {
