@@ -185,9 +185,10 @@ def attend(q, k, v, keep=None, causal=False, dropout=0.0):
     softmax(q k^T / sqrt(head_dim)) v. q, k, v: (B, n_head, T, head_dim); keep: None or bool,
     (B, 1, 1, T), False = not seen; causal: each position sees itself and those before.
 
-    By PyTorch's kernels, but for compiled bfloat16 on the CPU: there the kernel's backward takes a
-    third of a small model's step. Plain products take half the time (`bench.py`), a few queries at
-    a time, so that their scores stay in the cache and a causal model skips most of what it masks.
+    By PyTorch's kernels, but for compiled bfloat16 on the CPU: there the kernel's backward took a
+    third of a small model's step (torch 2.13, AMD EPYC). Plain products need about half the time, a
+    few queries at a time, so that their scores stay in the cache and a causal model skips most of
+    what it masks.
     """
     if not (torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.bfloat16):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=dropout,
