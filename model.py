@@ -188,9 +188,10 @@ def attend(q, k, v, keep=None, causal=False, dropout=0.0):
     By PyTorch's kernels, but for compiled bfloat16 on the CPU: there the kernel's backward took a
     third of a small model's step (torch 2.13, AMD EPYC). Plain products need about half the time, a
     few queries at a time, so that their scores stay in the cache and a causal model skips most of
-    what it masks.
+    what it masks; from 1024 positions on they gain nothing and their memory grows.
     """
-    if not (torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.bfloat16):
+    plain = torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if not plain or k.size(2) > 1024:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=dropout,
                                               is_causal=causal)
     T, rows, y = k.size(2), 128, []
