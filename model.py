@@ -183,12 +183,13 @@ class LayerNorm(nn.Module):
 def attend(q, k, v, keep=None, causal=False, dropout=0.0):
     """
     softmax(q k^T / sqrt(head_dim)) v. q, k, v: (B, n_head, T, head_dim); keep: None or bool,
-    (B, 1, 1, T), False = not seen; causal: each position sees itself and those before.
+    (B, 1, 1, T), False = not seen; causal: each position sees itself and those before (of as many
+    queries as keys).
 
     By PyTorch's kernels, but for compiled bfloat16 on the CPU: there the kernel's backward took a
     third of a small model's step (torch 2.13, AMD EPYC). Plain products need about half the time, a
     few queries at a time, so that their scores stay in the cache and a causal model skips most of
-    what it masks; from 1024 positions on they gain nothing and their memory grows.
+    what it masks. Beyond 1024 positions they gain nothing and need memory that grows with T^2.
     """
     plain = torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.bfloat16
     if not plain or k.size(2) > 1024:

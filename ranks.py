@@ -1,6 +1,7 @@
 """
 The processes that train together and the devices under them: who is who, which number format pays
-here, and optimizer state sharded among the processes (ZeRO stage 1).
+here, memory kept rather than given back, and optimizer state sharded among the processes (ZeRO
+stage 1).
 """
 import ctypes
 import functools

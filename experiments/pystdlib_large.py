@@ -1,5 +1,5 @@
 # A larger run: 12 layers x 256 (9.6M parameters), whose step costs 20 times that of the 2 x 128
-# and 11 times that of the one layer it grows from. About 2 hours on two CPU cores.
+# and 11 times that of the one layer it grows from. By estimate two hours on two CPU cores.
 from experiments import common as _c
 
 settings = dict(_c.settings, max_iters=320, eval_interval=16)
