@@ -186,11 +186,13 @@ def sized_by_folder(values):
 
 def read_file(path):
     if not os.path.isfile(path):
-        near = difflib.get_close_matches(path, [os.path.join("config", f) for f in
-                                                (os.listdir("config") if os.path.isdir("config")
-                                                 else []) if f.endswith(".py")], 1)
+        folder = os.path.dirname(path) or "config"  # config/ or experiments/
+        folder = folder if os.path.isdir(folder) else "config"
+        there = os.listdir(folder) if os.path.isdir(folder) else []
+        near = difflib.get_close_matches(path, [os.path.join(folder, f) for f in there
+                                                if f.endswith(".py")], 1)
         raise UserError(f"{path}: no such config file" + (f", did you mean {near[0]}?" if near
-                                                          else ": see config/ for examples"))
+                                                          else f": see {folder}/ for examples"))
     sys.path[:0] = [os.path.dirname(os.path.abspath(__file__))]  # a config may build on another
     try:
         names = runpy.run_path(path)
