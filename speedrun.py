@@ -167,7 +167,7 @@ def write_report(campaign):
         json.dump(json.loads(json.dumps(report), parse_constant=str), f, indent=1)  # no Infinity
     with open(os.path.join(campaign.out, "report.md"), "w") as f:
         f.write(text + "\n")
-    verdict.draw(curves, os.path.join(campaign.out, "loss.png"))
+    verdict.draw(rows, curves, os.path.join(campaign.out, "loss.png"))
     return text
 
 

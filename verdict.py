@@ -64,9 +64,11 @@ def compare(runs, baseline):
     runs, baseline: {seed: curve}. Pairs them by seed: for each, the seconds and the compute until
     the baseline's final validation loss, and how many times less than the baseline needed (its
     own first time at that loss; it is timed by the same rule). Ratios only if all seeds get there.
+    final_ratio: how the final losses compare.
     """
     pairs = [(runs[s], baseline[s]) for s in sorted(runs) if s in baseline]
-    result = dict(seeds=len(pairs), reached=0)
+    result = dict(seeds=len(pairs), reached=0, final_ratio=ratio_interval(
+        [a["val_loss"][-1] / b["val_loss"][-1] for a, b in pairs]) if pairs else None)
     for x in ("train_s", "flops"):
         ours = [crossing(a[x], a["val_loss"], b["val_loss"][-1]) for a, b in pairs]
         theirs = [crossing(b[x], b["val_loss"], b["val_loss"][-1]) for _, b in pairs]
@@ -91,47 +93,80 @@ def times(ratio):
     return f"{mean:.2f}x" + ("" if low is None else f" ({low:.2f} to {high:.2f})")
 
 
+def percent(ratio):
+    """How far a (mean, low, high) ratio is from one."""
+    if ratio is None:
+        return "-"
+    mean, low, high = (None if r is None else 100 * (r - 1) for r in ratio)
+    return f"{mean:+.1f} %" + ("" if low is None else f" ({low:+.1f} to {high:+.1f})")
+
+
 def table(rows):
     """A markdown table of rows as speedrun.py's report makes them."""
     head = ["run", "tuned to", "seeds", "final val loss", "s", "PFLOP", "against",
-            "reach its loss", "s to its loss", "faster, wall-clock", "less compute"]
+            "final loss, to its", "reach it", "s to its loss", "faster, wall-clock", "less compute"]
     lines = [head, ["---"] * len(head)]
     for r in rows:
         cells = [r["name"], r["point"] or "-", str(len(r["seeds"])), plus_minus(r["final"], 4),
                  plus_minus(r["train_s"]), f"{r['flops'] / 1e15:.4g}"]
         for against, c in (r["against"] or {"": None}).items():
-            lines.append(cells + (["-"] * 5 if c is None else [
-                against, f"{c['reached']} of {c['seeds']}",
+            lines.append(cells + (["-"] * 6 if c is None else [
+                against, percent(c["final_ratio"]), f"{c['reached']} of {c['seeds']}",
                 plus_minus(interval(c["train_s_to_loss"])) if c["train_s_speedup"] else "-",
                 times(c["train_s_speedup"]), times(c["flops_speedup"])]))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def draw(curves, save):
-    """curves: {name: {seed: curve}}. Loss against seconds: mean and range over the seeds."""
-    fig, ax = plt.subplots(figsize=(8, 5))
-    longest = max(c["train_s"][-1] for runs in curves.values() for c in runs.values())
-    unit, scale = ("s", 1) if longest < 300 else ("min", 60) if longest < 7200 else ("h", 3600)
-    last = []
-    for i, (name, runs) in enumerate(curves.items()):
-        n = min(len(c["iter"]) for c in runs.values())  # evaluated at the same iterations
-        column = [[[c[k][j] for c in runs.values()] for j in range(n)]
-                  for k in ("train_s", "val_loss")]
-        xs = [sum(v) / len(v) / scale for v in column[0]]
-        ys = [sum(v) / len(v) for v in column[1]]
-        style = dict(color=f"C{i % 10}", ls="-" if i < 10 else "--")
-        ax.plot(xs, ys, lw=1.6, label=f"{name} ({len(runs)})", **style)
-        ax.fill_between(xs, *[[f(v) for v in column[1]] for f in (min, max)], alpha=0.2, lw=0,
-                        color=style["color"])
-        last.append((ys[-1], ys[0]))
-    low, high = min(v for v, _ in last), max(v for _, v in last)
-    if high > low:
-        ax.set_ylim(low - 0.04 * (high - low), low + 0.5 * (high - low))
-    ax.set(xlabel=f"training time ({unit}; growth and compilation included, evaluation not)",
-           ylabel="validation loss (nats a token)")
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(title="mean and range over seeds (their number)", fontsize=8, title_fontsize=8)
+def draw(rows, curves, save):
+    """
+    A row of panels for each baseline and those compared with it. Left: loss against seconds, mean
+    and range over the seeds. Right: the final loss of each seed. rows: as table() has them;
+    curves: {name: {seed: curve}}.
+    """
+    against = {r["name"]: list(r["against"]) for r in rows}
+    groups = [[name, *(n for n in against if name in against[n])] for name in against
+              if not against[name]]
+    heights = [max(3.4, 0.25 * len(names) + 1) for names in groups]
+    fig, axes = plt.subplots(len(groups), 2, figsize=(11, sum(heights)), height_ratios=heights,
+                             squeeze=False)
+    for (left, right), names in zip(axes, groups):
+        longest = max(c["train_s"][-1] for n in names for c in curves[n].values())
+        unit, scale = ("s", 1) if longest < 600 else ("min", 60) if longest < 7200 else ("h", 3600)
+        hues = plt.cm.turbo([0.05 + 0.9 * i / len(names) for i in range(len(names) - 1)])
+        colors = ["k", *0.8 * hues[:, :3]]  # darker: they are read, too
+        for i, (name, color) in enumerate(zip(names, colors)):
+            xs, mean, low, high = mean_curve(curves[name].values(), scale)
+            left.plot(xs, mean, lw=2 if i == 0 else 1.4, color=color)
+            left.fill_between(xs, low, high, alpha=0.15, lw=0, color=color)
+            finals = [c["val_loss"][-1] for c in curves[name].values()]
+            right.plot(finals, [i] * len(finals), "o", ms=4, alpha=0.6, color=color)
+            right.plot(interval(finals)[0], i, "|", ms=14, mew=2, color=color)
+            if i == 0:
+                goal = interval(finals)[0]
+                for line in (left.axhline, right.axvline):
+                    line(goal, color="k", ls=":", lw=1)
+                left.set_ylim(top=mean[len(mean) // 3])
+        ends = [c["val_loss"][-1] for n in names for c in curves[n].values()]
+        top = max(left.get_ylim()[1], goal + 0.01)
+        left.set_ylim(min(ends) - 0.05 * (top - min(ends)), top)
+        left.set(xlabel=f"training time ({unit}; growth and compilation included, evaluation not)",
+                 ylabel="validation loss (nats a token)")
+        right.set_yticks(range(len(names)), [f"{n} ({len(curves[n])})" for n in names], fontsize=8)
+        for label, color in zip(right.get_yticklabels(), colors):
+            label.set_color(color)
+        right.set(xlabel="final validation loss: seeds (their number), and mean",
+                  ylim=(len(names) - 0.5, -0.5))
+        for ax in (left, right):
+            ax.grid(alpha=0.25)
+            ax.spines[["top", "right"]].set_visible(False)
     fig.tight_layout()
     fig.savefig(save, dpi=130)
     plt.close(fig)
+
+
+def mean_curve(runs, scale):
+    """Seconds / scale, and the mean, lowest and highest loss, at the evaluations all runs have."""
+    n = min(len(c["iter"]) for c in runs)
+    seconds, losses = ([[c[k][j] for c in runs] for j in range(n)] for k in ("train_s", "val_loss"))
+    return ([interval(v)[0] / scale for v in seconds], [interval(v)[0] for v in losses],
+            [min(v) for v in losses], [max(v) for v in losses])

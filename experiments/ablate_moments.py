@@ -3,10 +3,10 @@ from experiments import common as _c
 
 ablation = True
 seeds = _c.seeds
-settings = dict(_c.settings, **_c.small, max_iters=240, stages=[dict(at=80, **_c.target)])
-_arms = {"kept": {}, "reset": dict(moments="reset"), "all re-warmed": dict(rewarm_iters=20),
-         "newborn re-warmed": dict(rewarm_newborn_iters=20),
-         "reset, all re-warmed": dict(moments="reset", rewarm_iters=20)}
+settings = dict(_c.settings, **_c.small, max_iters=450, stages=[dict(at=300, **_c.target)])
+_arms = {"kept": {}, "reset": dict(moments="reset"), "all re-warmed": dict(rewarm_iters=25),
+         "newborn re-warmed": dict(rewarm_newborn_iters=25),
+         "reset, all re-warmed": dict(moments="reset", rewarm_iters=25)}
 contestants = {
     **{f"AdamW, {_n}": dict(_c.adamw, against="AdamW, kept" if _a else [], **_a)
        for _n, _a in _arms.items()},

@@ -1,15 +1,15 @@
 # The job of the experiments on CPU cores: Python's standard library, byte by byte, and a GPT of
-# 8 layers x 192 (3.6M parameters). Not an experiment itself: the others build on it.
-target = dict(n_layer=8, n_embd=192, n_inner=768, n_head=6)
+# 7 layers x 192 (3.2M parameters). Not an experiment itself: the others build on it.
+target = dict(n_layer=7, n_embd=192, n_inner=768, n_head=6)
 small = dict(n_layer=2, n_embd=128, n_inner=512, n_head=4)
 one_layer = {**target, "n_layer": 1}
 
 settings = dict(
-    data_dir="data/pystdlib", block_size=256, head_dim=32, batch_tokens=4096, micro_batch=16,
-    max_iters=400, schedule="wsd", warmup_iters=20, decay_frac=0.25, ramp_iters=20,
-    eval_interval=20, eval_seqs=128)
+    data_dir="data/pystdlib", block_size=256, head_dim=32, batch_tokens=2048, micro_batch=8,
+    max_iters=500, schedule="wsd", warmup_iters=25, decay_frac=0.25, ramp_iters=25,
+    eval_interval=25, eval_seqs=128)
 
 # the rates of ablations, which compare at one; evidence tunes its own
-muon = dict(optimizer="muon", muon_learning_rate=0.04, learning_rate=4e-3)
+muon = dict(optimizer="muon", muon_learning_rate=0.02, learning_rate=2e-3)
 adamw = dict(optimizer="adamw", learning_rate=4e-3)
 seeds = [1, 2, 3]

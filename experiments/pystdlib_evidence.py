@@ -1,46 +1,63 @@
 # The main comparison: is growing faster than training from scratch, with both optimizers tuned,
-# and than the other ways to grow? By estimate two hours on two CPU cores.
+# and than the other ways to grow? About two and a half hours on two CPU cores.
 from experiments import common as _c
 
 settings, seeds = _c.settings, _c.seeds
-_adamw = dict(optimizer="adamw", against="scratch AdamW")
-_muon = dict(optimizer="muon", learning_rate=4e-3, against="scratch Muon")
-_share = 0.67  # of the baseline's compute: to be faster, a grown run must be over sooner
+_muon = dict(optimizer="muon", learning_rate=2e-3)
+# AdamW needs twice the iterations to come to a loss where a comparison means anything
+_adamw = dict(optimizer="adamw", max_iters=1000, warmup_iters=50, ramp_iters=50, eval_interval=50)
 
-# as the paper grows Bert-base: order, places (10, 20, 30, 40, 50 %), ramps (5 %), proportions
-_paper = dict(
-    n_layer=2, n_embd=128, n_inner=192, n_head=4, max_iters=400, ramp_iters=20,
-    stages=[dict(at=40, n_inner=768), dict(at=80, n_layer=4), dict(at=120, n_embd=192),
-            dict(at=160, n_head=6), dict(at=200, n_layer=8)])
-# one layer, then all of them at once
-_one = dict(_c.one_layer, stages=[dict(at=120, n_layer=8)])
+
+def _against(baseline, *settings, share=0.5, **stages):
+    """A grown run that may cost `share` of the baseline's compute."""
+    sizes = {k: v for s in settings for k, v in s.items()}
+    return dict(sizes, **stages, against=baseline, flops=(baseline, share))
+
+
+def _paper(every):
+    """As the paper grows Bert-base: order, places (10, 20, 30, 40, 50 %), proportions."""
+    grown = (dict(n_inner=768), dict(n_layer=4), dict(n_embd=192), dict(n_head=6), dict(n_layer=7))
+    return dict(n_layer=2, n_embd=128, n_inner=192, n_head=4,
+                stages=[dict(at=every * (i + 1), **sizes) for i, sizes in enumerate(grown)])
+
+
+def _best(at, then):
+    """The best found (pystdlib_schedules.py): one layer, three, seven."""
+    return dict(_c.one_layer, stages=[dict(at=at, n_layer=3), dict(at=then, n_layer=7)])
 
 
 def _two(width, depth):
     """2 x 128, then wider, then deeper: the same schedule for every operator."""
-    return dict(_muon, **_c.small, flops=("scratch Muon", _share), stages=[
-        dict(at=60, n_embd=192, n_inner=768, n_head=6, operator=width),
-        dict(at=140, n_layer=8, operator=depth)])
+    return _against("scratch Muon", _muon, _c.small, stages=[
+        dict(at=300, n_embd=192, n_inner=768, n_head=6, operator=width),
+        dict(at=400, n_layer=7, operator=depth)])
+
+
+def _one(**more):
+    """One layer, or none, then all of them at once."""
+    return _against("scratch Muon", _muon, _c.one_layer, more, stages=[dict(at=450, n_layer=7)])
 
 
 contestants = {
-    "scratch AdamW": dict(_c.target, optimizer="adamw",
-                          sweep=dict(learning_rate=[1e-3, 2e-3, 4e-3, 8e-3])),
-    "scratch Muon": dict(_c.target, optimizer="muon", learning_rate=4e-3,
+    "scratch AdamW": dict(_c.target, **_adamw, sweep=dict(learning_rate=[1e-3, 2e-3, 4e-3, 8e-3])),
+    "scratch Muon": dict(_c.target, **_muon,
                          sweep=dict(muon_learning_rate=[0.01, 0.02, 0.04, 0.08])),
-    "MSG as in the paper, AdamW": dict(_paper, **_adamw),
-    "MSG as in the paper, Muon": dict(_paper, **_muon),
-    "one layer, MSG to eight, AdamW": dict(_one, **_adamw, flops=("scratch AdamW", _share)),
-    "one layer, MSG to eight, Muon": dict(_one, **_muon, flops=("scratch Muon", _share)),
-    "one layer, stacked to eight, Muon": dict(_one, **_muon, operator="stack",
-                                              flops=("scratch Muon", _share)),
-    "no layer, then eight, Muon": dict(_one, **_muon, n_layer=0, operator="stack",
-                                       flops=("scratch Muon", _share)),
+    "MSG as in the paper, AdamW": dict(_adamw, **_paper(100), against="scratch AdamW"),
+    "MSG as in the paper, Muon": dict(_muon, **_paper(50), against="scratch Muon"),
+    "MSG, best found, AdamW": _against("scratch AdamW", _adamw, _best(800, 1100)),
+    "MSG, best found, Muon": _against("scratch Muon", _muon, _best(400, 550)),
+    "the same, a fifth of the compute, AdamW": _against(
+        "scratch AdamW", _adamw, _best(400, 540), share=0.2),
+    "the same, a fifth of the compute, Muon": _against(
+        "scratch Muon", _muon, _best(200, 270), share=0.2),
+    "one layer, MSG to seven": _one(),
+    "one layer, stacked to seven": _one(operator="stack"),
+    "no layer, then seven": _one(n_layer=0, operator="stack"),
     "wider, deeper: MSG": _two("msg", "msg"),
     "wider, deeper: direct copy": _two("direct", "direct"),
     "wider, deeper: Net2Net, stacking": _two("net2net", "stack"),
     "wider, deeper: Net2Net, interleaving": _two("net2net", "interleave"),
     "wider, deeper: bert2BERT (AKI, stacking)": _two("aki", "stack"),
     "wider, deeper: zero output (LEMON)": _two("zero_output", "zero_output"),
-    "small alone (2 x 128)": dict(_muon, **_c.small, flops=("scratch Muon", _share)),
+    "small alone (2 x 128)": _against("scratch Muon", _muon, _c.small),
 }
