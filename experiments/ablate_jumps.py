@@ -1,16 +1,16 @@
-# One jump or several? One layer to seven, all with the compute of 250 iterations from scratch.
+# One jump or several? One layer to six (of 128), all with the compute of 250 iterations of six.
 from experiments import common as _c
 
 ablation = True
 seeds = _c.seeds
-settings = dict(_c.settings, **_c.one_layer, **_c.muon, ramp_iters=25)
+settings = dict(_c.one_jump, stages=[])
 contestants = {
-    "from scratch": dict(_c.target, max_iters=250),
-    "1, 7": dict(stages=[dict(at=400, n_layer=7)]),
-    "1, 3, 7": dict(stages=[dict(at=300, n_layer=3), dict(at=400, n_layer=7)]),
-    "1, 2, 4, 7": dict(stages=[dict(at=250, n_layer=2), dict(at=325, n_layer=4),
-                               dict(at=400, n_layer=7)]),
-    "1, 2, 3, ..., 7": dict(stages=[dict(at=200 + 40 * _i, n_layer=2 + _i) for _i in range(6)]),
+    "from scratch": dict(n_layer=6, max_iters=250),
+    "1, 6": dict(stages=[dict(at=400, n_layer=6)]),
+    "1, 3, 6": dict(stages=[dict(at=300, n_layer=3), dict(at=425, n_layer=6)]),
+    "1, 2, 4, 6": dict(stages=[dict(at=250, n_layer=2), dict(at=350, n_layer=4),
+                               dict(at=425, n_layer=6)]),
+    "1, 2, 3, 4, 5, 6": dict(stages=[dict(at=200 + 50 * _i, n_layer=2 + _i) for _i in range(5)]),
 }
 for _name in list(contestants)[1:]:
     contestants[_name]["flops"] = "from scratch"

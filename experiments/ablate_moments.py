@@ -2,8 +2,7 @@
 from experiments import common as _c
 
 ablation = True
-seeds = _c.seeds
-settings = dict(_c.settings, **_c.small, max_iters=450, stages=[dict(at=300, **_c.target)])
+settings, seeds = _c.one_jump, _c.seeds
 _arms = {"kept": {}, "reset": dict(moments="reset"), "all re-warmed": dict(rewarm_iters=25),
          "newborn re-warmed": dict(rewarm_newborn_iters=25),
          "reset, all re-warmed": dict(moments="reset", rewarm_iters=25)}

@@ -1,10 +1,9 @@
-# Where should new layers go? 2 x 192 to 7 x 192, with the mask and without.
+# Where should new layers go? 2 x 128 to 6 x 128, with the mask and without.
 from experiments import common as _c
 
 ablation = True
 seeds = _c.seeds
-settings = dict(_c.settings, **{**_c.target, "n_layer": 2}, **_c.muon, max_iters=450,
-                stages=[dict(at=300, n_layer=7)])
+settings = dict(_c.one_jump, n_layer=2, stages=[dict(at=300, n_layer=6)])
 contestants = {f"{_d}{_o}": dict(depth=_d, operator=_op)
                for _o, _op in (("", "msg"), (", no mask", "direct"))
                for _d in ("stack", "interleave", "top-random")}

@@ -3,6 +3,7 @@
 target = dict(n_layer=7, n_embd=192, n_inner=768, n_head=6)
 small = dict(n_layer=2, n_embd=128, n_inner=512, n_head=4)
 one_layer = {**target, "n_layer": 1}
+tiny = {**small, "n_layer": 1}
 
 settings = dict(
     data_dir="data/pystdlib", block_size=256, head_dim=32, batch_tokens=2048, micro_batch=8,
@@ -10,6 +11,10 @@ settings = dict(
     eval_interval=25, eval_seqs=128)
 
 # the rates of ablations, which compare at one; evidence tunes its own
-muon = dict(optimizer="muon", muon_learning_rate=0.02, learning_rate=2e-3)
+muon = dict(optimizer="muon", muon_learning_rate=0.04, learning_rate=2e-3)
 adamw = dict(optimizer="adamw", learning_rate=4e-3)
 seeds = [1, 2, 3]
+
+# what most ablations vary: one jump, late, in a run of a minute
+one_jump = dict(settings, **tiny, **muon, max_iters=400,
+                stages=[dict(at=300, **{**target, "n_layer": 4})])

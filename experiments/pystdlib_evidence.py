@@ -26,6 +26,11 @@ def _best(at, then):
     return dict(_c.one_layer, stages=[dict(at=at, n_layer=3), dict(at=then, n_layer=7)])
 
 
+def _late(baseline, *settings, **more):
+    """The tiny model nearly to the end, then all dimensions at once: a fifth of the compute."""
+    return _against(baseline, *settings, _c.tiny, more, share=0.2)
+
+
 def _two(width, depth):
     """2 x 128, then wider, then deeper: the same schedule for every operator."""
     return _against("scratch Muon", _muon, _c.small, stages=[
@@ -50,6 +55,15 @@ contestants = {
         "scratch AdamW", _adamw, _best(400, 540), share=0.2),
     "the same, a fifth of the compute, Muon": _against(
         "scratch Muon", _muon, _best(200, 270), share=0.2),
+    "late jump, zero output, a fifth of the compute, AdamW": _late(
+        "scratch AdamW", _adamw, operator="zero_output", decay_frac=0.4,
+        stages=[dict(at=2000, **_c.target)], sweep=dict(learning_rate=[2e-3, 4e-3, 8e-3])),
+    "late jump, zero output, a fifth of the compute, Muon": _late(
+        "scratch Muon", _muon, operator="zero_output", decay_frac=0.4,
+        stages=[dict(at=1000, **_c.target)], sweep=dict(muon_learning_rate=[0.01, 0.02, 0.04])),
+    "late jump, MSG, a fifth of the compute, Muon": _late(
+        "scratch Muon", _muon, ramp_iters=15, decay_frac=0.4, muon_learning_rate=0.02,
+        stages=[dict(at=1000, **_c.target)]),
     "one layer, MSG to seven": _one(),
     "one layer, stacked to seven": _one(operator="stack"),
     "no layer, then seven": _one(n_layer=0, operator="stack"),

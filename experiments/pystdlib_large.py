@@ -1,23 +1,32 @@
-# A larger run: 12 layers x 256 (9.6M parameters), whose step costs 20 times that of the 2 x 128
-# and 11 times that of the one layer it grows from. By estimate two hours on two CPU cores.
+# A larger run: 10 layers x 192 (4.5M parameters), whose step costs 9 times that of the one layer
+# and 18 times that of the 1 x 128 that it grows from. About an hour on two CPU cores.
 from experiments import common as _c
 
-settings = dict(_c.settings, max_iters=320, eval_interval=16)
+settings = dict(_c.settings, max_iters=400)
 seeds = _c.seeds
-_target = dict(n_layer=12, n_embd=256, n_inner=1024, n_head=8)
-_adamw = dict(optimizer="adamw", against="scratch AdamW", flops=("scratch AdamW", 0.6))
-_muon = dict(optimizer="muon", learning_rate=4e-3, against="scratch Muon",
-             flops=("scratch Muon", 0.6))
-_four = dict(_c.small, stages=[dict(at=80, n_embd=256, n_inner=1024, n_head=8),
-                               dict(at=140, n_layer=12)])
-_one = dict(_target, n_layer=1, stages=[dict(at=100, n_layer=12)])
+_target = {**_c.target, "n_layer": 10}
+_muon = dict(optimizer="muon", learning_rate=2e-3)
+_adamw = dict(optimizer="adamw", max_iters=600, warmup_iters=30, ramp_iters=30, eval_interval=30)
+
+
+def _layers(baseline, settings, at, then):
+    """One layer, four, ten, masked: half the compute."""
+    return dict(_target, **settings, n_layer=1, against=baseline, flops=(baseline, 0.5),
+                stages=[dict(at=at, n_layer=4), dict(at=then, n_layer=10)])
+
+
+def _late(baseline, settings, at):
+    """1 x 128 nearly to the end, then all dimensions at once: a fifth of the compute."""
+    return dict(settings, **_c.tiny, operator="zero_output", decay_frac=0.4, against=baseline,
+                flops=(baseline, 0.2), stages=[dict(at=at, **_target)])
+
 
 contestants = {
-    "scratch AdamW": dict(_target, optimizer="adamw", sweep=dict(learning_rate=[1e-3, 2e-3, 4e-3])),
-    "scratch Muon": dict(_target, optimizer="muon", learning_rate=4e-3,
-                         sweep=dict(muon_learning_rate=[0.01, 0.02, 0.04])),
-    "2 x 128, wider, deeper: MSG, AdamW": dict(_four, **_adamw),
-    "2 x 128, wider, deeper: MSG, Muon": dict(_four, **_muon),
-    "one layer, MSG to twelve, AdamW": dict(_one, **_adamw),
-    "one layer, MSG to twelve, Muon": dict(_one, **_muon),
+    "scratch AdamW": dict(_target, **_adamw, sweep=dict(learning_rate=[2e-3, 4e-3, 8e-3])),
+    "scratch Muon": dict(_target, **_muon, sweep=dict(muon_learning_rate=[0.02, 0.04, 0.08])),
+    "one layer, four, ten: MSG, AdamW": _layers("scratch AdamW", _adamw, 600, 825),
+    "one layer, four, ten: MSG, Muon": _layers("scratch Muon", _muon, 400, 550),
+    "late jump, zero output, AdamW": _late("scratch AdamW", _adamw, 1650),
+    "late jump, zero output, Muon": dict(_late("scratch Muon", _muon, 1100),
+                                         muon_learning_rate=0.02),
 }

@@ -276,5 +276,5 @@ def test_the_experiments_are_ready_to_run(name, monkeypatch):
     if name == "pystdlib_large":  # the target's step costs at least 8 times the start's
         steps = [campaigns.compute(campaign.run(c, {}, 1).config) / c.values["max_iters"] for c in
                  (Contestant("", {**campaign.contestants[n].values, "stages": [], "max_iters": 100})
-                  for n in ("scratch Muon", "one layer, MSG to twelve, Muon"))]
+                  for n in ("scratch Muon", "one layer, four, ten: MSG, Muon"))]
         assert steps[0] > 8 * steps[1]
