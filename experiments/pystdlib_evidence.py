@@ -47,6 +47,11 @@ contestants = {
     "scratch AdamW": dict(_c.target, **_adamw, sweep=dict(learning_rate=[1e-3, 2e-3, 4e-3, 8e-3])),
     "scratch Muon": dict(_c.target, **_muon,
                          sweep=dict(muon_learning_rate=[0.01, 0.02, 0.04, 0.08])),
+    # as long as the best found with half the compute take
+    "scratch AdamW, shorter (540 iterations)": dict(_c.target, **{**_adamw, "max_iters": 540},
+                                                    against="scratch AdamW"),
+    "scratch Muon, shorter (284 iterations)": dict(_c.target, **_muon, max_iters=284,
+                                                   against="scratch Muon"),
     "MSG as in the paper, AdamW": dict(_adamw, **_paper(100), against="scratch AdamW"),
     "MSG as in the paper, Muon": dict(_muon, **_paper(50), against="scratch Muon"),
     "MSG, best found, AdamW": _against("scratch AdamW", _adamw, _best(800, 1100)),
