@@ -149,22 +149,27 @@ class BertLoader(Loader):
         return rows
 
     def window(self, tokens, rng):
-        """Up to T - 3 tokens from the start of a sentence, no further than its document's end."""
+        """From the start of a sentence, no further than its document's end: T - 3 words or fewer."""
         start = int(rng.integers(len(tokens) - 2 * self.T))
         w = np.asarray(tokens[start:start + 2 * self.T], dtype=np.int64)
         ends = np.flatnonzero((w == self.tok.sep) | (w == self.tok.eot))
         if not len(ends):
             return w[:0]
-        w = w[ends[0] + 1:][:self.T - 3]
+        w = w[ends[0] + 1:]
         stop = np.flatnonzero(w == self.tok.eot)
-        return w[:stop[0]] if len(stop) else w
+        w = w[:stop[0]] if len(stop) else w
+        return w[self.is_word(w).cumsum() <= self.T - 3]
 
-    def words(self, w):
-        """Without the marks of ends of sentences that are no text."""
-        return w[w != self.tok.sep] if self.tok.sep in self.special.values() else w
+    def is_word(self, w):
+        """False for the marks of ends of sentences that are no text."""
+        return (w != self.tok.sep) | (self.tok.sep not in self.special.values())
 
     def pair(self, tokens, rng, split):
-        """Segments A and B, together at most T - 3 tokens, and 0 if B follows A, else 1."""
+        """
+        Segments A and B, together at most T - 3 tokens, and 0 if B follows A, else 1. A random B
+        is as long as the one it stands for, or the row's length would tell them apart.
+        """
+        is_random = int(rng.random() < 0.5)
         for _ in range(1000):
             w = self.window(tokens, rng)
             cuts = np.flatnonzero(w == self.tok.sep) + 1
@@ -172,11 +177,16 @@ class BertLoader(Loader):
             if not len(cuts):
                 continue
             cut = cuts[np.abs(cuts - rng.uniform(0.25, 0.75) * len(w)).argmin()]
-            a, b, is_random = self.words(w[:cut]), self.words(w[cut:]), int(rng.random() < 0.5)
-            if is_random:
-                b = self.words(self.window(tokens, rng))[:self.T - 3 - len(a)]
-            if len(a) and len(b) and len(a) + len(b) >= self.predictions:
-                return a, b, is_random
+            a, b = (half[self.is_word(half)] for half in (w[:cut], w[cut:]))
+            if not len(a) or not len(b) or len(a) + len(b) < self.predictions:
+                continue
+            if not is_random:
+                return a, b, 0
+            for _ in range(20):
+                other = self.window(tokens, rng)
+                other = other[self.is_word(other)][:len(b)]
+                if len(other) == len(b):
+                    return a, other, 1
         raise UserError(f"{os.path.join(self.config.data_dir, split)}.bin: no documents of two "
                         f"sentences and {self.predictions} tokens found: use longer texts or a "
                         "smaller block_size")
