@@ -3,6 +3,5 @@ from experiments import common as _c
 
 ablation = True
 settings, seeds = _c.one_jump, _c.seeds
-contestants = {f"{_i}{_o}": dict(init=_i, operator=_op)
-               for _o, _op in (("", "msg"), (", no mask", "direct"))
-               for _i in ("normal", "zero", "copy")}
+contestants = {"normal": {}, "zero": dict(init="zero"), "copy": dict(init="copy"),
+               "normal, no mask": dict(operator="direct")}

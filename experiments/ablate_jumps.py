@@ -10,7 +10,6 @@ contestants = {
     "1, 3, 6": dict(stages=[dict(at=300, n_layer=3), dict(at=425, n_layer=6)]),
     "1, 2, 4, 6": dict(stages=[dict(at=250, n_layer=2), dict(at=350, n_layer=4),
                                dict(at=425, n_layer=6)]),
-    "1, 2, 3, 4, 5, 6": dict(stages=[dict(at=200 + 50 * _i, n_layer=2 + _i) for _i in range(5)]),
 }
 for _name in list(contestants)[1:]:
     contestants[_name]["flops"] = "from scratch"

@@ -4,8 +4,7 @@ from experiments import common as _c
 ablation = True
 settings, seeds = _c.one_jump, _c.seeds
 _arms = {"kept": {}, "reset": dict(moments="reset"), "all re-warmed": dict(rewarm_iters=25),
-         "newborn re-warmed": dict(rewarm_newborn_iters=25),
-         "reset, all re-warmed": dict(moments="reset", rewarm_iters=25)}
+         "newborn re-warmed": dict(rewarm_newborn_iters=25)}
 contestants = {
     **{f"AdamW, {_n}": dict(_c.adamw, against="AdamW, kept" if _a else [], **_a)
        for _n, _a in _arms.items()},

@@ -3,4 +3,4 @@ from experiments import common as _c
 
 ablation = True
 settings, seeds = _c.one_jump, _c.seeds
-contestants = {f"ramp of {_n}": dict(ramp_iters=_n) for _n in (0, 5, 25, 50, 90)}
+contestants = {f"ramp of {_n}": dict(ramp_iters=_n) for _n in (0, 10, 30, 90)}

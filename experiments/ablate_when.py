@@ -7,4 +7,4 @@ settings = dict(_c.one_jump, stages=[])
 contestants = {
     "from scratch": dict(n_layer=6, max_iters=250),
     **{f"after {_at}": dict(stages=[dict(at=_at, n_layer=6)], flops="from scratch")
-       for _at in (50, 200, 400, 600, 800)}}
+       for _at in (50, 300, 550, 800)}}

@@ -4,6 +4,7 @@ from experiments import common as _c
 ablation = True
 seeds = _c.seeds
 settings = dict(_c.one_jump, n_layer=2, stages=[dict(at=300, n_layer=6)])
-contestants = {f"{_d}{_o}": dict(depth=_d, operator=_op)
-               for _o, _op in (("", "msg"), (", no mask", "direct"))
-               for _d in ("stack", "interleave", "top-random")}
+contestants = {
+    **{_d: dict(depth=_d) for _d in ("stack", "interleave", "top-random")},
+    "copied, stacked, no mask": dict(operator="stack"),
+    "copied, interleaved, no mask": dict(operator="interleave")}
