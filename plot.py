@@ -15,7 +15,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 from configurator import UserError, exits_cleanly  # noqa: E402
 from runlog import read_metrics  # noqa: E402
-from verdict import crossing  # noqa: E402
+from verdict import curve as evaluations  # noqa: E402
+from verdict import reaches  # noqa: E402
 
 
 def curve(events, x, kind="eval", y="val_loss"):
@@ -64,13 +65,13 @@ def plot(runs, save):
 
 
 def report(runs):
-    """A line a run: its final validation loss, and when it passed the worst of those finals."""
+    """A line a run: its final validation loss, and when, full-grown, it had the worst of those."""
     goal = max(curve(events, "iter")[1][-1] for events in runs.values())
     for label, events in runs.items():
         seconds, losses = curve(events, "train_s")
-        reached = crossing(seconds, losses, goal)
+        reached = reaches(evaluations(events), "train_s", goal)
         yield (f"{label}: validation loss {losses[-1]:.4f} after {seconds[-1]:.0f} s of training"
-               + (f", {goal:.4f} after {reached:.0f} s" if len(runs) > 1 else ""))
+               + (f", {goal:.4f} after {reached:.0f} s" if len(runs) > 1 and reached else ""))
 
 
 @exits_cleanly

@@ -54,24 +54,39 @@ def crossing(xs, ys, target):
 
 
 def curve(events):
-    """The evaluations of a run's metrics, as lists: train_s, flops, iter, val_loss."""
+    """
+    The evaluations of a run's metrics, as lists: train_s, flops, iter, val_loss, and whole: is the
+    model as large as it ends, and its ramps over?
+    """
     points = [e for e in events if e["event"] == "eval" and isinstance(e.get("val_loss"), float)]
-    return {k: [e[k] for e in points] for k in ("train_s", "flops", "iter", "val_loss")}
+    sizes = [[e.get(k) for k in ("n_layer", "n_head", "n_embd", "n_inner")] for e in points]
+    return {**{k: [e[k] for e in points] for k in ("train_s", "flops", "iter", "val_loss")},
+            "whole": [s == sizes[-1] and e.get("mask", 1) == 1 for s, e in zip(sizes, points)]}
+
+
+def reaches(curve, x, target):
+    """
+    Where, in `x`, a run first is at `target` and stays the size it has there: a loss that a
+    smaller model had does not count. None if it never is.
+    """
+    whole = curve.get("whole", [True] * len(curve[x]))
+    start = len(whole) - [*whole[::-1], False].index(False)
+    return crossing(curve[x][start:], curve["val_loss"][start:], target)
 
 
 def compare(runs, baseline):
     """
     runs, baseline: {seed: curve}. Pairs them by seed: for each, the seconds and the compute until
-    the baseline's final validation loss, and how many times less than the baseline needed (its
-    own first time at that loss; it is timed by the same rule). Ratios only if all seeds get there.
+    the baseline's final validation loss at their full size, and how many times less than the
+    baseline needed (its own first time at that loss; it is timed by the same rule). Ratios only if all seeds get there.
     final_ratio: how the final losses compare.
     """
     pairs = [(runs[s], baseline[s]) for s in sorted(runs) if s in baseline]
     result = dict(seeds=len(pairs), reached=0, final_ratio=ratio_interval(
         [a["val_loss"][-1] / b["val_loss"][-1] for a, b in pairs]) if pairs else None)
     for x in ("train_s", "flops"):
-        ours = [crossing(a[x], a["val_loss"], b["val_loss"][-1]) for a, b in pairs]
-        theirs = [crossing(b[x], b["val_loss"], b["val_loss"][-1]) for _, b in pairs]
+        ours = [reaches(a, x, b["val_loss"][-1]) for a, b in pairs]
+        theirs = [reaches(b, x, b["val_loss"][-1]) for _, b in pairs]
         result["reached"] = sum(o is not None for o in ours)
         result[f"{x}_to_loss"] = ours
         result[f"{x}_speedup"] = ratio_interval([t / max(o, 1e-9) for o, t in zip(ours, theirs)]) \

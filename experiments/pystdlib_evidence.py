@@ -1,5 +1,5 @@
 # The main comparison: is growing faster than training from scratch, with both optimizers tuned,
-# and than the other ways to grow? About two and a half hours on two CPU cores.
+# and than the other ways to grow? About three hours on two CPU cores.
 from experiments import common as _c
 
 settings, seeds = _c.settings, _c.seeds

@@ -97,6 +97,20 @@ def test_crossing():
     assert verdict.crossing(xs, ys, 1.0) == 30 and verdict.crossing([], [], 1) is None
 
 
+def test_a_loss_before_the_last_growth_does_not_count():
+    """Nor one along the ramp: the model must be what it ends as."""
+    def events(*points):
+        return [dict(event="eval", iter=i, train_s=10.0 * i, flops=1.0 * i, n_layer=layers, mask=mask,
+                     val_loss=loss) for i, (layers, mask, loss) in enumerate(points)]
+    grown = verdict.curve(events((1, 1.0, 5.0), (1, 1.0, 1.0), (2, 0.5, 1.0), (2, 1.0, 3.0),
+                                 (2, 1.0, 1.0)))
+    assert grown["whole"] == [False, False, False, True, True]
+    assert verdict.reaches(grown, "train_s", 2.0) == 35 and verdict.reaches(grown, "flops", 3.0) == 3
+    assert verdict.reaches(grown, "train_s", 0.5) is None
+    assert verdict.reaches(verdict.curve(events((1, 1.0, 5.0), (2, 0.5, 1.0))), "iter", 2.0) is None
+    assert verdict.reaches(verdict.curve(events((1, 1.0, 3.0), (1, 1.0, 1.0))), "iter", 2.0) == 0.5
+
+
 def test_compare_pairs_by_seed():
     def line(end, last):
         return dict(train_s=[0, end], flops=[0, 2 * end], iter=[0, 1], val_loss=[5.0, last])
