@@ -9,12 +9,6 @@ _muon = dict(optimizer="muon", learning_rate=2e-3)
 _adamw = dict(optimizer="adamw", max_iters=600, warmup_iters=30, ramp_iters=30, eval_interval=30)
 
 
-def _layers(baseline, settings, at, then):
-    """One layer, four, ten, masked: half the compute."""
-    return dict(_target, **settings, n_layer=1, against=baseline, flops=(baseline, 0.5),
-                stages=[dict(at=at, n_layer=4), dict(at=then, n_layer=10)])
-
-
 def _late(baseline, settings, at):
     """1 x 128 nearly to the end, then all dimensions at once: a fifth of the compute."""
     return dict(settings, **_c.tiny, operator="zero_output", decay_frac=0.4, against=baseline,
@@ -22,10 +16,12 @@ def _late(baseline, settings, at):
 
 
 contestants = {
-    "scratch AdamW": dict(_target, **_adamw, sweep=dict(learning_rate=[2e-3, 4e-3, 8e-3])),
-    "scratch Muon": dict(_target, **_muon, sweep=dict(muon_learning_rate=[0.02, 0.04, 0.08])),
-    "one layer, four, ten: MSG, AdamW": _layers("scratch AdamW", _adamw, 600, 825),
-    "one layer, four, ten: MSG, Muon": _layers("scratch Muon", _muon, 400, 550),
+    "scratch AdamW": dict(_target, **_adamw, sweep=dict(learning_rate=[1e-3, 2e-3, 4e-3, 8e-3])),
+    "scratch Muon": dict(_target, **_muon, sweep=dict(muon_learning_rate=[0.01, 0.02, 0.04, 0.08])),
+    # half the compute
+    "one layer, four, ten: MSG, Muon": {
+        **_target, **_muon, "n_layer": 1, "against": "scratch Muon", "flops": ("scratch Muon", 0.5),
+        "stages": [dict(at=400, n_layer=4), dict(at=550, n_layer=10)]},
     "late jump, zero output, AdamW": _late("scratch AdamW", _adamw, 1650),
     "late jump, zero output, Muon": dict(_late("scratch Muon", _muon, 1100),
                                          muon_learning_rate=0.02),
