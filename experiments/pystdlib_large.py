@@ -16,13 +16,15 @@ def _late(baseline, settings, at):
 
 
 contestants = {
-    "scratch AdamW": dict(_target, **_adamw, sweep=dict(learning_rate=[1e-3, 2e-3, 4e-3, 8e-3])),
+    "scratch AdamW": dict(_target, **_adamw,
+                          sweep=dict(learning_rate=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3])),
     "scratch Muon": dict(_target, **_muon, sweep=dict(muon_learning_rate=[0.01, 0.02, 0.04, 0.08])),
     # half the compute
     "one layer, four, ten: MSG, Muon": {
         **_target, **_muon, "n_layer": 1, "against": "scratch Muon", "flops": ("scratch Muon", 0.5),
         "stages": [dict(at=400, n_layer=4), dict(at=550, n_layer=10)]},
-    "late jump, zero output, AdamW": _late("scratch AdamW", _adamw, 1650),
+    # at the rates that were best for the same two in pystdlib_evidence.py
+    "late jump, zero output, AdamW": dict(_late("scratch AdamW", _adamw, 1650), learning_rate=4e-3),
     "late jump, zero output, Muon": dict(_late("scratch Muon", _muon, 1100),
                                          muon_learning_rate=0.02),
 }
