@@ -69,7 +69,7 @@ def reaches(curve, x, target):
     Where, in `x`, a run first is at `target` and stays the size it has there: a loss that a
     smaller model had does not count. None if it never is.
     """
-    whole = curve.get("whole", [True] * len(curve[x]))
+    whole = curve["whole"]
     start = len(whole) - [*whole[::-1], False].index(False)
     return crossing(curve[x][start:], curve["val_loss"][start:], target)
 
@@ -78,8 +78,8 @@ def compare(runs, baseline):
     """
     runs, baseline: {seed: curve}. Pairs them by seed: for each, the seconds and the compute until
     the baseline's final validation loss at their full size, and how many times less than the
-    baseline needed (its own first time at that loss; it is timed by the same rule). Ratios only if all seeds get there.
-    final_ratio: how the final losses compare.
+    baseline needed (its own first time at that loss; it is timed by the same rule). Ratios only if
+    all seeds get there. final_ratio: how the final losses compare.
     """
     pairs = [(runs[s], baseline[s]) for s in sorted(runs) if s in baseline]
     result = dict(seeds=len(pairs), reached=0, final_ratio=ratio_interval(

@@ -8,10 +8,10 @@ _muon = dict(optimizer="muon", learning_rate=2e-3)
 _adamw = dict(optimizer="adamw", max_iters=1000, warmup_iters=50, ramp_iters=50, eval_interval=50)
 
 
-def _against(baseline, *settings, share=0.5, **stages):
+def _against(baseline, *settings, share=0.5, **more):
     """A grown run that may cost `share` of the baseline's compute."""
-    sizes = {k: v for s in settings for k, v in s.items()}
-    return dict(sizes, **stages, against=baseline, flops=(baseline, share))
+    given = {k: v for s in settings for k, v in s.items()}
+    return dict(given, **more, against=baseline, flops=(baseline, share))
 
 
 def _paper(every):
