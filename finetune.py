@@ -6,7 +6,8 @@ Fine-tune a BERT or GPT checkpoint on GLUE or SQuAD v1.1 and score it, over seve
 
 The folder holds the task's own files: train.tsv and dev.tsv, or train-v1.1.json and dev-v1.1.json
 (--train and --dev name others). Scores are in points of 100, as on the leaderboards. BERT is read
-at its pooled output, GPT at the last token, and for SQuAD both at every token of the passage.
+at its pooled output, GPT at the last token (--pool=mean: either at the mean over all tokens, for a
+BERT whose NSP taught its first token nothing), and for SQuAD both at every token of the passage.
 A model is a checkpoint, a run's folder or a Hugging Face folder.
 """
 import argparse
@@ -253,8 +254,9 @@ def collate(rows, device):
 class Tuned(nn.Module):
     """A pre-trained model under a new linear head: (B, classes), (B, 1), or (B, T, 2) for spans."""
 
-    def __init__(self, model, task, dropout):
+    def __init__(self, model, task, dropout, pool="own"):
         super().__init__()
+        self.pool = pool
         self.model = type(model)(replace(model.config, dropout=dropout))
         self.model.load_state_dict(model.state_dict())
         self.task, self.spans = task, not task.text
@@ -264,13 +266,18 @@ class Tuned(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, data):
+        keep, pooled = data["keep"], None
         if kind_of(self.model) == "bert":
-            x, pooled = self.model.hidden(data["idx"], data["segments"], data["keep"])
-            x = x if self.spans else pooled
+            x, pooled = self.model.hidden(data["idx"], data["segments"], keep)
         else:
             x = self.model.hidden(data["idx"])
-            if not self.spans:
-                x = x[torch.arange(len(x), device=x.device), data["keep"].sum(1) - 1]  # last token
+        if not self.spans:
+            if self.pool == "mean":
+                x = (x * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
+            elif pooled is not None:
+                x = pooled
+            else:
+                x = x[torch.arange(len(x), device=x.device), keep.sum(1) - 1]  # last token
         y = self.head(self.dropout(x)).float()
         return y.masked_fill(~data["allowed"][..., None], -1e9) if self.spans else y
 
@@ -391,7 +398,7 @@ def run(args):
     scores = []
     for seed in range(args.seeds):
         torch.manual_seed(seed)
-        net = Tuned(model, task, args.dropout).to(args.device)
+        net = Tuned(model, task, args.dropout, args.pool).to(args.device)
         fit(net, train.rows, args, seed)
         scores.append({f"{n} {m}": v for n, d in devs.items()
                        for m, v in d.scores(predict(net, d.rows, args)).items()})
@@ -401,7 +408,8 @@ def run(args):
         checkpoint=args.checkpoint, iter=info.get("iter"), params=model.num_params(),
         task=task.name, train=train_name, rows={n: len(d.rows) for n, d in {train_name: train,
                                                                             **devs}.items()},
-        settings={k: getattr(args, k) for k in ("epochs", "lr", "batch", "dropout", "limit")},
+        settings={k: getattr(args, k)
+                  for k in ("epochs", "lr", "batch", "dropout", "limit", "pool")},
         seeds=[{k: s[k] for k in names} for s in scores],
         mean={k: statistics.mean(s[k] for s in scores) for k in names},
         std={k: statistics.stdev(s[k] for s in scores) if len(scores) > 1 else None for k in names})
@@ -420,6 +428,8 @@ def parse(argv):
     p.add_argument("--lr", type=float, default=5e-5, help="peak learning rate (small models: more)")
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--dropout", type=float, default=0.1)
+    p.add_argument("--pool", choices=("own", "mean"), default="own",
+                   help="what the head reads: BERT's pooled output or GPT's last token, or the mean")
     p.add_argument("--limit", type=int, default=0, help="only the first N rows of each file")
     p.add_argument("--save", help="where the JSON goes (finetune_TASK.json beside the checkpoint)")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -431,6 +441,8 @@ def parse(argv):
     for key, low in dict(seeds=1, epochs=1, batch=1, limit=0, lr=0, dropout=0).items():
         if not low <= getattr(args, key) < float("inf"):  # NaN is neither
             raise UserError(f"--{key}={getattr(args, key)}: must be at least {low}, and finite")
+    if args.pool != "own" and args.task == "squad":
+        raise UserError(f"--pool={args.pool}: SQuAD is read at every token: leave it out")
     if args.dropout >= 1:
         raise UserError(f"--dropout={args.dropout}: must be below 1, which drops everything")
     check_device(args.device)

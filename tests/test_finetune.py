@@ -272,9 +272,11 @@ def test_batches():
 
 
 @KINDS
-@pytest.mark.parametrize("task", ["sst2", "rte", "squad"])
-def test_padding_and_company_change_nothing(kind, task, tmp_path):
-    net = Tuned(make(kind, torch.float32, block_size=48, vocab_size=320), TASKS[task], 0.1).eval()
+@pytest.mark.parametrize("task, pool", [("sst2", "own"), ("sst2", "mean"), ("rte", "own"),
+                                        ("rte", "mean"), ("squad", "own")])
+def test_padding_and_company_change_nothing(kind, task, pool, tmp_path):
+    model = make(kind, torch.float32, block_size=48, vocab_size=320)
+    net = Tuned(model, TASKS[task], 0.1, pool).eval()
     e = encoder(kind, 48)
     if task == "squad":
         rows = [r for q in read_squad(squad(tmp_path / "s.json", ("Who?", ["cat"]), (
@@ -305,6 +307,18 @@ def trivial(folder, n=160):
             lines.append(f"{''.join(text)}\t{label}")
         (folder / name).write_text("\n".join(lines) + "\n")
     return str(folder)
+
+
+@KINDS
+def test_the_mean_of_all_tokens(kind):
+    """pool="mean" is the head on the plain mean of what the model says of each token."""
+    model = make(kind, torch.float32, block_size=48, vocab_size=320)
+    net = Tuned(model, TASKS["sst2"], 0.0, "mean").eval()
+    row = encoder(kind, 48).texts(["abcde"])
+    data = collate([dict(row, label=0)], "cpu")
+    with torch.no_grad():
+        x = model.hidden(data["idx"]) if kind == "gpt" else model.hidden(data["idx"])[0]
+        assert torch.allclose(net(data), net.head(x.mean(1)), atol=1e-6)
 
 
 @KINDS
@@ -373,6 +387,7 @@ def test_mid_ramp(tmp_path):
     (["glue/SST3"], "--task=SST3: must be one of cola, sst2"), (["x", "--task=SQ"], "--task=SQ"),
     (["SST-2", "--seeds=0"], "--seeds=0: must be at least 1"),
     (["SST-2", "--lr=nan"], "--lr=nan: must be at least 0, and finite"),
+    (["squad", "--pool=mean"], "--pool=mean: SQuAD is read at every token"),
     (["SST-2", "--dropout=1"], "--dropout=1.0: must be below 1"),
     (["SST-2", "--device=cuda:99"], "--device=cuda:99: not on this machine")])
 def test_bad_settings(args, said):
