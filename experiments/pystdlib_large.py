@@ -1,5 +1,5 @@
 # A larger run: 10 layers x 192 (4.5M parameters), whose step costs 9 times that of the one layer
-# and 18 times that of the 1 x 128 that it grows from. About an hour on two CPU cores.
+# and 16 times that of the 1 x 128 that it grows from. About an hour on two CPU cores.
 from experiments import common as _c
 
 settings = dict(_c.settings, max_iters=400)
