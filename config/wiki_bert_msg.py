@@ -27,4 +27,4 @@ warmup_iters = 100
 decay_frac = 0.4
 eval_interval = 200
 eval_seqs = 1024
-keep_checkpoints = 60
+keep_checkpoints = 60  # all of them, 2 GB: to compare runs at equal loss
