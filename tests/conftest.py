@@ -1,7 +1,11 @@
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+
+# a shell starts background jobs with Ctrl-C ignored, and what tests start would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
