@@ -266,18 +266,16 @@ class Tuned(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, data):
-        keep, pooled = data["keep"], None
+        keep = data["keep"]
         if kind_of(self.model) == "bert":
-            x, pooled = self.model.hidden(data["idx"], data["segments"], keep)
+            x, own = self.model.hidden(data["idx"], data["segments"], keep)
         else:
             x = self.model.hidden(data["idx"])
-        if not self.spans:
-            if self.pool == "mean":
-                x = (x * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
-            elif pooled is not None:
-                x = pooled
-            else:
-                x = x[torch.arange(len(x), device=x.device), keep.sum(1) - 1]  # last token
+            own = x[torch.arange(len(x), device=x.device), keep.sum(1) - 1]  # last token
+        if self.pool == "mean" and not self.spans:
+            x = (x * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
+        elif not self.spans:
+            x = own
         y = self.head(self.dropout(x)).float()
         return y.masked_fill(~data["allowed"][..., None], -1e9) if self.spans else y
 
