@@ -1,6 +1,6 @@
 # A small BERT on real text, for trying it out on GLUE: 4 layers x 192 (3.4M parameters), grown in
 # all four dimensions. Less than an hour on one CPU core. The data: any English text, prepared with
-# --tokenizer=wordpiece --bert and the first 8,192 entries of BERT's vocabulary.
+# --tokenizer=wordpiece and the first 8,192 entries of BERT's vocabulary.
 model = "bert"
 data_dir = "data/wiki"
 out_dir = "out/wiki_bert_msg"

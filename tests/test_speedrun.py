@@ -113,7 +113,8 @@ def test_a_loss_before_the_last_growth_does_not_count():
 
 def test_compare_pairs_by_seed():
     def line(end, last):
-        return dict(train_s=[0, end], flops=[0, 2 * end], iter=[0, 1], val_loss=[5.0, last], whole=[True, True])
+        return dict(train_s=[0, end], flops=[0, 2 * end], iter=[0, 1], val_loss=[5.0, last],
+                    whole=[True, True])
     base = {1: line(100, 1.0), 2: line(100, 3.0)}
     got = verdict.compare({1: line(50, 1.0), 2: line(50, 1.0)}, base)
     assert got["train_s_to_loss"] == [50, 25] and got["reached"] == 2
