@@ -8,7 +8,7 @@ CONFIG ?= pystdlib_msg
 train: $(VENV)/ready data/pystdlib/meta.json
 	$(RUN) train.py config/$(CONFIG).py --init_from=auto
 	$(RUN) sample.py out/$(CONFIG) --prompt="def "
-	$(RUN) plot.py out/$(CONFIG)
+	$(RUN) -m tools.plot out/$(CONFIG)
 
 test: $(VENV)/ready
 	$(RUN) -m pytest -q

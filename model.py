@@ -23,7 +23,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from loss import RowLoss, head_loss
+from run.loss import RowLoss, head_loss
 
 # the four sizes that grow, and the axis each of them is
 GROWABLE = {"n_embd": "embd", "n_inner": "inner", "n_head": "head", "n_layer": "layer"}
@@ -445,3 +445,7 @@ class Bert(Transformer):
         if next_sentence is not None:
             loss = loss + F.cross_entropy(nsp_logits, next_sentence)
         return out, loss
+
+
+# model of a config -> (the class, its config's class)
+MODELS = {"gpt": (GPT, GPTConfig), "bert": (Bert, BertConfig)}

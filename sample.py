@@ -8,19 +8,10 @@ import sys
 
 import torch
 
-import checkpoint
-from configurator import MODELS, UserError, exits_cleanly
+from data.tokenizer import get_tokenizer
 from model import GPT
-from tokenizer import get_tokenizer
-
-
-def load_model(path, device="cpu"):
-    """The model in a checkpoint (a file, or a run's folder) and that checkpoint's other contents."""
-    state = checkpoint.load(path, device)
-    cls, config_cls = MODELS[state["config"]["model"]]
-    model = cls(config_cls(**state["model_config"]))
-    model.load_state_dict(state.pop("model"))
-    return model.to(device).eval(), state
+from run.checkpoint import load_model
+from run.errors import UserError, exits_cleanly
 
 
 def parse(argv):

@@ -4,7 +4,7 @@ Train a Transformer that grows while it trains.
     python train.py config/pystdlib_msg.py --max_iters=500
     torchrun --standalone --nproc_per_node=4 train.py config/gpt2_msg.py
 
-Every setting is in configurator.py. Batch, mask, dropout and learning rate are functions of
+Every setting is in run/settings.py. Batch, mask, dropout and learning rate are functions of
 (seed, iteration), so a run can be cut off anywhere and on any number of processes and continue
 as if nothing had happened.
 """
@@ -23,18 +23,15 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-import ahead
-import checkpoint
-import compiler
-import export
-import newborn
-from configurator import MODELS, OWN_STARTS, TrainConfig, UserError, exits_cleanly, from_args
+from data.loader import LOADERS, read_meta, vocab_needed
 from grow import describe, role, set_mask, sizes_of
-from loader import LOADERS, read_meta, vocab_needed
-from model import GROWABLE, BertOutput
-from ranks import PEAK_FLOPS, Ranks, Zero1, pick_dtype
-from rivals import OPERATORS
-from runlog import Clock, RunLog, open_trackers
+from model import GROWABLE, MODELS, BertOutput
+from run import ahead, checkpoint, compiler, hf, newborn
+from run.errors import UserError, exits_cleanly, first_line
+from run.operators import OPERATORS
+from run.ranks import PEAK_FLOPS, Ranks, Zero1, pick_dtype
+from run.runlog import Clock, RunLog, open_trackers
+from run.settings import OWN_STARTS, TrainConfig, from_args
 
 
 def learning_rate(config, it, last_growth):
@@ -95,7 +92,7 @@ def out_of_memory(config, stage, vocab_size, e):
     states = 4 if config.optimizer == "adamw" else 3  # weight, gradient, moments; float32
     need = 4 * states * model.num_params() / 2**30
     return (f"stages[{stage}] ({describe(sizes_of(model.config))}) does not fit in memory "
-            f"({checkpoint.first_line(e)}): its {model.num_params():,} parameters, gradients and "
+            f"({first_line(e)}): its {model.num_params():,} parameters, gradients and "
             f"optimizer state take {need:.1f} GiB and activations come on top; lower its sizes or "
             "micro_batch, then --resume: the checkpoint from before this growth is safe")
 
@@ -128,7 +125,7 @@ class Trainer:
         if state:
             self.model.load_state_dict(state["model"])
         elif config.init_from not in OWN_STARTS:
-            export.start_from(self.model, config.init_from)
+            hf.start_from(self.model, config.init_from)
         self.model.to(self.device)
         self.optimizers = make_optimizers(config, self.model)
         self.zero1 = self.shard()
@@ -177,7 +174,7 @@ class Trainer:
         self.ranks.barrier()  # rank 0 has the lock: nobody else writes there
         found = checkpoint.exists(config.out_dir)
         if config.init_from not in OWN_STARTS:
-            export.check_tokenizer(config.init_from, meta, config.data_dir)
+            hf.check_tokenizer(config.init_from, meta, config.data_dir)
         if config.init_from not in ("resume", "auto") and not restarted:
             if found:
                 raise UserError(f"out_dir={config.out_dir} holds a run already: --resume continues "

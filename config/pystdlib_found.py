@@ -1,4 +1,4 @@
-# Found by plan.py --search: 2L_192_6h_512, 55%: layers 6 FFN 768.
+# Found by lab.plan --search: 2L_192_6h_512, 55%: layers 6 FFN 768.
 # To the loss of a short run from scratch (1.2490, 600 iterations,
 # 265 s): 177 s predicted, 184 s measured. rate is the next sizes' (loss, loss per
 # second), read only with grow_when="rate".

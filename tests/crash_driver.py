@@ -20,8 +20,8 @@ import sys
 import threading
 import time
 
-import checkpoint
 import train
+from run import checkpoint
 
 
 def die():

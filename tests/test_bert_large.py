@@ -3,12 +3,12 @@ import resource
 
 import pytest
 import torch
-
-from configurator import MODELS, from_args
-from grow import grow, set_mask, sizes_of
-from model import GROWABLE
 from runs import ROOT
 from test_grow import batch, difference
+
+from grow import grow, set_mask, sizes_of
+from model import GROWABLE, MODELS
+from run.settings import from_args
 
 
 @pytest.mark.slow

@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import bin_writer
-from bin_writer import BinWriter, DataError, complete, cut, encode_pieces, pick_split, write_pieces
-from loader import BertLoader
-from tokenizer import Tokenizer, TokenizerError, get_tokenizer, load
+from data import bin_writer
+from data.bin_writer import BinWriter, complete, cut, encode_pieces, pick_split, write_pieces
+from data.loader import BertLoader
+from data.tokenizer import Tokenizer, get_tokenizer, load
+from run.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT_SCRIPT = ROOT / "data" / "text" / "prepare.py"
@@ -47,7 +48,7 @@ text, pystdlib, shakespeare, openwebtext = map(
 def gpt2():
     try:
         return load("gpt2")
-    except TokenizerError as e:
+    except UserError as e:
         pytest.skip(str(e))
 
 
@@ -109,7 +110,8 @@ def test_bytes_with_and_without_bert():
 
 def test_text_round_trips_as_bytes():
     pytest.importorskip("hypothesis")
-    from hypothesis import given, settings, strategies as st
+    from hypothesis import given, settings
+    from hypothesis import strategies as st
 
     @settings(deadline=None)
     @given(st.text())
@@ -142,7 +144,7 @@ def test_char():
     tok = load("char", "\nab")
     assert tok.encode("ba\n") == [2, 1, 0] and tok.eot is None
     assert tok.decode([2, 1, 0, 9]) == "ba\n\ufffd"
-    with pytest.raises(TokenizerError, match="character 'é' is not among the 3"):
+    with pytest.raises(UserError, match="character 'é' is not among the 3"):
         tok.encode("é")
 
 
@@ -153,7 +155,7 @@ def test_char():
     (lambda: get_tokenizer(dict(tokenizer=["gpt2"])), "names no tokenizer"),
 ])
 def test_tokenizers_that_cannot_be_had(make, message):
-    with pytest.raises(TokenizerError, match=message):
+    with pytest.raises(UserError, match=message):
         make()
 
 
@@ -186,7 +188,7 @@ def test_gpt2_offline_says_what_is_missing_and_where(monkeypatch, tmp_path):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tiktoken.load, "read_file", no_network)
     monkeypatch.delitem(tiktoken.registry.ENCODINGS, "gpt2", raising=False)
-    with pytest.raises(TokenizerError) as e:
+    with pytest.raises(UserError) as e:
         load("gpt2")
     message = str(e.value)
     for part in ("vocab.bpe", "encoder.json", f"TIKTOKEN_CACHE_DIR={tmp_path}",
@@ -196,7 +198,7 @@ def test_gpt2_offline_says_what_is_missing_and_where(monkeypatch, tmp_path):
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
     monkeypatch.delenv("DATA_GYM_CACHE_DIR", raising=False)
     monkeypatch.setenv("DATA_GYM_CACHE_DIR", str(tmp_path / "gym"))
-    with pytest.raises(TokenizerError, match="which is not set, so in .*gym"):
+    with pytest.raises(UserError, match="which is not set, so in .*gym"):
         load("gpt2")
 
 
@@ -204,7 +206,7 @@ def test_gpt2_offline_says_what_is_missing_and_where(monkeypatch, tmp_path):
                                           ("tokenizers", "pip install tokenizers")])
 def test_a_missing_library_is_named(monkeypatch, name, remedy):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(TokenizerError, match=remedy):
+    with pytest.raises(UserError, match=remedy):
         load(dict(tiktoken="gpt2", tokenizers="wordpiece")[name], VOCAB)
 
 
@@ -222,7 +224,8 @@ def test_wordpiece(vocab):
 
 def test_wordpiece_word_by_word_is_the_library_on_the_whole_text(vocab):
     pytest.importorskip("hypothesis")
-    from hypothesis import given, settings, strategies as st
+    from hypothesis import given, settings
+    from hypothesis import strategies as st
     tok = load("wordpiece", vocab)
 
     @settings(deadline=None)
@@ -238,13 +241,13 @@ def test_wordpiece_word_by_word_is_the_library_on_the_whole_text(vocab):
 ])
 def test_bad_vocabularies(vocab, lines, message):
     vocab.unlink() if lines is None else vocab.write_text("\n".join(lines))
-    with pytest.raises(TokenizerError, match=message):
+    with pytest.raises(UserError, match=message):
         load("wordpiece", vocab)
 
 
 def test_wordpiece_without_a_vocabulary():
     pytest.importorskip("tokenizers")
-    with pytest.raises(TokenizerError, match="--vocab=vocab.txt"):
+    with pytest.raises(UserError, match="--vocab=vocab.txt"):
         load("wordpiece")
 
 
@@ -270,7 +273,7 @@ def test_larger_vocabularies_take_two_bytes(tmp_path):
         w.write("val", [0])
     assert stream(tmp_path, "train").tolist() == [0x100 - 32]
     assert complete(tmp_path)["dtype"] == "uint16"
-    with pytest.raises(TokenizerError, match="at most 65536"):
+    with pytest.raises(UserError, match="at most 65536"):
         load("char", [chr(i) for i in range(70000)]).dtype
 
 
@@ -315,7 +318,7 @@ def test_stopping_between_renames_leaves_no_dataset_that_looks_whole(tmp_path, m
 
 
 def test_an_empty_split_is_refused(tmp_path):
-    with pytest.raises(DataError, match="val.bin would be empty.*--val-fraction"):
+    with pytest.raises(UserError, match="val.bin would be empty.*--val-fraction"):
         with BinWriter(tmp_path / "x", load("bytes"), "") as w:
             w.write("train", [1])
     assert not (tmp_path / "x").exists()
@@ -343,7 +346,7 @@ def _die(job):
 
 def test_a_dead_worker_is_an_error_not_a_hang(tmp_path, monkeypatch):
     monkeypatch.setattr(bin_writer, "_work", _die)
-    with pytest.raises(DataError, match="fewer --workers"):
+    with pytest.raises(UserError, match="fewer --workers"):
         with BinWriter(tmp_path / "x", load("bytes"), "") as w:
             write_pieces(w, [("train", "text", True)], workers=2)
 
@@ -404,7 +407,8 @@ def reference(s):
 
 def test_documents_survive_any_cutting_into_pieces(tmp_path):
     pytest.importorskip("hypothesis")
-    from hypothesis import assume, given, settings, strategies as st
+    from hypothesis import assume, given, settings
+    from hypothesis import strategies as st
     path = tmp_path / "x.txt"
 
     def read(size, blank_line):
@@ -447,7 +451,8 @@ def test_a_document_in_many_pieces_is_one_document(tmp_path, monkeypatch):
 
 def test_a_long_document_is_cut_where_tokens_end(gpt2):
     pytest.importorskip("hypothesis")
-    from hypothesis import given, settings, strategies as st
+    from hypothesis import given, settings
+    from hypothesis import strategies as st
 
     @settings(deadline=None)
     @given(st.text("ab1'!é \n\t", min_size=1))

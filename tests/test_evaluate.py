@@ -9,15 +9,16 @@ from dataclasses import asdict
 
 import pytest
 import torch
-
-import evaluate
-import runlog
-from configurator import TrainConfig, UserError, from_args
-from evaluate import Evaluator, parse, parse_tasks, read_jsonl, read_text, table, windows
-from export import open_model, same_tokenizer
 from runs import ENV, ROOT, events, make_data, train
 from test_grow import make
-from tokenizer import TokenizerError, get_tokenizer
+
+from data.tokenizer import get_tokenizer
+from run import runlog
+from run.errors import UserError
+from run.hf import open_model, same_tokenizer
+from run.settings import TrainConfig, from_args
+from tools import evaluate
+from tools.evaluate import Evaluator, parse, parse_tasks, read_jsonl, read_text, table, windows
 
 META = dict(tokenizer=dict(name="bytes", bert=False), vocab_size=256, dtype="uint8", eot=0, sep=10)
 CHAR = dict(tokenizer=dict(name="char", vocab=sorted("\n abcdefgh")), vocab_size=11)
@@ -219,7 +220,7 @@ def test_byte_pairs(gpt):
     e = Evaluator(gpt)
     try:
         e.tok = get_tokenizer(dict(tokenizer="gpt2"))
-    except TokenizerError as error:
+    except UserError as error:
         pytest.skip(str(error))
     for context, end in (("I don't care about", "signs"), ("Question: dresser\n", "replace it"),
                          ("therefore ", "the toilet's full."), ("1 + 1 =", "2")):
@@ -261,7 +262,7 @@ def test_mid_ramp(tmp_path):
 
 def test_mlm_equals_the_slow_one(tmp_path):
     """Row by row, without padding, and the same whatever the batch."""
-    from loader import BertLoader
+    from data.loader import BertLoader
     data = str(make_data(tmp_path / "data"))
     path = save("bert", tmp_path, block_size=32)
     got = [Evaluator(path, batch=b, limit=10).mlm(data) for b in (1, 4, 16)]
@@ -288,7 +289,7 @@ def test_mlm_equals_the_slow_one(tmp_path):
 # from the command line
 
 def run(*args):
-    return subprocess.run([sys.executable, "evaluate.py", *map(str, args)], cwd=ROOT, env=ENV,
+    return subprocess.run([sys.executable, "-m", "tools.evaluate", *map(str, args)], cwd=ROOT, env=ENV,
                           capture_output=True, text=True)
 
 
@@ -421,13 +422,13 @@ def test_small_parts(tmp_path):
 
 def test_a_folder_of_an_unknown_tokenizer(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
-    import export
-    export.export(make("gpt", torch.float32, vocab_size=64, n_head=3), CHAR, str(tmp_path / "hf"))
+    from run import hf
+    hf.export(make("gpt", torch.float32, vocab_size=64, n_head=3), CHAR, str(tmp_path / "hf"))
     assert Evaluator(str(tmp_path / "hf")).tok.name == "char"
-    (tmp_path / "hf" / export.OURS).write_text("{")
+    (tmp_path / "hf" / hf.OURS).write_text("{")
     with pytest.raises(UserError, match="nanogrow.json: cannot be read"):
         open_model(str(tmp_path / "hf"))
-    (tmp_path / "hf" / export.OURS).unlink()
+    (tmp_path / "hf" / hf.OURS).unlink()
     with pytest.raises(UserError, match="nothing in it says what its tokenizer is"):
         open_model(str(tmp_path / "hf"))
     assert safetensors

@@ -7,16 +7,17 @@ import sys
 
 import pytest
 import torch
-
-import checkpoint
-from configurator import UserError, from_args
-from grow import grow, set_mask
 from runs import ENV, ROOT, events, make_data, train
 from test_grow import batch, difference, make, outputs
-from tokenizer import TokenizerError, get_tokenizer
+
+from data.tokenizer import get_tokenizer
+from grow import grow, set_mask
+from run import checkpoint
+from run.errors import UserError
+from run.settings import from_args
 
 pytest.importorskip("safetensors")
-import export  # noqa: E402
+from run import hf
 
 META = dict(tokenizer=dict(name="bytes", bert=False), vocab_size=256, dtype="uint8", eot=0, sep=10)
 SIZES = dict(n_head=3, vocab_size=320)  # n_head * head_dim = n_embd, bytes and specials fit
@@ -34,14 +35,14 @@ def folders(tmp_path_factory):
     made = {}
     for kind in ("gpt", "bert"):
         made[kind] = used(kind), str(tmp_path_factory.mktemp(kind) / "hf")
-        export.export(made[kind][0], META, made[kind][1])
+        hf.export(made[kind][0], META, made[kind][1])
     return made
 
 
 @KINDS
 def test_round_trip(kind, folders):
     model, folder = folders[kind]
-    back, info = export.from_hf(folder)
+    back, info = hf.from_hf(folder)
     assert back.config == model.config
     assert info["config"]["model"] == kind and info["meta"]["tokenizer"] == META["tokenizer"]
     for (name, a), (_, b) in zip(model.named_parameters(), back.named_parameters(), strict=True):
@@ -57,14 +58,14 @@ def test_transformers_and_back(kind, gelu, bias, tmp_path):
     """Opened by transformers: equal outputs. Saved by transformers: read back, equal again."""
     transformers = pytest.importorskip("transformers")
     ours = used(kind, gelu=gelu, bias=bias)
-    export.export(ours, META, str(tmp_path / "a"))
-    cls = getattr(transformers, export.CLASSES[kind])
+    hf.export(ours, META, str(tmp_path / "a"))
+    cls = getattr(transformers, hf.CLASSES[kind])
     theirs, report = cls.from_pretrained(tmp_path / "a", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert sum(p.numel() for p in theirs.parameters()) == \
         make(kind, **{**SIZES, "bias": True}).num_params()
     theirs.eval().save_pretrained(tmp_path / "b")
-    back, _ = export.from_hf(str(tmp_path / "b"))
+    back, _ = hf.from_hf(str(tmp_path / "b"))
     data = batch(kind, ours.config)
     with torch.no_grad():
         want, again = outputs(kind, ours, data), outputs(kind, back, data)
@@ -91,9 +92,9 @@ def test_tokenizer_files(kind, tokenizer, tmp_path):
                                sorted(set(text)) if tokenizer == "char" else None))
     try:
         tok = get_tokenizer(meta, bert=kind == "bert")
-    except TokenizerError as e:
+    except UserError as e:
         pytest.skip(str(e))
-    export.export(used(kind, vocab_size=64), meta, str(tmp_path / "hf"))
+    hf.export(used(kind, vocab_size=64), meta, str(tmp_path / "hf"))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     ids = theirs(text, add_special_tokens=False)["input_ids"]
     assert ids == tok.encode(text)
@@ -109,13 +110,13 @@ def test_tokenizer_files(kind, tokenizer, tmp_path):
 
 @KINDS
 def test_growing_from_a_folder_preserves_the_function(kind, folders):
-    model, _ = export.from_hf(folders[kind][1])
+    model, _ = hf.from_hf(folders[kind][1])
     data = batch(kind, model.config)
     before = outputs(kind, model, data)
     grown, _ = grow(model, n_layer=3, n_embd=20, n_head=5, n_inner=33)
     assert difference(before, outputs(kind, grown, data)) < 1e-5  # float32
     set_mask(grown, 1)
-    assert export.to_hf(grown)
+    assert hf.to_hf(grown)
 
 
 @KINDS
@@ -142,7 +143,7 @@ def test_cropped_block_size(folders, tmp_path):
     config = from_args([f"--init_from={folder}", "--block_size=8", "--batch_tokens=64"])
     assert (config.block_size, config.n_embd, config.vocab_size, config.model) == (8, 12, 320, "gpt")
     model = make("gpt", torch.float32, **SIZES, block_size=8)
-    export.start_from(model, folder)
+    hf.start_from(model, folder)
     assert torch.equal(model.wpe.weight, folders["gpt"][0].wpe.weight[:8])
 
 
@@ -151,9 +152,9 @@ def test_names_of_old_files(folders):
     for kind, (model, _) in folders.items():
         tensors = {k.removeprefix("transformer.").replace("LayerNorm.weight", "LayerNorm.gamma")
                    .replace("LayerNorm.bias", "LayerNorm.beta"): v
-                   for k, v in export.to_hf(model).items()}
+                   for k, v in hf.to_hf(model).items()}
         other = used(kind)
-        export.load_hf(other, tensors)
+        hf.load_hf(other, tensors)
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
 
 
@@ -164,22 +165,22 @@ def test_mid_ramp(tmp_path):
     model, _ = grow(used("gpt"), n_embd=16, n_head=4)
     set_mask(model, 0.25)
     with pytest.raises(UserError, match="mask 0.25.*train on until its ramp has ended"):
-        export.export(model, META, str(tmp_path / "hf"))
+        hf.export(model, META, str(tmp_path / "hf"))
     set_mask(model, 1)
-    export.export(model, META, str(tmp_path / "hf"))
+    hf.export(model, META, str(tmp_path / "hf"))
 
 
 @pytest.mark.parametrize("n_head, advice", [(2, "n_head to 3"), (5, "n_embd to 20")])
 def test_heads_of_another_width(n_head, advice, tmp_path):
     with pytest.raises(UserError, match=f"n_embd=12.*grow {advice}"):
-        export.export(used("gpt", n_head=n_head), META, str(tmp_path / "hf"))
+        hf.export(used("gpt", n_head=n_head), META, str(tmp_path / "hf"))
     assert not (tmp_path / "hf").exists()
 
 
 def test_a_folder_with_another_config_is_left_alone(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="choose another folder"):
-        export.export(used("gpt"), META, str(tmp_path))
+        hf.export(used("gpt"), META, str(tmp_path))
 
 
 def altered(folder, tmp_path, **changes):
@@ -199,20 +200,20 @@ def altered(folder, tmp_path, **changes):
 ])
 def test_folders_that_are_something_else(changes, said, folders, tmp_path):
     with pytest.raises(UserError, match=said):
-        export.from_hf(altered(folders["gpt"][1], tmp_path, **changes))
+        hf.from_hf(altered(folders["gpt"][1], tmp_path, **changes))
 
 
 def test_lacking_heads(folders):
-    tensors = {k: v for k, v in export.to_hf(folders["bert"][0]).items() if "cls." not in k}
+    tensors = {k: v for k, v in hf.to_hf(folders["bert"][0]).items() if "cls." not in k}
     with pytest.raises(UserError, match="lacks the weights cls.*BertForPreTraining is needed"):
-        export.load_hf(used("bert"), tensors)
+        hf.load_hf(used("bert"), tensors)
 
 
 def test_damaged_weights(folders, tmp_path):
     folder = altered(folders["gpt"][1], tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no such thing")
     with pytest.raises(UserError, match="model.safetensors: cannot be read"):
-        export.from_hf(folder)
+        hf.from_hf(folder)
 
 
 @pytest.mark.parametrize("args, said", [
@@ -228,7 +229,7 @@ def test_contradicting_settings(args, said, folders):
 
 def test_another_tokenizer(folders, tmp_path):
     with pytest.raises(UserError, match="made with tokenizer gpt2, but .* trained with bytes"):
-        export.check_tokenizer(folders["gpt"][1], dict(tokenizer="gpt2"), "data/x")
+        hf.check_tokenizer(folders["gpt"][1], dict(tokenizer="gpt2"), "data/x")
 
 
 def test_a_hub_name_without_a_network(monkeypatch):
@@ -243,14 +244,14 @@ def test_a_hub_name_without_a_network(monkeypatch):
 
 
 def test_from_the_command_line(tmp_path):
-    out, hf = str(tmp_path / "out"), str(tmp_path / "hf")
+    out, folder = str(tmp_path / "out"), str(tmp_path / "folder")
     train(data_dir=str(make_data(tmp_path / "data")), out_dir=out, max_iters=5, stages=[])
 
     def run(*args):
-        return subprocess.run([sys.executable, "export.py", *args], cwd=ROOT, env=ENV,
+        return subprocess.run([sys.executable, "-m", "tools.export", *args], cwd=ROOT, env=ENV,
                               capture_output=True, text=True)
-    done = run(out, hf)
+    done = run(out, folder)
     assert done.returncode == 0 and "GPT2LMHeadModel.from_pretrained" in done.stdout, done.stderr
-    assert export.from_hf(hf)[0].config.n_embd == 16
+    assert hf.from_hf(folder)[0].config.n_embd == 16
     done = run(out, out)  # its config.json is the run's
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr

@@ -13,10 +13,10 @@ import time
 
 import pytest
 import torch
-
-import checkpoint
-from configurator import UserError
 from runs import ENV, ROOT, events, flags, losses, make_data, train
+
+from run import checkpoint
+from run.errors import UserError
 
 SEED = int(os.environ.get("FAULT_SEED", time.time()))  # printed with every failure
 
@@ -359,8 +359,8 @@ def test_bad_input(driver, what, tmp_path):
 
 def test_a_token_beyond_the_vocabulary_deep_in_the_file(driver, data, tmp_path):
     """What the check at opening cannot see, the loader sees in the batch that has it."""
-    from configurator import from_dict
-    from loader import Loader
+    from data.loader import Loader
+    from run.settings import from_dict
     folder = str(make_data(tmp_path / "data", 4000))
     c = from_dict(dict(data_dir=folder, block_size=32, batch_tokens=256, micro_batch=4))
     loader = Loader(c, dict(dtype="uint8", vocab_size=256), 128)
@@ -387,7 +387,7 @@ def test_fuzzed_settings():
     hypothesis = pytest.importorskip("hypothesis")
     from hypothesis import strategies as st
 
-    from configurator import TrainConfig, from_args
+    from run.settings import TrainConfig, from_args
     keys = st.sampled_from([*TrainConfig.__dataclass_fields__, "n_embed", "stage"])
     value = st.one_of(st.integers().map(str), st.floats().map(str), st.text(max_size=20),
                       st.sampled_from(["true", "[]", "[dict(at=5)]", "[dict(at=5,n_embd=999)]",

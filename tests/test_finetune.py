@@ -7,15 +7,28 @@ import sys
 import numpy as np
 import pytest
 import torch
-
-import finetune
-from configurator import UserError
-from finetune import (TASKS, Encoder, Tuned, batches, best_answers, collate, metric, normalize,
-                      parse, predict, read_glue, read_squad, squad_scores)
 from runs import ENV, ROOT
 from test_evaluate import CHAR, META, save
 from test_grow import make
-from tokenizer import get_tokenizer
+
+from data.tokenizer import get_tokenizer
+from run.errors import UserError
+from tools import finetune
+from tools.finetune import (
+    TASKS,
+    Encoder,
+    Tuned,
+    batches,
+    best_answers,
+    collate,
+    metric,
+    normalize,
+    parse,
+    predict,
+    read_glue,
+    read_squad,
+    squad_scores,
+)
 
 KINDS = pytest.mark.parametrize("kind", ["gpt", "bert"])
 
@@ -409,7 +422,7 @@ def test_diverging(tmp_path):
 def test_from_the_command_line(tmp_path):
     """One line, exit code 2, nothing written."""
     path = save("gpt", tmp_path / "m")
-    done = subprocess.run([sys.executable, "finetune.py", path, str(tmp_path / "SST-2")], cwd=ROOT,
+    done = subprocess.run([sys.executable, "-m", "tools.finetune", path, str(tmp_path / "SST-2")], cwd=ROOT,
                           env=ENV, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "train.tsv" in done.stderr
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["ckpt.pt"]

@@ -1,10 +1,10 @@
 """The loss of a large vocabulary, taken a few rows at a time: the same loss and gradients."""
 import pytest
 import torch
+from test_grow import batch, make
 from torch.nn import functional as F
 
-import loss
-from test_grow import batch, make
+from run import loss
 
 
 def both(monkeypatch, at_once, dtype, bias, n=24, v=50, c=8):
@@ -42,7 +42,7 @@ def test_under_autocast(monkeypatch):
 @pytest.mark.parametrize("mode", ["none", "block", "model"])
 def test_models_compiled_or_not(kind, mode, monkeypatch):
     """return_logits=False: the same loss and gradients, no logits of the whole batch."""
-    import compiler
+    from run import compiler
     model = make(kind, torch.float32)
     data = batch(kind, model.config)
     want = model(**data)[1]

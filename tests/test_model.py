@@ -1,12 +1,12 @@
 """The models by themselves: shapes, attention, generation, counts, and equality with transformers."""
 import pytest
 import torch
+from test_grow import CASES, START, batch, make, outputs
 from torch.utils.flop_counter import FlopCounterMode
 
-import compiler
-from export import load_hf
 from model import GPT, Bert, BertConfig, GPTConfig, attend
-from test_grow import CASES, START, batch, make, outputs
+from run import compiler
+from run.hf import load_hf
 
 
 def test_gpt_forward():

@@ -12,19 +12,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from runs import ENV, ROOT, events, flags, losses, make_data, train
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import rates
-import search
-from bench import batch
-from configurator import from_args, from_dict
-from plan import head_fraction, meta_model, show, stage_costs, totals, vocab_of
-from runs import ENV, ROOT, events, flags, losses, make_data, train
+from lab import rates, search
+from lab.bench import batch
+from lab.plan import head_fraction, meta_model, show, stage_costs, totals, vocab_of
+from run.settings import from_args, from_dict
 
 
 def plan(*args, check=True):
-    done = subprocess.run([sys.executable, "plan.py", *args], cwd=ROOT, env=ENV, timeout=300,
+    done = subprocess.run([sys.executable, "-m", "lab.plan", *args], cwd=ROOT, env=ENV, timeout=300,
                           capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
@@ -295,7 +294,7 @@ def test_study(toy, tmp_path):
 
 @pytest.mark.slow
 def test_search_keeps_its_budget_and_continues(toy, tmp_path):
-    command = [sys.executable, "plan.py", toy, "--search", "--budget=4"]
+    command = [sys.executable, "-m", "lab.plan", toy, "--search", "--budget=4"]
     started = time.monotonic()
     first = subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, text=True,
                              stderr=subprocess.DEVNULL)

@@ -4,14 +4,13 @@ import time
 
 import pytest
 import torch
-
-import ahead
-import bench
-import compiler
-from configurator import from_dict
-from loader import LOADERS, read_meta, vocab_needed
-from model import GPT, GPTConfig
 from runs import ENV, losses, make_data, train
+
+from data.loader import LOADERS, read_meta, vocab_needed
+from lab import bench
+from model import GPT, GPTConfig
+from run import ahead, compiler
+from run.settings import from_dict
 from train import MODELS
 
 
@@ -63,8 +62,9 @@ def test_graphs_made_ahead_are_those_of_the_run(model, tmp_path, monkeypatch):
     grown = dict(n_embd=32, n_layer=3)
     process = ahead.start(config, sizes, dict(grown), 64, "cpu", torch.float32)
     assert process.wait(timeout=300) == 0
-    from grow import grow, set_mask
     from torch._dynamo.utils import counters
+
+    from grow import grow, set_mask
     net, _ = grow(MODELS[model][0](config.model_config(64)), **grown)
     compiler.forget_graphs()
     compiler.compile_model(net, "block")

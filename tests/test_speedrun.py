@@ -6,13 +6,12 @@ import sys
 from dataclasses import asdict
 
 import pytest
-
-import campaign as campaigns
-import speedrun
-import verdict
-from campaign import Campaign, Contestant, Run
-from configurator import UserError
 from runs import ROOT, TINY, events, make_data
+
+from lab import campaign as campaigns
+from lab import speedrun, verdict
+from lab.campaign import Campaign, Contestant, Run
+from run.errors import UserError
 
 FAKE = '''
 import json, os, re, signal, sys, time

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-
 from runs import events, losses, make_data, train
 
 
@@ -111,7 +110,7 @@ def test_stages_empty_is_the_baseline(data, tmp_path):
 
 
 def test_checkpoint_opens_everywhere(one):
-    from sample import load_model
+    from run.checkpoint import load_model
     model, state = load_model(one[0])
     assert model.config.n_layer == 3 and state["iter"] == 60
     assert not any("_orig_mod" in k or "module." in k for k in model.state_dict())
@@ -130,7 +129,7 @@ def test_compiled_run_and_its_graphs(data, tmp_path):
 
 
 def test_learning_rate_schedules():
-    from configurator import from_dict
+    from run.settings import from_dict
     from train import learning_rate
     c = from_dict(dict(max_iters=100, warmup_iters=10, decay_frac=0.2))
     lr = [learning_rate(c, i, None) for i in range(100)]
@@ -144,9 +143,10 @@ def test_learning_rate_schedules():
 
 def test_bad_steps_are_skipped(data, tmp_path, monkeypatch):
     """A NaN gradient changes neither weights nor moments."""
-    import train as t
-    from configurator import from_dict
     from runs import TINY
+
+    import train as t
+    from run.settings import from_dict
     for optimizer in ("adamw", "muon"):
         config = from_dict({**TINY, "data_dir": data, "out_dir": str(tmp_path / optimizer),
                             "optimizer": optimizer})

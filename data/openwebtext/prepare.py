@@ -11,9 +11,19 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
-from bin_writer import (JOB_CHARS, BinWriter, DataError, Parser, already_there,  # noqa: E402
-                        cut, describe, pick_split, run, write_pieces)
-from tokenizer import load  # noqa: E402
+from data.bin_writer import (  # noqa: E402
+    JOB_CHARS,
+    BinWriter,
+    Parser,
+    already_there,
+    cut,
+    describe,
+    pick_split,
+    run,
+    write_pieces,
+)
+from data.tokenizer import load  # noqa: E402
+from run.errors import UserError  # noqa: E402
 
 VAL_SHARE = 0.0005  # nanoGPT's
 SEED = 2357
@@ -24,13 +34,13 @@ def fetch(name):
     try:
         from datasets import load_dataset
     except ImportError:
-        raise DataError("OpenWebText needs the datasets library: pip install datasets, or use "
+        raise UserError("OpenWebText needs the datasets library: pip install datasets, or use "
                         "data/pystdlib, which needs no download") from None
     try:
         return load_dataset(name, split="train")
     except Exception as e:  # no network, disk full, a dataset the installed version cannot read
         old = " (datasets before 4.0 can run its script)" if "script" in str(e) else ""
-        raise DataError(f"cannot load {name}: {type(e).__name__}: {e}{old}: check the network and "
+        raise UserError(f"cannot load {name}: {type(e).__name__}: {e}{old}: check the network and "
                         "the disk, or name another copy with --dataset") from None
 
 

@@ -16,8 +16,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 import numpy as np  # noqa: E402
 
-from bin_writer import BinWriter, DataError, Parser, already_there, run  # noqa: E402
-from tokenizer import load  # noqa: E402
+from data.bin_writer import BinWriter, Parser, already_there, run  # noqa: E402
+from data.tokenizer import load  # noqa: E402
+from run.errors import UserError  # noqa: E402
 
 VAL_SHARE = 0.05
 NOT_OURS = {"site-packages", "dist-packages", "__pycache__"}  # not the standard library's
@@ -70,7 +71,7 @@ def main(argv=None):
             n_files[split] += 1
             w.write(split, np.frombuffer(text + bytes([tok.eot]), dtype=np.uint8))
         if 0 in n_files.values():
-            raise DataError(f"no Python source files in {root}: prepare a text of your own with "
+            raise UserError(f"no Python source files in {root}: prepare a text of your own with "
                             "python data/text/prepare.py --input FILE")
     print(f"{args.out}: Python {version}, " + ", ".join(
         f"{split} {n} files, {w.count[split] / 1e6:.1f} MB" for split, n in n_files.items())

@@ -11,8 +11,9 @@ import urllib.request
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
-from bin_writer import BinWriter, DataError, Parser, already_there, describe, run  # noqa: E402
-from tokenizer import load  # noqa: E402
+from data.bin_writer import BinWriter, Parser, already_there, describe, run  # noqa: E402
+from data.tokenizer import load  # noqa: E402
+from run.errors import UserError  # noqa: E402
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
@@ -25,7 +26,7 @@ def fetch(path):
         with urllib.request.urlopen(URL, timeout=30) as answer:
             text = answer.read()
     except OSError as e:  # URLError, a timeout, a broken connection
-        raise DataError(f"cannot download {URL} ({getattr(e, 'reason', None) or e}): fetch it "
+        raise UserError(f"cannot download {URL} ({getattr(e, 'reason', None) or e}): fetch it "
                         "elsewhere and give --input=FILE, or use data/pystdlib, which needs no "
                         "download") from None
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -50,9 +51,9 @@ def main(argv=None):
             text = f.read()
     except (OSError, UnicodeDecodeError) as e:
         reason = getattr(e, "strerror", None) or "is not UTF-8 text"
-        raise DataError(f"--input {path}: {reason}: give a text file") from None
+        raise UserError(f"--input {path}: {reason}: give a text file") from None
     if not text:
-        raise DataError(f"--input {path}: is empty: give a text file")
+        raise UserError(f"--input {path}: is empty: give a text file")
     tok = load("char", sorted(set(text)))
     n = int(0.9 * len(text))
     with BinWriter(args.out, tok, args.input or URL) as w:

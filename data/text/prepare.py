@@ -20,9 +20,19 @@ import zlib
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
-from bin_writer import (JOB_CHARS, BinWriter, DataError, Parser, complete, cut,  # noqa: E402
-                        describe, pick_split, run, write_pieces)
-from tokenizer import load  # noqa: E402
+from data.bin_writer import (  # noqa: E402
+    JOB_CHARS,
+    BinWriter,
+    Parser,
+    complete,
+    cut,
+    describe,
+    pick_split,
+    run,
+    write_pieces,
+)
+from data.tokenizer import load  # noqa: E402
+from run.errors import UserError  # noqa: E402
 
 PACKED = {".xz": lzma.open, ".gz": gzip.open}
 NOT_TEXT = (".zip", ".bz2", ".zst", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".parquet", ".pdf")
@@ -36,13 +46,13 @@ def find_files(paths, option):
             here = [os.path.join(folder, n) for folder, _, names in os.walk(path) for n in names
                     if n.endswith((".txt", ".xz", ".gz")) and not n.endswith(NOT_TEXT)]
             if not here:
-                raise DataError(f"{option} {path}: holds no .txt, .xz or .gz file: "
+                raise UserError(f"{option} {path}: holds no .txt, .xz or .gz file: "
                                 "name the files one by one")
             found += sorted(here)
         elif not os.path.exists(path):
-            raise DataError(f"{option} {path}: no such file or folder: check the path")
+            raise UserError(f"{option} {path}: no such file or folder: check the path")
         elif path.lower().endswith(NOT_TEXT):
-            raise DataError(f"{option} {path}: is not plain text: unpack it to .txt first "
+            raise UserError(f"{option} {path}: is not plain text: unpack it to .txt first "
                             "(.txt.xz and .txt.gz are read as they are)")
         else:
             found.append(path)
@@ -78,7 +88,7 @@ class Reader:
                 self.bar.update(where() - shown)
         except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:
             reason = getattr(e, "strerror", None) or f"is damaged ({e})"
-            raise DataError(f"{path}: {reason}: check it, or leave it out") from None
+            raise UserError(f"{path}: {reason}: check it, or leave it out") from None
 
 
 def split_documents(lines, blank_line):
@@ -147,11 +157,11 @@ def choose_files(args):
     held_out = {os.path.realpath(path) for path in val}
     train = [path for path in train if os.path.realpath(path) not in held_out]
     if not train:
-        raise DataError("--val names all files of --input: leave some for training")
+        raise UserError("--val names all files of --input: leave some for training")
     if not val and args.doc_sep == "file":  # tell before reading gigabytes
         splits = {pick_split(i, args.val_fraction, args.seed) for i in range(len(train))}
         if len(splits) == 1:
-            raise DataError(f"with --doc-sep=file and --val-fraction={args.val_fraction} all "
+            raise UserError(f"with --doc-sep=file and --val-fraction={args.val_fraction} all "
                             f"{len(train)} files fall into {splits.pop()}.bin: "
                             "give --val FILE or another --val-fraction")
     return train, val
@@ -162,7 +172,7 @@ def main(argv=None):
     args = parse(argv)
     train, val = choose_files(args)
     if not args.force and (old := complete(args.out)):
-        raise DataError(f"--out {args.out} already holds a dataset ({old['source']}): choose "
+        raise UserError(f"--out {args.out} already holds a dataset ({old['source']}): choose "
                         "another folder, or --force to replace it")
     tok = load(args.tokenizer, args.vocab, args.bert)
     bert = args.bert or tok.name == "wordpiece"
@@ -183,7 +193,7 @@ def main(argv=None):
                            lambda number: pick_split(number, args.val_fraction, args.seed))
             write_pieces(writer, found, bert, workers)
         if not any(writer.count.values()):
-            raise DataError(f"--input {' '.join(args.input)}: holds no text")
+            raise UserError(f"--input {' '.join(args.input)}: holds no text")
     if reader.bad:
         print(f"{reader.bad} bytes were not UTF-8 and became U+FFFD: is the text in another "
               "encoding?", file=sys.stderr)

@@ -1,0 +1,263 @@
+"""
+Writing a dataset: train.bin and val.bin, flat arrays of token ids without a header as nanoGPT's,
+and meta.json, which says what they are. Shared by the prepare scripts.
+
+A document reaches the writer in pieces (split, text, ends), so that none need fit in memory.
+"""
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import parent_process
+
+import numpy as np
+
+from data.tokenizer import get_tokenizer
+from run.errors import UserError
+
+JOB_CHARS = 1 << 20  # characters tokenized at a time: the most a piece of a document should have
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+class BinWriter:
+    """
+    with BinWriter(out, tok, source) as w: w.write("train", ids)
+
+    Tokens go to a temporary folder inside `out`. Leaving the block normally puts the dataset in
+    its place, replacing an older one; leaving it by an error or Ctrl-C leaves `out` as it was.
+    source: one line for meta.json; note: further entries for it. Raises UserError.
+    """
+
+    def __init__(self, out, tok, source, **note):
+        self.out, self.tok = os.fspath(out), tok
+        self.count = dict(train=0, val=0)  # tokens
+        self.meta = dict(tokenizer=tok.meta(), vocab_size=tok.vocab_size, dtype=tok.dtype,
+                         eot=tok.eot, sep=tok.sep, source=source, **note)
+
+    def __enter__(self):
+        self.made = not os.path.isdir(self.out)
+        try:
+            os.makedirs(self.out, exist_ok=True)
+            _drop_abandoned(self.out)
+            self.tmp = tempfile.mkdtemp(prefix=".unfinished-", dir=self.out)
+        except OSError as e:
+            raise UserError(f"cannot write to {self.out}: {e.strerror}: "
+                            "choose another folder with --out") from None
+        self.files = {s: open(os.path.join(self.tmp, s + ".bin"), "wb") for s in self.count}
+        return self
+
+    def write(self, split, ids):
+        """Append token ids, an array or a list, to "train" or "val"."""
+        ids = np.asarray(ids, dtype=self.meta["dtype"])
+        self.files[split].write(ids.tobytes())
+        self.count[split] += len(ids)
+
+    def __exit__(self, kind, error, trace):
+        try:
+            for f in self.files.values():
+                f.close()
+            if kind is None:
+                self._commit()
+        finally:
+            shutil.rmtree(self.tmp, ignore_errors=True)
+            if self.made and not os.listdir(self.out):
+                os.rmdir(self.out)
+
+    def _commit(self):
+        for split, n in self.count.items():
+            if n == 0:
+                raise UserError(f"{split}.bin would be empty: give more text"
+                                + (", --val FILE or a larger --val-fraction" * (split == "val")))
+            self.meta[split + "_tokens"] = n
+        with open(os.path.join(self.tmp, "meta.json"), "w") as f:
+            json.dump(self.meta, f)
+        # train.bin goes first and comes last: whatever stops us between, no old part can be
+        # taken together with a new one, and nothing without a meta.json looks like a dataset
+        train = os.path.join(self.out, "train.bin")
+        if os.path.exists(train):
+            os.remove(train)
+        for name in ("meta.json", "val.bin", "train.bin"):
+            os.replace(os.path.join(self.tmp, name), os.path.join(self.out, name))
+
+
+def _drop_abandoned(out):
+    """Remove what a killed run left behind; a day old, for fear of one that is still at work."""
+    for entry in os.scandir(out):
+        if entry.name.startswith(".unfinished-"):
+            train = os.path.join(entry.path, "train.bin")
+            last = os.path.getmtime(train if os.path.exists(train) else entry.path)
+            if time.time() - last > 24 * 3600:
+                shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def complete(out):
+    """The meta.json (dict) of the whole dataset in folder `out`, or None if there is none."""
+    try:
+        with open(os.path.join(out, "meta.json")) as f:
+            meta = json.load(f)
+        for split in ("train", "val"):
+            size = meta[split + "_tokens"] * np.dtype(meta["dtype"]).itemsize
+            if os.path.getsize(os.path.join(out, split + ".bin")) != size:
+                return None
+        return meta
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def describe(out, meta):
+    """One line for the screen about the dataset in `out`."""
+    return (f"{out}: {meta['train_tokens']:,} training and {meta['val_tokens']:,} validation "
+            f"tokens ({meta['tokenizer']['name']}, {meta['dtype']}; {meta['source']})")
+
+
+def already_there(out, force):
+    """Whether a script may stop at once because `out` has its dataset; says so if it does."""
+    meta = None if force else complete(out)
+    if meta:
+        print(f"already there: {describe(out, meta)}; --force makes it anew")
+    return meta is not None
+
+
+def pick_split(number, val_share, seed=0):
+    """"train" or "val" for the document of that number, by a hash: val_share of them to "val"."""
+    digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
+    return "val" if int.from_bytes(digest[:8], "big") < val_share * 2**64 else "train"
+
+
+def cut(text):
+    """
+    Where to cut a document that is too long for one piece: before the white space at the end of
+    its last whole line, else of its last whole word. No tokenizer here joins what is before
+    white space with what follows, so the tokens are those of the uncut text.
+    """
+    head = text[:text.rfind("\n") + 1].rstrip()
+    if not head:
+        words = text.rsplit(None, 1)
+        head = words[0] if len(words) == 2 else text
+    return len(head)
+
+
+def encode_pieces(pieces, tok, bert=False):
+    """
+    Token ids of a list of pieces (split, text, ends), as {split: array}. A piece that ends its
+    document is followed by tok.eot. bert: every sentence is followed by tok.sep, a sentence
+    ending after .!? or with its line; bytes are left as they are, their newlines being sep.
+    """
+    ids = dict(train=[], val=[])
+    for split, text, ends in pieces:
+        if bert and tok.name != "bytes":
+            flat = []
+            for line in text.split("\n"):
+                for sentence in SENTENCE_END.split(line.strip()):
+                    found = tok.encode(sentence)
+                    flat += found + [tok.sep] if found else []
+            ids[split].append(np.array(flat, dtype=tok.dtype))
+        else:  # a NUL in the text of a byte dataset would be taken for an end of document
+            text = text.replace("\0", "") if tok.name == "bytes" else text
+            ids[split].append(tok.encode_array(text).astype(tok.dtype, copy=False))
+        if ends:
+            ids[split].append(np.array([tok.eot], dtype=tok.dtype))
+    return {split: np.concatenate(parts) for split, parts in ids.items() if parts}
+
+
+def write_pieces(writer, pieces, bert=False, workers=1):
+    """
+    Tokenize an iterator of pieces on `workers` processes and write them in order; the files do
+    not depend on `workers`. At most three jobs of JOB_CHARS a worker are in memory.
+    """
+    if workers <= 1:
+        for job in _jobs(pieces):
+            for split, ids in encode_pieces(job, writer.tok, bert).items():
+                writer.write(split, ids)
+        return
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker,
+                               initargs=(writer.tok.meta(), bert))
+    waiting, done = deque(), False
+    try:
+        for job in _jobs(pieces):
+            waiting.append(pool.submit(_work, job))
+            while len(waiting) >= 3 * workers or waiting and waiting[0].done():
+                _take(writer, waiting)
+        while waiting:
+            _take(writer, waiting)
+        done = True
+    except BrokenProcessPool:
+        raise UserError("a tokenizing process died, perhaps for want of memory: "
+                        "use fewer --workers") from None
+    finally:
+        pool.shutdown(wait=done, cancel_futures=True)  # a pool cut off at a bad moment may never end
+
+
+def _take(writer, waiting):
+    for split, ids in waiting.popleft().result().items():
+        writer.write(split, ids)
+
+
+def _jobs(pieces):
+    """Lists of pieces of about JOB_CHARS characters together."""
+    job, size = [], 0
+    for piece in pieces:
+        job.append(piece)
+        size += len(piece[1]) + 1
+        if size >= JOB_CHARS:
+            yield job
+            job, size = [], 0
+    if job:
+        yield job
+
+
+def _start_worker(meta, bert):
+    global _tok, _bert
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _tok, _bert = get_tokenizer(dict(tokenizer=meta)), bert
+
+
+def _die_with_parent():
+    parent_process().join()
+    os._exit(1)
+
+
+def _work(job):
+    return encode_pieces(job, _tok, _bert)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line."""
+
+    def error(self, message):
+        raise UserError(f"{message}: see --help")
+
+
+def run(main):
+    """Call main() as a script's last line: its errors end in one line and exit code 2."""
+    def stop(*_):
+        raise KeyboardInterrupt(143)  # so that temporary files are removed
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        main()
+    except UserError as e:
+        sys.exit(_say(str(e), 2))
+    except OSError as e:  # a full disk, a file that vanished
+        sys.exit(_say(f"{e.filename or 'reading or writing'}: {e.strerror or e}", 2))
+    except KeyboardInterrupt as e:
+        _say("interrupted: nothing was written", 130)
+        sys.stderr.flush()
+        os._exit(e.args[0] if e.args else 130)  # without waiting for the workers: they follow
+
+
+def _say(message, code):
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return code

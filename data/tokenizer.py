@@ -1,0 +1,259 @@
+"""
+Every tokenizer behind one small interface, rebuilt from a dataset's meta.json alone.
+
+A tokenizer has
+  name         "bytes", "char", "gpt2" or "wordpiece"
+  vocab_size   number of ids it knows, BERT's special ids included
+  stream_size  ids in a .bin file are all below this (it decides the file's dtype)
+  eot          id that ends a document, None if documents have no end (char)
+  sep          id that ends a sentence in a .bin file, None if sentences have no end
+  special      {} or the ids of BERT's "cls", "sep", "mask", "pad"
+  encode(text) -> list of ids; encode_array(text) -> the same as a numpy array, faster
+  decode(ids)  -> text; special ids come out as [CLS] etc., ids it does not know as U+FFFD
+  meta()       everything needed to build it again, as JSON
+"""
+import difflib
+import hashlib
+import os
+import tempfile
+
+import numpy as np
+
+from run.errors import UserError
+
+NAMES = ("bytes", "char", "gpt2", "wordpiece")
+SPECIALS = ("cls", "sep", "mask", "pad")
+UNKNOWN = "\ufffd"
+WORDS = 1 << 18
+GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+
+
+def load(name, vocab=None, bert=False):
+    """
+    The tokenizer called `name`. vocab: char's characters in the order of their ids; wordpiece's
+    vocab.txt, as a path or a list of its lines. bert: add BERT's special ids (wordpiece always
+    has them). Raises UserError.
+    """
+    if name == "bytes":
+        return Bytes(bert)
+    if name == "gpt2":
+        return GPT2(bert)
+    if name == "char":
+        return Char(vocab)
+    if name == "wordpiece":
+        return WordPiece(vocab)
+    near = difflib.get_close_matches(str(name), NAMES, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise UserError(f"tokenizer {name!r} is unknown: use one of {', '.join(NAMES)}{hint}")
+
+
+def get_tokenizer(meta, bert=None):
+    """
+    The tokenizer of a dataset, given its meta.json as a dict. bert=True adds BERT's special ids
+    to a dataset prepared without them; `sep` still tells what is in the dataset's files.
+    Raises UserError.
+    """
+    spec = meta.get("tokenizer")
+    if isinstance(spec, str):  # "gpt2" is short for {"name": "gpt2"}
+        spec = dict(name=spec)
+    if not isinstance(spec, dict) or "name" not in spec:
+        raise UserError("meta.json names no tokenizer: prepare the dataset again")
+    prepared = bool(spec.get("bert"))
+    tok = load(spec["name"], spec.get("vocab"), prepared if bert is None else bert)
+    if tok.name == "gpt2" and not prepared:
+        tok.sep = None
+    return tok
+
+
+class Tokenizer:
+    """What the kinds share."""
+    special = {}
+    sep = None
+
+    def encode(self, text):
+        return self.encode_array(text).tolist()
+
+    def encode_array(self, text):
+        return np.array(self.encode(text), dtype=self.dtype)
+
+    def decode(self, ids):
+        return b"".join(self._bytes(int(i)) for i in ids).decode("utf-8", errors="replace")
+
+    @property
+    def dtype(self):
+        """Of the ids in a .bin file: "uint8" where they fit, else "uint16"."""
+        if self.stream_size > 1 << 16:
+            raise UserError(f"{self.stream_size} token ids do not fit in the 16 bits of a "
+                                 f".bin file: use a vocabulary of at most {1 << 16}")
+        return "uint8" if self.stream_size <= 1 << 8 else "uint16"
+
+    def _append_special(self, bert):
+        self.special = {s: self.vocab_size + i for i, s in enumerate(SPECIALS)} if bert else {}
+        self.vocab_size += len(self.special)
+
+    def _marker(self, i):
+        names = {v: f"[{k.upper()}]" for k, v in self.special.items()}
+        return names.get(i, UNKNOWN).encode()
+
+
+class Bytes(Tokenizer):
+    """
+    The text's UTF-8 bytes. NUL ends a document and a newline ends a sentence, so that one .bin
+    file serves GPT and BERT; BERT's special ids lie above the bytes and never occur in it.
+    """
+    name = "bytes"
+    eot, sep = 0, ord("\n")
+
+    def __init__(self, bert=False):
+        self.vocab_size = self.stream_size = 256
+        self._append_special(bert)
+
+    def encode_array(self, text):
+        return np.frombuffer(text.encode("utf-8", errors="replace"), dtype=np.uint8)
+
+    def _bytes(self, i):
+        return bytes([i]) if 0 <= i < 256 else self._marker(i)
+
+    def meta(self):
+        return dict(name=self.name, bert=bool(self.special))
+
+
+class Char(Tokenizer):
+    """nanoGPT's shakespeare_char: an id for each character of the dataset. No end of document."""
+    name = "char"
+    eot = None
+
+    def __init__(self, itos):
+        if not itos or not all(isinstance(c, str) and len(c) == 1 for c in itos):
+            raise UserError("tokenizer char needs its characters, in the order of their ids: "
+                                 "prepare the dataset again")
+        self.itos = list(itos)
+        self.stoi = {c: i for i, c in enumerate(self.itos)}
+        self.vocab_size = self.stream_size = len(self.itos)
+
+    def encode(self, text):
+        try:
+            return [self.stoi[c] for c in text]
+        except KeyError as e:
+            raise UserError(f"character {e.args[0]!r} is not among the {self.vocab_size} of "
+                                 "this dataset: leave it out") from None
+
+    def decode(self, ids):
+        return "".join(self.itos[i] if 0 <= i < self.vocab_size else UNKNOWN for i in map(int, ids))
+
+    def meta(self):
+        return dict(name=self.name, vocab=self.itos)
+
+
+class GPT2(Tokenizer):
+    """GPT-2's byte-pair encoding, from tiktoken. BERT's special ids follow <|endoftext|>."""
+    name = "gpt2"
+    eot = 50256
+
+    def __init__(self, bert=False):
+        self.bpe = _gpt2_encoding()
+        self.vocab_size = 50257
+        self._append_special(bert)
+        self.sep = self.special.get("sep")
+        self.stream_size = self.vocab_size
+
+    def encode(self, text):
+        return self.bpe.encode_ordinary(text)  # "<|endoftext|>" in a text is text, not an end
+
+    def _bytes(self, i):
+        return self.bpe.decode_single_token_bytes(i) if 0 <= i <= self.eot else self._marker(i)
+
+    def meta(self):
+        return dict(name=self.name, bert=bool(self.special))
+
+
+def _gpt2_encoding():
+    try:
+        import tiktoken
+    except ImportError:
+        raise UserError("tokenizer gpt2 needs tiktoken: pip install tiktoken, or use "
+                             "--tokenizer=bytes, which needs nothing") from None
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception as e:  # requests' errors, a proxy's, a bad hash: all mean no file
+        names = ("vocab.bpe", "encoder.json")
+        files = ", ".join(f"{n} (kept as {hashlib.sha1((GPT2_URL + n).encode()).hexdigest()})"
+                          for n in names)
+        here = os.environ.get("TIKTOKEN_CACHE_DIR")
+        looked = f"TIKTOKEN_CACHE_DIR={here}" if here is not None else \
+            "TIKTOKEN_CACHE_DIR, which is not set, so in " + os.environ.get(
+                "DATA_GYM_CACHE_DIR", os.path.join(tempfile.gettempdir(), "data-gym-cache"))
+        raise UserError(
+            f"tokenizer gpt2 needs {files} from {GPT2_URL}: tiktoken looked in {looked}, and the "
+            f"download failed ({type(e).__name__}); run once with a network and point "
+            "TIKTOKEN_CACHE_DIR at a copy of that folder, or use --tokenizer=bytes, which needs "
+            "no files") from None
+
+
+class WordPiece(Tokenizer):
+    """
+    BERT's uncased WordPiece from its vocab.txt. [PAD] ends a document and [SEP] a sentence;
+    neither comes out of `encode`, which takes "[SEP]" in a text for three words.
+    """
+    name = "wordpiece"
+
+    def __init__(self, vocab):
+        try:
+            import tokenizers
+        except ImportError:
+            raise UserError("tokenizer wordpiece needs the tokenizers library: "
+                                 "pip install tokenizers") from None
+        self.vocab = _read_vocab(vocab) if isinstance(vocab, (str, os.PathLike)) else vocab
+        if not self.vocab:
+            raise UserError("tokenizer wordpiece needs a vocabulary: give --vocab=vocab.txt, "
+                                 "BERT's list of one token a line")
+        ids = {token: i for i, token in enumerate(self.vocab)}
+        missing = [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t not in ids]
+        if missing or len(ids) < len(self.vocab):
+            wrong = f"has no {', '.join(missing)}" if missing else "lists a token twice"
+            where = f" {vocab}" if isinstance(vocab, (str, os.PathLike)) else ""
+            raise UserError(f"the WordPiece vocabulary{where} {wrong}: "
+                                 "use a BERT vocab.txt, one token a line")
+        self.special = {s: ids[f"[{s.upper()}]"] for s in SPECIALS}
+        self.eot, self.sep = ids["[PAD]"], ids["[SEP]"]
+        self.vocab_size = self.stream_size = len(self.vocab)
+        # BERT's own steps, but no token is declared special: text must not be able to forge one
+        self.library = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
+        self.library.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+        self.library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+        self.words = {}  # ids of the words met, at most WORDS of them
+        self.join = tokenizers.decoders.WordPiece().decode
+
+    def encode(self, text):
+        # the library takes words one by one anyhow; remembering them is 2 to 4 times as fast
+        ids = []
+        for word in text.replace("\n", " ").split(" "):
+            found = self.words.get(word)
+            ids += self._encode_word(word) if found is None else found
+        return ids
+
+    def _encode_word(self, word):
+        found = self.library.encode(word.encode("utf-8", errors="replace").decode()).ids
+        if len(self.words) >= WORDS:
+            self.words.clear()
+        if len(word) < 64:
+            self.words[word] = found
+        return found
+
+    def decode(self, ids):
+        ids = [int(i) for i in ids]
+        return self.join([self.vocab[i] if 0 <= i < self.vocab_size else UNKNOWN for i in ids])
+
+    def meta(self):
+        return dict(name=self.name, vocab=self.vocab)
+
+
+def _read_vocab(path):
+    try:
+        with open(path, encoding="utf-8") as f:
+            lines = f.read().rstrip("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"vocabulary {path}: {reason}: give --vocab=vocab.txt, BERT's list "
+                             "of one token a line") from None
+    return [line.rstrip("\r") for line in lines] if lines != [""] else []

@@ -1,0 +1,313 @@
+"""
+What a campaign is made of: contestants, the points of their sweeps, the runs these need, and what
+makes a comparison fair. speedrun.py runs it.
+"""
+import functools
+import itertools
+import json
+import math
+import os
+import re
+import sys
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+
+import torch
+
+from data.loader import read_meta, vocab_needed
+from lab import verdict
+from model import MODELS
+from run.errors import UserError
+from run.runlog import read_metrics
+from run.settings import TrainConfig, from_dict, read_file, unknown
+
+OWN = ("config", "against", "sweep", "flops")  # a contestant's keys that are not settings
+EXPERIMENT = dict(contestants=dict, settings=dict, config=str, seeds=list, ablation=bool)
+RATES = ("learning_rate", "muon_learning_rate")
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@dataclass
+class Contestant:
+    """
+    values: its settings, of which it gave those in `fixed` itself; sweep: setting -> values to
+    try; against: the names of those it is compared with.
+    """
+    name: str
+    values: dict
+    sweep: dict = field(default_factory=dict)
+    against: list = field(default_factory=list)
+    fixed: set = field(default_factory=set)
+
+    def points(self):
+        """Every combination of the sweep's values, as dicts of settings."""
+        return [dict(zip(self.sweep, v)) for v in itertools.product(*self.sweep.values())]
+
+
+@dataclass
+class Run:
+    """One train.py: a contestant at a point of its sweep, with a seed."""
+    contestant: str
+    point: dict
+    config: TrainConfig
+
+    def command(self):
+        """train.py with every setting that is not at its default."""
+        flags = []
+        for f in fields(TrainConfig):
+            value = getattr(self.config, f.name)
+            default = f.default if f.default is not MISSING else f.default_factory()
+            if value != default:
+                flags.append(f"--{f.name}={value if isinstance(value, str) else repr(value)}")
+        return [sys.executable, os.path.join(ROOT, "train.py"), *flags]
+
+    def path(self, name):
+        return os.path.join(self.config.out_dir, name)
+
+    def curve(self):
+        return verdict.curve(read_metrics(self.config.out_dir))
+
+    def diverged(self):
+        return os.path.exists(self.path("diverged.txt"))
+
+    def done(self):
+        """Is it finished? A folder that holds a run with other settings is an error."""
+        if not os.path.exists(self.path("config.json")):
+            return False
+        with open(self.path("config.json")) as f:
+            have = {**asdict(TrainConfig()), **json.load(f)}
+        for key, want in asdict(self.config).items():
+            if have[key] != want and key not in ("out_dir", "init_from", "data_dir"):
+                raise UserError(f"{self.config.out_dir}: holds a run with {key}={have[key]!r}, not "
+                                f"{want!r}: choose another --out, or delete that folder")
+        if self.diverged():
+            return True
+        if not os.path.exists(self.path("metrics.jsonl")):
+            return False
+        evals = [e["iter"] for e in read_metrics(self.config.out_dir) if e["event"] == "eval"]
+        return bool(evals) and evals[-1] == self.config.max_iters
+
+    def final(self):
+        """The last validation loss of a run that is done; infinite if it diverged."""
+        if self.diverged() or self.curve()["iter"][-1:] != [self.config.max_iters]:
+            return math.inf  # the second: its last loss was no number
+        return self.curve()["val_loss"][-1]
+
+
+class Campaign:
+    """The contestants, checked, and the runs that they need."""
+
+    def __init__(self, experiment, out, seeds=None, sweep=None, overrides=None, ablation=False,
+                 only=None):
+        check_experiment(experiment)
+        self.out, self.ablation = out, ablation or experiment.get("ablation", False)
+        self.seeds = seeds or experiment.get("seeds", [1, 2, 3])
+        self.contestants = {}
+        for name, entry in experiment["contestants"].items():
+            path = entry.get("config", experiment.get("config"))
+            fixed = {**{k: v for k, v in entry.items() if k not in OWN}, **(overrides or {})}
+            values = {**(read_file(path) if path else {}), **experiment.get("settings", {}),
+                      **fixed}
+            against = entry.get("against", [])
+            if self.ablation and self.contestants and "against" not in entry:
+                against = [next(iter(self.contestants))]
+            against = [against] if isinstance(against, str) else list(against)
+            mine = entry.get("sweep", {})
+            if sweep and not against:
+                mine = sweep
+            self.contestants[name] = Contestant(name, values, mine, against, set(fixed))
+        for name, entry in experiment["contestants"].items():
+            if "flops" in entry:
+                self.fit_to_budget(name, entry["flops"])
+        for c in self.contestants.values():
+            self.check(c)
+        if only:
+            self.keep(only)
+
+    def keep(self, only):
+        """Leave out all contestants but those named and the baselines they are compared with."""
+        for name in only:
+            if name not in self.contestants:
+                raise UserError("only: " + unknown(name, self.contestants).replace(
+                    "setting", "contestant").replace("see TrainConfig in run/settings.py",
+                                                     f"there are {', '.join(self.contestants)}"))
+        wanted = {*only, *(a for name in only for a in self.contestants[name].against)}
+        self.contestants = {n: c for n, c in self.contestants.items() if n in wanted}
+
+    def check(self, c):
+        """Refuse an unfair comparison before anything runs."""
+        for key, tried in c.sweep.items():
+            if not isinstance(tried, (list, tuple)) or not tried:
+                raise UserError(f"contestant {c.name!r}: sweep {key}={tried!r}: must be a list "
+                                "of values")
+        for name in c.against:
+            if name not in self.contestants or self.contestants[name].against:
+                raise UserError(f"contestant {c.name!r}: against={name!r} is no baseline here")
+        if not c.against and not self.ablation and not any(
+                len(c.sweep.get(r, ())) >= 3 for r in RATES):
+            raise UserError(f"baseline {c.name!r}: its learning rate is not tuned: give it "
+                            "sweep=dict(learning_rate=[...]) with at least 3 values (or "
+                            "--sweep=learning_rate:1e-3,2e-3,4e-3; --ablation compares untuned "
+                            "arms)")
+        for name in c.against:
+            if len(c.points()) > len(self.contestants[name].points()):
+                raise UserError(f"contestant {c.name!r}: sweeps {len(c.points())} points, its "
+                                f"baseline {name!r} only {len(self.contestants[name].points())}: "
+                                "give the baseline the same budget")
+        for point in c.points():
+            self.run(c, point, self.seeds[0])
+
+    def run(self, c, point, seed):
+        """The Run of contestant `c`; from_dict checks its settings."""
+        parts = [slug(c.name), slug(point_name(point)), f"seed_{seed}"]
+        values = {**c.values, **point, "seed": seed, "init_from": "auto", "keep_checkpoints": 1,
+                  "out_dir": os.path.join(self.out, *[p for p in parts if p])}
+        try:
+            return Run(c.name, point, from_dict(values))
+        except UserError as e:
+            raise UserError(f"contestant {c.name!r}: {e}") from None
+
+    def fit_to_budget(self, name, budget):
+        """
+        Set max_iters so that the run costs `budget`: FLOPs, or as many as the contestant of that
+        name, or a share of them, (name, share).
+        """
+        like, share = budget if isinstance(budget, tuple) and len(budget) == 2 else (budget, 1)
+        if like in self.contestants:
+            budget = share * compute(from_dict(self.contestants[like].values))
+        elif not isinstance(budget, (int, float)):
+            raise UserError(f"contestant {name!r}: flops={budget!r} names no contestant")
+        values = self.contestants[name].values
+        at = max([s["at"] for s in values.get("stages", [])], default=0) + 1
+        before, after = (compute(from_dict({**values, "max_iters": n, "warmup_iters": 0}))
+                       for n in (at, at + 1))
+        values["max_iters"] = at + int((budget - before) / (after - before))
+        if values["max_iters"] <= at:
+            raise UserError(f"contestant {name!r}: its stages take more than flops={budget:.3g}")
+
+    # -------------------------------------------------------------------------
+
+    def sweeps(self):
+        return [self.run(c, point, self.seeds[0]) for c in self.contestants.values()
+                if c.sweep for point in c.points()]
+
+    def best_point(self, c):
+        """
+        What the sweep found, its own or its baseline's, for settings that it does not set itself.
+        None while that sweep is not finished.
+        """
+        tuned = c if c.sweep or not c.against else self.contestants[c.against[0]]
+        if not tuned.sweep:
+            return {}
+        runs = [self.run(tuned, point, self.seeds[0]) for point in tuned.points()]
+        if not all(r.done() for r in runs):
+            return None
+        best = min(runs, key=lambda r: r.final())
+        if not math.isfinite(best.final()):
+            raise UserError(f"contestant {tuned.name!r}: every run of its sweep diverged: "
+                            "try lower values")
+        return {k: v for k, v in best.point.items() if tuned is c or k not in c.fixed}
+
+    def finals(self, c):
+        point = self.best_point(c)
+        return [] if point is None else [self.run(c, point, seed) for seed in self.seeds]
+
+    def curves(self, c):
+        """{seed: curve} of the finished runs."""
+        return {r.config.seed: r.curve() for r in self.finals(c)
+                if r.done() and math.isfinite(r.final())}
+
+    def all_runs(self):
+        return self.sweeps() + [r for c in [*self.contestants.values(), *self.shorter()]
+                                for r in self.finals(c)]
+
+    def shorter(self):
+        """For each baseline: itself, only as long as the best of those compared with it took."""
+        made = []
+        for b in [] if self.ablation else self.contestants.values():
+            rivals = [c for c in self.contestants.values() if b.name in c.against]
+            times = {c.name: [v["train_s"][-1] for v in self.curves(c).values()] for c in rivals}
+            ours = self.curves(b)
+            if b.against or not ours or not any(times.values()):
+                continue
+            best = min((c for c in rivals if times[c.name]), key=lambda c: (
+                -(verdict.compare(self.curves(c), ours)["train_s_speedup"] or [0])[0],
+                sum(v["val_loss"][-1] for v in self.curves(c).values()) / len(times[c.name])))
+            share = verdict.interval(times[best.name])[0] / \
+                verdict.interval([v["train_s"][-1] for v in ours.values()])[0]
+            if share < 1:
+                iters = max(1, round(share * self.run(b, {}, self.seeds[0]).config.max_iters))
+                made.append(Contestant(f"{b.name}, shorter ({iters} iterations)", {
+                    **b.values, "max_iters": iters, "warmup_iters": min(
+                        iters, b.values.get("warmup_iters", TrainConfig.warmup_iters)),
+                    **self.best_point(b)}, against=[b.name]))
+        return made
+
+    def report(self, extra=()):
+        """Table rows, curves and cautions, from what is finished."""
+        rows, curves, cautions = [], {}, []
+        for c in [*self.contestants.values(), *extra]:
+            runs = self.curves(c)
+            if len(runs) < len(self.seeds):
+                cautions.append(f"{c.name}: {len(runs)} of {len(self.seeds)} seeds finished")
+            if not runs:
+                continue
+            curves[c.name] = runs
+            rows.append(dict(
+                name=c.name, point=point_name(self.best_point(c)), seeds=sorted(runs),
+                final=verdict.interval([v["val_loss"][-1] for v in runs.values()]),
+                train_s=verdict.interval([v["train_s"][-1] for v in runs.values()]),
+                flops=next(iter(runs.values()))["flops"][-1],
+                against={name: verdict.compare(runs, curves[name]) for name in c.against
+                         if name in curves}))
+        return rows, curves, cautions
+
+    def not_accepted(self, b, extra):
+        """Why the baseline `b` is no fair one, or not yet; extra: what shorter() made."""
+        if (best := self.best_point(b)) is None or len(self.curves(b)) < len(self.seeds):
+            return "its sweep or its seeds are not finished"
+        edge = [k for k, tried in b.sweep.items() if best[k] in (min(tried), max(tried))]
+        if edge:
+            return f"its best {', '.join(edge)} lies at the edge of its sweep: widen it"
+        if any(b.name in e.against and len(self.curves(e)) < len(self.seeds) for e in extra):
+            return "the shorter run beside it is not finished"
+        return ""
+
+
+def check_experiment(experiment):
+    for key, value in experiment.items():
+        if key not in EXPERIMENT:
+            raise UserError("experiment: " + unknown(key, EXPERIMENT).replace(
+                "see TrainConfig in run/settings.py", f"{', '.join(EXPERIMENT)} are known"))
+        if not isinstance(value, EXPERIMENT[key]):
+            raise UserError(f"experiment: {key}={value!r}: must be a {EXPERIMENT[key].__name__}")
+    if not experiment.get("contestants"):
+        raise UserError("experiment: has no contestants = {name: dict(...), ...}")
+
+
+def compute(config):
+    """The FLOPs of a whole run, from its sizes alone."""
+    vocab = config.vocab_size or \
+        -(-vocab_needed(config.model, read_meta(config.data_dir)) // 64) * 64
+    ends = [*(s["at"] for s in config.stages), config.max_iters]
+    total, start = 0.0, 0
+    for sizes, end in zip(config.sizes(), ends):
+        model = tuple(asdict(replace(config.model_config(vocab), **sizes)).items())
+        total += (end - start) * config.batch_tokens * flops_per_token(
+            config.model, model, config.mask_frac if config.model == "bert" else 1.0)
+        start = end
+    return total
+
+
+@functools.cache
+def flops_per_token(kind, config, head_fraction):
+    cls, config_cls = MODELS[kind]
+    with torch.device("meta"):
+        return cls(config_cls(**dict(config))).flops_per_token(head_fraction)
+
+
+def slug(text):
+    return re.sub(r"[^A-Za-z0-9._=-]+", "_", text).strip("_")
+
+
+def point_name(point):
+    return " ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in point.items())

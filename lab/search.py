@@ -1,0 +1,393 @@
+"""
+lab.plan --search: a grid search over schedules. Every candidate's time to the final loss of a run from
+scratch is predicted by rates.py, from probe runs of a few structures; the best are then checked by
+real runs, and each of those corrects the predictions that follow. All within a budget of minutes.
+"""
+import itertools
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+
+from lab import rates
+from lab.probes import (
+    EVAL_SEQS,
+    EVALS,
+    ROOT,
+    SHORT,
+    Runs,
+    key_of,
+    name_of,
+    probe_curve,
+    probe_settings,
+    structures,
+)
+from model import GROWABLE
+from run.errors import UserError
+
+# shares of the budget; what is left is for the config's own schedule and checks
+SCRATCH, PROBES = 0.18, 0.2
+SHARES = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65)  # where a candidate may grow
+MOST_GROWTHS = 3
+WRITTEN = {*GROWABLE, "stages", "out_dir", "max_iters", "ramp_iters", "init_from"}  # by write_config
+MARGIN = 1.1        # a check runs longer than predicted by this, to be sure to see the goal
+
+
+def candidates(start, target, dims, ramp_share, last):
+    """
+    Schedules: lists of (sizes, share of the run where that stage begins). Every start that has some
+    of the dimensions at the target's size already, every order of growing the others in up to
+    MOST_GROWTHS growths, every choice of SHARES a ramp apart and before `last`; and one layer first.
+    """
+    def at(chosen):
+        return {**start, **{d: target[d] for d in chosen}}
+    orders = []
+    for k in range(len(dims)):
+        for first in itertools.combinations(dims, k):
+            for parts in ordered_partitions([d for d in dims if d not in first]):
+                steps = list(itertools.accumulate([first, *parts], lambda a, b: (*a, *b)))
+                orders.append([at(chosen) for chosen in steps])
+    if "n_layer" in dims and start["n_layer"] > 1:
+        orders.append([{**target, "n_layer": 1}, target])
+    shares = [s for s in SHARES if s + ramp_share <= last]
+    for order in orders:
+        for chosen in itertools.combinations(shares, len(order) - 1):
+            if all(b - a >= ramp_share for a, b in itertools.pairwise(chosen)):
+                yield list(zip(order, (0.0, *chosen)))
+
+
+def ordered_partitions(items):
+    """All ways to grow `items` in up to MOST_GROWTHS growths: lists of tuples of dimensions."""
+    for n in range(1, min(MOST_GROWTHS, len(items)) + 1):
+        for where in itertools.product(range(n), repeat=len(items)):
+            if set(where) == set(range(n)):
+                yield [tuple(d for d, w in zip(items, where) if w == i) for i in range(n)]
+
+
+def stages_of(path, iters):
+    """train.py's stages of a schedule: what changes, and when."""
+    return [dict(at=max(1, round(share * iters)),
+                 **{k: v for k, v in sizes.items() if v != before[k]})
+            for (before, _), (sizes, share) in itertools.pairwise(path)]
+
+
+def schedule_name(path):
+    parts = [name_of(path[0][0])]
+    for (before, _), (sizes, share) in itertools.pairwise(path):
+        grown = " ".join(f"{SHORT[k]} {v}" for k, v in sizes.items() if v != before[k])
+        parts.append(f"{share:.0%}: {grown}")
+    return ", ".join(parts)
+
+
+class Search:
+    """The steps of --search, in the order in which they run; the state of each is in `runs`."""
+
+    def __init__(self, config, config_args, out, minutes):
+        if config.schedule == "cosine":
+            raise UserError("schedule='cosine': has no stable phase to predict from: search with "
+                            "--schedule=wsd, which also takes growth better")
+        self.config, self.out = config, out
+        self.start, self.target, self.single = structures(config)
+        self.runs = Runs(out, config_args, 60 * minutes)
+        self.seconds = 60 * minutes
+        self.state = self.runs.state
+        self.decay = config.decay_frac if config.schedule == "wsd" else 0.0
+        self.ramp_share = config.ramp_iters / config.max_iters
+        self.costs = rates.Costs(decay_frac=self.decay)
+
+    def remember(self, key, value):
+        """state[key], computed by value() the first time."""
+        if key not in self.state:
+            self.state[key] = value()
+            self.runs.save()
+        return self.state[key]
+
+    def run(self, name, settings, seconds=None, what=None):
+        self.runs.run([(name, settings, seconds)], what=what or name)
+        return self.runs.state["runs"][name].get("done")
+
+    def whole_run(self, path, iters):
+        """Settings of a real run of a schedule, `iters` long, like the base config in all else."""
+        return dict(**path[0][0], stages=stages_of(path, iters), max_iters=iters,
+                    ramp_iters=max(1, round(self.ramp_share * iters)),
+                    warmup_iters=self.state["warmup"],
+                    eval_interval=max(1, iters // EVALS), eval_seqs=EVAL_SEQS, keep_checkpoints=1,
+                    log_interval=max(1, min(self.config.log_interval, iters // (4 * EVALS))))
+
+    # -- the measurements
+
+    def scratch(self, step_s):
+        """The target from scratch: its end is the goal, its stable phase the target's curve."""
+        iters = self.remember("scratch_iters", lambda: max(
+            2 * EVALS, int(SCRATCH * self.seconds * 0.75 / step_s)))
+        self.remember("warmup", lambda: max(1, min(self.config.warmup_iters, iters // 10)))
+        if not self.run("scratch", self.whole_run([(self.target, 0.0)], iters), what="from scratch"):
+            raise UserError("the budget ran out in the run from scratch: this machine is slower than "
+                            "it was a minute ago; raise --budget and start again")
+        run = rates.read_run(self.runs.events("scratch"))
+        stable = [(i, y) for i, y in zip(run["iters"], run["losses"]) if i <= (1 - self.decay) * iters]
+        self.n, self.stable_end = rates.grid(iters), stable[-1][0]
+        key = key_of(self.target)
+        self.curves = {key: rates.fit(*zip(*stable), run["step_s"][key], self.n)}
+        self.costs.compile_s = self.costs.grow_s = run["compile_s"]
+        self.goal, self.scratch_s = run["losses"][-1], run["seconds"][-1]
+        # what a run costs beyond the time it trains: starting, evaluating, saving
+        self.overhead = max(0.0, self.state["runs"]["scratch"]["wall"] - self.scratch_s)
+
+    def probes(self, flops):
+        """The stable phase of the start, of each dimension alone, and of one layer."""
+        wanted = [self.start, *self.single.values()]
+        if "n_layer" in self.single and self.start["n_layer"] > 1:
+            wanted.append({**self.target, "n_layer": 1})
+        wanted = [s for s in wanted if s != self.target]
+        each = PROBES * self.seconds / len(wanted)
+        jobs = []
+        for s in wanted:
+            estimate = self.curves[key_of(self.target)].step_s * \
+                (flops(s) / flops(self.target)) ** 0.8
+            interval = max(1, int(0.6 * each / estimate / EVALS))
+            jobs.append((f"probe_{name_of(s)}", probe_settings(
+                self.config, s, self.config.seed, self.state["warmup"], interval), each))
+        # resumed probes must keep the interval that they began with
+        for name, settings, _ in jobs:
+            settings["eval_interval"] = self.remember(
+                f"interval_{name}", lambda: settings["eval_interval"])
+        self.runs.run(jobs, what="probes")
+        for s, (name, _, _) in zip(wanted, jobs):
+            try:
+                run = rates.read_run(self.runs.events(name))
+                self.curves[key_of(s)] = probe_curve(run, s, self.state["warmup"], self.n)
+            except (ValueError, OSError) as e:
+                raise UserError(f"{name}: {e}: too little time for a probe; raise --budget") from None
+        self.finish_target([(s, self.runs.events(name)) for s, (name, _, _) in zip(wanted, jobs)])
+
+    def finish_target(self, probes):
+        """The target's stable curve beyond its own stable phase, and what a decay takes off it."""
+        if not self.decay:
+            return
+        ends = {key_of(s): rates.read_run(events)["losses"][-1] for s, events in probes}
+        key, furthest = key_of(self.target), min(ends, key=ends.get, default=None)
+        if furthest and ends[furthest] < self.curves[key].loss_at(self.stable_end):
+            self.curves[key] = rates.continued(self.curves[key], self.stable_end, self.curves[furthest])
+        run, iters = rates.read_run(self.runs.events("scratch")), self.state["scratch_iters"]
+        self.costs.drop_u, self.costs.drop = rates.measured_drop(
+            self.curves[key], run["iters"], run["losses"], iters, self.decay)
+
+    def curve(self, sizes):
+        """Measured, or combined from what was."""
+        if key_of(sizes) not in self.curves:
+            c = self.curves
+            chosen = [d for d in self.single if sizes[d] == self.target[d]]
+            if any(sizes[d] not in (self.start[d], self.target[d]) for d in self.single):
+                raise KeyError(sizes)  # between the two: neither measured nor combined
+            c[key_of(sizes)] = rates.combine(
+                c[key_of(self.start)], {d: c[key_of(s)] for d, s in self.single.items()},
+                c[key_of(self.target)], chosen)
+        return self.curves[key_of(sizes)]
+
+    def curved(self, path, iters=1):
+        return [(self.curve(sizes), share * iters) for sizes, share in path]
+
+    # -- the search
+
+    def predicted(self, path):
+        """(iterations, seconds) to the goal, by the probes."""
+        return rates.shortest(self.curved(path), self.goal, self.costs, self.ramp_share,
+                              4 * self.state["scratch_iters"])
+
+    def rank(self):
+        """All candidates that reach the goal, the fastest first: [(seconds, iterations, path)]."""
+        last = 1 - 0.75 * self.decay  # further in, what is newborn has no time left to learn
+        found = []
+        for path in candidates(self.start, self.target, list(self.single), self.ramp_share, last):
+            iters, seconds = self.predicted(path)
+            if iters is not None:
+                found.append((seconds, iters, path))
+        return sorted(found, key=lambda f: f[0])
+
+    def check(self, name, path):
+        """
+        Predict a schedule, run it, compare. Remembers the prediction before the run begins.
+        Returns a dict, or None when what is left of the budget is too little.
+        """
+        known = self.state.get(name)
+        if known is None:
+            iters, seconds = self.predicted(path)
+            if iters is None:
+                return None
+            iters = int(np.ceil(iters * MARGIN))
+            its, secs, losses = rates.predict(self.curved(path, iters), iters,
+                                              self.ramp_share * iters, self.costs)
+            known = dict(path=path, iters=iters, kappa=self.costs.kappa, end=float(losses[-1]),
+                         predicted=rates.when(secs, losses, self.goal),
+                         predicted_iters=rates.when(its, losses, self.goal))
+            if 1.05 * secs[-1] + self.overhead > self.runs.left():
+                return None
+            self.state[name] = known
+            self.runs.save()
+        if not self.run(name, self.whole_run(path, known["iters"]),
+                        what=f"{name}: {schedule_name(path)}"):
+            return None
+        run = rates.read_run(self.runs.events(name))
+        known.update(measured=rates.when(run["seconds"], run["losses"], self.goal),
+                     measured_iters=rates.when(run["iters"], run["losses"], self.goal),
+                     measured_end=run["losses"][-1], seconds=run["seconds"][-1],
+                     pace=self.pace(run))
+        kappa = self.learn(path, known["iters"], run)
+        known["about"] = known["measured"] or self.extrapolated(path, known, kappa)
+        self.runs.save()
+        return known
+
+    def pace(self, run):
+        """Seconds of a step of the target in this run, against the run from scratch: the machine."""
+        key = key_of(self.target)
+        return run["step_s"].get(key, self.curves[key].step_s) / self.curves[key].step_s
+
+    def extrapolated(self, path, known, kappa):
+        """
+        Seconds to the goal of a run that ended short of it, had it been longer: by the curves, with
+        this run's own kappa, moved so that they end where the run ended. None if they never do.
+        """
+        costs, iters = replace(self.costs, kappa=kappa), known["iters"]
+        _, secs, losses = rates.predict(self.curved(path, iters), iters, self.ramp_share * iters,
+                                        costs)
+        goal = self.goal + losses[-1] - known["measured_end"]
+        found, seconds = rates.shortest(self.curved(path), goal, costs, self.ramp_share,
+                                        4 * self.state["scratch_iters"])
+        return None if found is None else known["seconds"] * seconds / float(secs[-1])
+
+    def learn(self, path, iters, run):
+        """What a real grown run says of growing itself: kappa, compiling, masked steps, slack."""
+        if run["grow_s"]:
+            self.costs.grow_s = run["grow_s"]
+        ratios = [m / run["step_s"][k] for k, m in run["masked_s"].items() if k in run["step_s"]]
+        if ratios:
+            self.costs.masked = float(np.median(ratios))
+        pace = self.pace(run)
+        for k, s in run["step_s"].items():
+            if k in self.curves and k != key_of(self.target):
+                self.curves[k] = replace(self.curves[k], step_s=s / pace)
+        _, secs, _ = rates.predict(self.curved(path, iters), iters, self.ramp_share * iters,
+                                   replace(self.costs, slack=1.0))
+        self.slacks = [*getattr(self, "slacks", []), run["seconds"][-1] / float(secs[-1])]
+        self.costs.slack = float(np.exp(np.mean(np.log(self.slacks))))
+        kappa = rates.calibrate(self.curved(path, iters), iters, self.ramp_share * iters, self.costs,
+                                run["iters"], run["losses"])
+        self.kappas = [*getattr(self, "kappas", []), kappa]
+        self.costs.kappa = float(np.exp(np.mean(np.log(self.kappas))))
+        return kappa
+
+    def own_path(self):
+        """The base config's own schedule, where it can be predicted; else one growth at 30 %."""
+        path = [(s, 0.0 if not i else self.config.stages[i - 1]["at"] / self.config.max_iters)
+                for i, s in enumerate(self.config.sizes())]
+        try:
+            if self.predicted(path)[0] is not None:
+                return path
+        except KeyError:
+            pass
+        return [(self.start, 0.0), (self.target, 0.3)]
+
+    def go(self, step_s, flops):
+        """Everything; returns (checks, ranking). step_s: of the target; flops(sizes) -> FLOPs."""
+        step_s = self.remember("step_s", step_s)
+        self.scratch(step_s)
+        print(f"from scratch: val loss {self.goal:.4f} in {self.scratch_s:.0f} s "
+              f"({self.state['scratch_iters']} iterations): the goal", flush=True)
+        self.probes(flops)
+        checks = {}
+        if (own := self.check("own", self.own_path())) is not None:
+            checks["own"] = own
+            print(told(own, self.scratch_s), flush=True)
+        ranking = self.rank()
+        while True:
+            name = f"check{len(checks)}"
+            tried = [c["path"] for c in checks.values()]
+            path = self.state.get(name, {}).get("path") or next(
+                (p for _, _, p in ranking if not any(alike(p, t) for t in tried)), None)
+            known = path and self.check(name, [tuple(stage) for stage in path])
+            if not known:
+                return checks, ranking
+            checks[name] = known
+            print(told(known, self.scratch_s), flush=True)
+            ranking = self.rank()  # by what that run taught
+
+
+def alike(a, b):
+    """The same sizes in the same order, grown at nearly the same places: no need to run both."""
+    return len(a) == len(b) and all(x[0] == y[0] and abs(x[1] - y[1]) < 0.06 for x, y in zip(a, b))
+
+
+def told(c, scratch_s):
+    seen = f"measured {c['measured']:.0f} s ({scratch_s / c['measured']:.2f}x)" \
+        if c["measured"] else \
+        f"not reached in {c['seconds']:.0f} s (ended at {c['measured_end']:.4f}" + \
+        (f", about {c['about']:.0f} s by extrapolation)" if c["about"] else ")")
+    return f"{schedule_name(c['path'])}: predicted {c['predicted']:.0f} s, {seen}"
+
+
+def report(search, checks, ranking):
+    """
+    (header, rows, winner) of what was tried: seconds and iterations to the goal, predicted and
+    measured ("~": extrapolated, the run ended short of it), and how long a step of the target took
+    against the run from scratch: far from 1, the machine was not the same, and seconds mislead.
+    winner: the fastest check, or, had none a time to the goal, the best prediction; a dict with path,
+    iters, predicted, about (or None).
+    """
+    rows = [["from scratch", "", f"{search.scratch_s:.0f}", "",
+             f"{search.state['scratch_iters']:,}", "1.00", "1.00x"]]
+    for name, c in checks.items():
+        about = c["about"]
+        its = f"{c['measured_iters']:,.0f}" if c["measured_iters"] else f"not in {c['iters']:,}"
+        rows.append([
+            ("(the config's) " if name == "own" else "") + schedule_name(c["path"]),
+            f"{c['predicted']:.0f}", f"{'' if c['measured'] else '~ '}{about:.0f}" if about else "",
+            f"{c['predicted'] / about - 1:+.0%}" if about else f"ended at {c['measured_end']:.4f}",
+            f"{c['predicted_iters']:,.0f} / {its}", f"{c['pace']:.2f}",
+            f"{search.scratch_s / about:.2f}x" if about else ""])
+    tried = [c["path"] for c in checks.values()]
+    for seconds, iters, path in ranking:
+        if len(rows) < 14 and not any(alike(path, t) for t in tried):
+            tried.append(path)
+            rows.append([schedule_name(path), f"{seconds:.0f}", "", "", f"{iters:,.0f} /", "",
+                         f"({search.scratch_s / seconds:.2f}x)"])
+    winner = min((c for c in checks.values() if c["about"]), key=lambda c: c["about"], default=None)
+    if winner is None and ranking:
+        seconds, iters, path = ranking[0]
+        winner = dict(path=path, iters=int(iters), predicted=seconds, about=None)
+    return ["schedule", "predicted, s", "measured, s", "off by", "iterations, predicted / measured",
+            "step against scratch's", "speedup"], rows, winner
+
+
+def write_config(search, winner, base, save):
+    """A config file: the base config with the winner's schedule at the same shares of its run."""
+    config, path = search.config, [tuple(p) for p in winner["path"]]
+    module = os.path.splitext(os.path.relpath(base, ROOT))[0].replace(os.sep, ".")
+    head = f"from {module} import *  # noqa: F403" if module.replace(".", "").isidentifier() and \
+        not module.startswith(".") else \
+        f"import runpy as _runpy\n\nglobals().update({{k: v for k, v in _runpy.run_path(" \
+        f"{os.path.abspath(base)!r}).items() if not k.startswith('_')}})"
+    overrides = [a[2:].partition("=")[0] for a in search.state["args"] if a.startswith("--")]
+    seen = "not checked by a run" if not winner["about"] else f"{winner['about']:.0f} s measured" + \
+        ("" if winner["measured"] else " (by extrapolation)")
+    lines = [f"# Found by lab.plan --search: {schedule_name(path)}.",
+             f"# To the loss of a short run from scratch ({search.goal:.4f}, "
+             f"{search.state['scratch_iters']} iterations,",
+             f"# {search.scratch_s:.0f} s): {winner['predicted']:.0f} s predicted, {seen}. rate is "
+             "the next sizes' (loss, loss per",
+             '# second), read only with grow_when="rate".', head, "",
+             *(f"{k} = {getattr(config, k)!r}" for k in overrides if k not in WRITTEN),
+             "out_dir = " + json.dumps(config.out_dir + "_found"),
+             f"{', '.join(GROWABLE)} = {', '.join(str(path[0][0][k]) for k in GROWABLE)}",
+             "stages = ["]
+    for stage, (sizes, _) in zip(stages_of(path, config.max_iters), path[1:]):
+        curve = search.curve(sizes)
+        losses = np.linspace(curve.loss_at(winner["iters"] / 20),
+                             curve.loss_at(2 * winner["iters"]), 8)
+        points = [[round(float(y), 4), float(f"{curve.rate_at(y):.4g}")] for y in losses]
+        lines += [f"    dict({', '.join(f'{k}={v}' for k, v in stage.items())},",
+                  f"         rate={points}),"]
+    with open(save, "w") as f:
+        f.write("\n".join([*lines, "]", f"max_iters = {config.max_iters}",
+                           f"ramp_iters = {config.ramp_iters}"]) + "\n")

@@ -1,0 +1,134 @@
+"""What a run writes down: metrics.jsonl, log.txt, the progress line, and the clock."""
+import atexit
+import json
+import math
+import os
+import time
+from dataclasses import asdict
+
+from tqdm import tqdm
+
+from run.errors import UserError
+
+
+class Clock:
+    """Seconds of training: everything a user waits for but what runs inside `with clock.paused()`."""
+
+    def __init__(self, seconds=0.0):
+        self.seconds, self.since = seconds, time.perf_counter()
+
+    def read(self):
+        now = time.perf_counter()
+        if self.since is not None:
+            self.seconds, self.since = self.seconds + now - self.since, now
+        return self.seconds
+
+    def paused(self):
+        return self
+
+    def __enter__(self):
+        self.read()
+        self.since = None
+
+    def __exit__(self, *exc):
+        self.since = time.perf_counter()
+
+
+class RunLog:
+    """Rank 0 writes, the others (quiet=True) are silent."""
+
+    def __init__(self, out_dir, total, start=0, metrics_bytes=None, quiet=False, trackers=()):
+        """metrics_bytes: on resume, the size metrics.jsonl had at the checkpoint; what a killed
+        run wrote after it is cut off, for it will be written again."""
+        self.quiet, self.trackers = quiet, trackers
+        if quiet:
+            return
+        path = os.path.join(out_dir, "metrics.jsonl")
+        self.metrics = open(path, "w" if metrics_bytes is None else "a")
+        if metrics_bytes is not None:
+            self.metrics.truncate(min(metrics_bytes, os.path.getsize(path)))
+        self.text = open(os.path.join(out_dir, "log.txt"), "w" if metrics_bytes is None else "a")
+        self.bar = tqdm(total=total, initial=start, unit="it", dynamic_ncols=True,
+                        mininterval=0.5, smoothing=0.1)
+
+    def event(self, event, **values):
+        """One JSON object in metrics.jsonl. Floats are rounded to what is meaningful."""
+        if not self.quiet:
+            self.metrics.write(json.dumps({"event": event, **{
+                k: sane(v) for k, v in values.items() if v is not None}}) + "\n")
+            self.metrics.flush()
+            for track in self.trackers:
+                track({f"{event}/{k}": v for k, v in values.items()
+                       if k != "iter" and isinstance(v, (int, float))}, values.get("iter"))
+
+    def say(self, line):
+        """A line for the person at the terminal, and for log.txt."""
+        if not self.quiet:
+            self.bar.write(line)
+            self.text.write(line + "\n")
+            self.text.flush()
+
+    def progress(self, **postfix):
+        if not self.quiet:
+            self.bar.update(1)
+            if postfix:
+                self.bar.set_postfix(postfix, refresh=False)
+
+    def metrics_bytes(self):
+        if self.quiet:
+            return 0
+        os.fsync(self.metrics.fileno())
+        return self.metrics.tell()
+
+    def close(self):
+        if not self.quiet:
+            self.bar.close()
+            self.metrics.close()
+            self.text.close()
+
+
+def open_trackers(config, start=0):
+    """A function (numbers, iteration) for each tracker that is on; the others are not imported."""
+    made = []
+    if config.tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("tensorboard=True: needs the tensorboard package: pip install "
+                            "tensorboard, or leave it out") from None
+        # on resume, what came after the checkpoint is hidden, for it will be written again
+        board = SummaryWriter(config.out_dir, purge_step=start or None, flush_secs=10)
+        atexit.register(board.close)
+        made.append(lambda numbers, it: [board.add_scalar(k, v, it) for k, v in numbers.items()])
+    if config.wandb:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(f"wandb={config.wandb}: needs the wandb package: pip install wandb, or "
+                            "leave it out") from None
+        try:
+            name = os.path.basename(os.path.normpath(config.out_dir))
+            run = wandb.init(project=config.wandb, name=name, dir=config.out_dir,
+                             config=asdict(config))
+        except Exception as e:  # not logged in, no network, ...
+            raise UserError(f"wandb={config.wandb}: cannot start ({type(e).__name__}: {e}); "
+                            "WANDB_MODE=offline needs no network".replace("\n", " ")) from None
+        made.append(lambda numbers, it: run.log(numbers, step=it))
+    return made
+
+
+def sane(v):
+    """JSON has no NaN; and a time in microseconds is precise enough."""
+    if not isinstance(v, float):
+        return v
+    return v if math.isfinite(v) else str(v)
+
+
+def read_metrics(out_dir):
+    """The events of a run, a list of dicts; a last line that was cut off is left out."""
+    events = []
+    with open(os.path.join(out_dir, "metrics.jsonl")) as f:
+        for line in f:
+            if line.endswith("\n"):
+                events.append(json.loads(line))
+    return events

@@ -1,0 +1,311 @@
+"""
+The single list of every setting of train.py, and how it is filled in: a file of plain Python
+assignments, then --key=value overrides. Whatever is wrong ends in one line, with exit code 2.
+"""
+import ast
+import difflib
+import os
+import runpy
+import sys
+import types
+from dataclasses import dataclass, field, fields
+
+from grow import DEPTHS, INITS, grown_config, sizes_of
+from model import GROWABLE, MODELS, GPTConfig
+from run import hf
+from run.errors import UserError
+from run.operators import OPERATORS, refusal
+
+OWN_STARTS = ("scratch", "resume", "auto")
+STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "init", "depth", "operator", "moments",
+              "rate")
+
+
+@dataclass
+class TrainConfig:
+    # where things are
+    out_dir: str = "out"            # checkpoints, logs and metrics of this run
+    data_dir: str = "data/pystdlib"  # folder with train.bin, val.bin, meta.json
+    init_from: str = "scratch"      # "scratch"; "resume"; "auto": resume if there is a checkpoint;
+                                    # or a Hugging Face folder or OWNER/NAME of a GPT-2 or BERT,
+                                    # which then says what the sizes are
+    # model: where the run starts (GPT-2 small and Bert-base by default)
+    model: str = "gpt"              # "gpt" or "bert"
+    block_size: int = 256           # tokens in a sequence
+    vocab_size: int = 0             # 0: the dataset's, rounded up to a multiple of 64
+    n_layer: int = 6
+    n_head: int = 6
+    n_embd: int = 192
+    n_inner: int = 768
+    head_dim: int = 32              # width of a head, a constant of the run
+    dropout: float = 0.0
+    bias: bool = True
+    gelu: str = ""                  # "tanh", "exact", or "": tanh for GPT, exact for BERT
+    # growth: [dict(at=600, n_inner=768), dict(at=900, n_layer=6, n_embd=192, ramp_iters=50), ...]
+    stages: list = field(default_factory=list)
+    grow_when: str = "iters"        # "iters": at `at`; "rate": when the next stage learns faster per
+                                    # second, `at` at the latest (train.py, Trainer.weigh_growth)
+    ramp_iters: int = 100           # iterations over which a growth's mask rises from 0 to 1
+    init: str = "normal"            # new width weights: normal, zero or copy
+    depth: str = "stack"            # new layers: stack, interleave or top-random
+    operator: str = "msg"           # how to grow: "msg", or one of its rivals in run/operators.py
+    moments: str = "kept"           # old weights' optimizer state at a growth: "kept" or "reset"
+    # optimization
+    max_iters: int = 2000
+    batch_tokens: int = 4096        # tokens an iteration, over all processes and micro-batches
+    micro_batch: int = 16           # sequences a process runs at once
+    optimizer: str = "adamw"        # "adamw", or "muon": blocks' matrices Muon, the rest AdamW
+    learning_rate: float = 1e-3     # peak
+    muon_learning_rate: float = 0.02  # peak, of the matrices, with optimizer="muon"
+    schedule: str = "wsd"           # "wsd" (warmup, stable, decay), "cosine" or "constant"
+    warmup_iters: int = 50
+    decay_frac: float = 0.25        # wsd: share of the run at its end over which the rate decays
+    min_lr_frac: float = 0.0        # the rate at the end, as a share of the peak
+    rewarm_iters: int = 0           # after each growth the rate climbs back from 0 over these
+    rewarm_newborn_iters: int = 0   # the same, for the updates of newborn coordinates alone
+    muon_old_block: str = "whole"   # on a ramp, Muon orthogonalises a grown matrix as a "whole",
+                                    # or its old block "separate", as if it had not grown
+    weight_decay: float = 0.1       # on matrices only
+    beta1: float = 0.9
+    beta2: float = 0.95
+    grad_clip: float = 1.0          # largest gradient norm, 0 = no clipping
+    # BERT
+    mask_frac: float = 0.15         # share of a row's tokens that are predicted
+    # evaluation and logging
+    eval_interval: int = 200        # iterations between evaluations (and checkpoints)
+    eval_seqs: int = 128            # validation sequences an evaluation reads
+    log_interval: int = 10          # iterations between lines in metrics.jsonl
+    keep_checkpoints: int = 2       # the last K, besides the best one
+    tensorboard: bool = False       # metrics for TensorBoard too, in out_dir
+    wandb: str = ""                 # a Weights & Biases project to send metrics to, "" = none
+    # machine
+    seed: int = 1337
+    device: str = "auto"            # "auto", "cpu", "cuda", "cuda:1", "mps"
+    dtype: str = "auto"             # "auto", "float32", "bfloat16", "float16"
+    compile: str = "auto"           # "block", "model", "none", or "auto": block where it works
+    compile_ahead: str = "auto"     # make the next stage's graphs while this one trains: "on", "off",
+                                    # or "auto": on CPUs, where no memory of a GPU is at stake
+    zero1: bool = False             # several processes: each keeps a share of the optimizer state
+    peak_flops: float = 0.0         # of the device, for mfu; 0: known for common GPUs
+    max_bad_steps: int = 5          # stop after so many steps in a row with loss inf or NaN
+
+    def model_config(self, vocab_size):
+        """The model's config at the start of the run."""
+        _, cls = MODELS[self.model]
+        chosen = {f.name: getattr(self, f.name) for f in fields(GPTConfig)}
+        chosen.update(vocab_size=vocab_size, gelu=self.gelu or cls().gelu)
+        return cls(**chosen)
+
+    def sizes(self):
+        """[sizes at the start, after the first stage, ...], each a dict of the four sizes."""
+        sizes = [sizes_of(self.model_config(1))]
+        for stage in self.stages:
+            sizes.append({**sizes[-1], **{k: v for k, v in stage.items() if k in GROWABLE}})
+        return sizes
+
+    def ramp_of(self, stage):
+        if stage.get("operator", self.operator) != "msg":
+            return 0  # no mask, no ramp
+        return stage.get("ramp_iters", self.ramp_iters)
+
+    def depth_of(self, stage):
+        operator = stage.get("operator", self.operator)
+        return operator if operator in DEPTHS else stage.get("depth", self.depth)
+
+
+CHOICES = dict(model=tuple(MODELS), init=INITS, depth=DEPTHS, optimizer=("adamw", "muon"),
+               operator=tuple(OPERATORS), moments=("kept", "reset"),
+               muon_old_block=("whole", "separate"),
+               schedule=("wsd", "cosine", "constant"), grow_when=("iters", "rate"),
+               gelu=("", "tanh", "exact"),
+               compile=("auto", "block", "model", "none"), compile_ahead=("auto", "on", "off"),
+               dtype=("auto", "float32", "bfloat16", "float16"))
+AT_LEAST = dict(block_size=1, vocab_size=0, n_layer=0, n_head=1, n_embd=1, n_inner=1, head_dim=1,
+                dropout=0, ramp_iters=0, max_iters=1, batch_tokens=1, micro_batch=1,
+                learning_rate=0, muon_learning_rate=0, warmup_iters=0, decay_frac=0, min_lr_frac=0,
+                rewarm_iters=0, rewarm_newborn_iters=0, weight_decay=0, beta1=0, beta2=0, grad_clip=0,
+                mask_frac=0,
+                eval_interval=1, eval_seqs=1, log_interval=1, keep_checkpoints=1, seed=0,
+                peak_flops=0, max_bad_steps=1)
+AT_MOST = dict(dropout=0.999, decay_frac=1, min_lr_frac=1, beta1=0.9999, beta2=0.99999,
+               mask_frac=0.9, seed=2**31)
+
+
+def from_args(argv):
+    """argv: at most one config file, then --key=value ... . Returns a checked TrainConfig."""
+    files = [a for a in argv if not a.startswith("--")]
+    if len(files) > 1:
+        raise UserError(f"{files[1]}: only one config file is read; settings are --key=value")
+    values = read_file(files[0]) if files else {}
+    for arg in argv:
+        if arg.startswith("--") and arg != "--resume":
+            values.update([parse_override(arg)])
+    if values.get("init_from", "scratch") not in OWN_STARTS:
+        values = sized_by_folder(values)
+    if "--resume" in argv:
+        values["init_from"] = "resume"
+    return from_dict(values)
+
+
+def sized_by_folder(values):
+    """The sizes of the folder to start from; a setting that contradicts them is an error."""
+    where = str(values["init_from"])
+    folder = hf.find(where)
+    kind, sizes = hf.folder_config(folder)
+    for key, theirs in dict(model=kind, **sizes).items():
+        mine = values.get(key, theirs)
+        if mine == {"vocab_size": 0, "gelu": ""}.get(key):  # what says nothing, as in the defaults
+            mine = theirs
+        if mine != theirs and not (key == "block_size" and type(mine) is int and mine < theirs):
+            raise UserError(f"{key}={mine!r}: init_from={where} has {key}={theirs!r}: leave it out"
+                            + (", or grow to it in stages" if key in GROWABLE else ""))
+        values[key] = mine
+    return {**values, "init_from": folder}
+
+
+def read_file(path):
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path) or "config"  # config/ or lab/experiments/
+        folder = folder if os.path.isdir(folder) else "config"
+        there = os.listdir(folder) if os.path.isdir(folder) else []
+        near = difflib.get_close_matches(path, [os.path.join(folder, f) for f in there
+                                                if f.endswith(".py")], 1)
+        raise UserError(f"{path}: no such config file" + (f", did you mean {near[0]}?" if near
+                                                          else f": see {folder}/ for examples"))
+    sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]  # a config may build on another
+    try:
+        names = runpy.run_path(path)
+    except Exception as e:
+        raise UserError(f"{path}: not a config file of plain Python assignments: "
+                        f"{type(e).__name__}: {e}".splitlines()[0]) from None
+    finally:
+        del sys.path[0]
+    return {k: v for k, v in names.items() if not k.startswith("_") and
+            not isinstance(v, (types.ModuleType, types.FunctionType, type))}
+
+
+def parse_override(arg):
+    key, eq, text = arg[2:].partition("=")
+    kinds = {f.name: f.type for f in fields(TrainConfig)}
+    if not eq:
+        raise UserError(f"{arg}: settings are written --key=value")
+    if key not in kinds:
+        raise UserError(unknown(key, kinds))
+    if kinds[key] is str:
+        return key, text
+    try:
+        return key, ast.literal_eval(literal(text))
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        raise UserError(f"{key}={text}: must be {plain_name(kinds[key])}") from None
+
+
+def literal(text):
+    """Python literals, and also true/false and [dict(at=1, n_embd=8)] as configs write them."""
+    if text.lower() in ("true", "false"):
+        return text.title()
+    tree = ast.parse(text, mode="eval")
+
+    class Dicts(ast.NodeTransformer):
+        def visit_Call(self, node):
+            if getattr(node.func, "id", "") != "dict" or node.args:
+                raise ValueError(text)
+            return ast.Dict(keys=[ast.Constant(k.arg) for k in node.keywords],
+                            values=[self.visit(k.value) for k in node.keywords])
+    return ast.unparse(ast.fix_missing_locations(Dicts().visit(tree)))
+
+
+def from_dict(values):
+    kinds = {f.name: f.type for f in fields(TrainConfig)}
+    typed = {}
+    for key, value in values.items():
+        if key not in kinds:
+            raise UserError(unknown(key, kinds))
+        kind = kinds[key]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if kind is int and type(value) is float and value.is_integer():
+            value = int(value)  # 1e6 is a whole number too
+        if type(value) is not kind:
+            raise UserError(f"{key}={value!r}: must be {plain_name(kind)}")
+        typed[key] = value
+    config = TrainConfig(**typed)
+    check(config)
+    return config
+
+
+def plain_name(kind):
+    return {int: "a whole number", float: "a number", bool: "True or False", str: "text",
+            list: "a list of dict(at=..., n_embd=..., ...)"}[kind]
+
+
+def unknown(key, known):
+    near = difflib.get_close_matches(key, known, 1)
+    return f"{key}: no such setting" + (f", did you mean {near[0]}?" if near else
+                                        ": see TrainConfig in run/settings.py")
+
+
+def check(config):
+    for key, allowed in CHOICES.items():
+        if getattr(config, key) not in allowed:
+            raise UserError(f"{key}={getattr(config, key)!r}: must be one of "
+                            f"{', '.join(repr(a) for a in allowed)}")
+    for key, low in AT_LEAST.items():
+        value, high = getattr(config, key), AT_MOST.get(key, float("inf"))
+        if not low <= value <= high or value == float("inf"):
+            raise UserError(f"{key}={value}: must be at least {low}"
+                            + (f" and at most {high}" if key in AT_MOST else " and finite"))
+    if config.batch_tokens % config.block_size:
+        raise UserError(f"batch_tokens={config.batch_tokens}: must be a multiple of "
+                        f"block_size={config.block_size}, one sequence")
+    if config.warmup_iters > config.max_iters:
+        raise UserError(f"warmup_iters={config.warmup_iters}: more than max_iters="
+                        f"{config.max_iters}, the whole run: lower it too")
+    if config.muon_old_block != "whole" and config.optimizer != "muon":
+        raise UserError(f"muon_old_block={config.muon_old_block!r}: needs optimizer='muon', not "
+                        f"{config.optimizer!r}")
+    check_stages(config)
+
+
+def check_stages(config):
+    sizes, free = config.model_config(1), 0
+    for i, stage in enumerate(config.stages):
+        what = f"stages[{i}]"
+        if not isinstance(stage, dict):
+            raise UserError(f"{what}={stage!r}: must be dict(at=..., n_embd=..., ...)")
+        for key, value in stage.items():
+            if key not in STAGE_KEYS:
+                raise UserError(f"{what}: " + unknown(key, STAGE_KEYS).replace(
+                    "TrainConfig in run/settings.py", f"{', '.join(STAGE_KEYS)} are known"))
+            if key == "rate":
+                check_rate(what, value)
+                continue
+            allowed = CHOICES.get(key)
+            if allowed and value not in allowed:
+                raise UserError(f"{what}: {key}={value!r}: must be one of {', '.join(allowed)}")
+            if not allowed and (type(value) is not int or value < 0):
+                raise UserError(f"{what}: {key}={value!r}: must be a whole number, 0 or more")
+        if "at" not in stage:
+            raise UserError(f"{what}: has no at=ITERATION, when to grow")
+        if stage["at"] >= config.max_iters:
+            raise UserError(f"{what}: at={stage['at']} is not before max_iters={config.max_iters}")
+        if stage["at"] < free:
+            raise UserError(f"{what}: at={stage['at']} is before iteration {free}, when the ramp of "
+                            "the stage before it ends: grow later, or lower ramp_iters")
+        try:
+            sizes = grown_config(sizes, **{k: v for k, v in stage.items() if k in GROWABLE})
+        except ValueError as e:
+            raise UserError(f"{what}: {e}") from None
+        why = refusal(stage.get("operator", config.operator),
+                      {k: v for k, v in stage.items() if k in GROWABLE}, sizes.post_ln)
+        if why:
+            raise UserError(f"{what}: {why}")
+        free = max(stage["at"] + config.ramp_of(stage), stage["at"] + 1)
+
+
+def check_rate(what, points):
+    """rate: the pre-training rate of the stage's sizes, [(loss, loss per second), ...]."""
+    if not (isinstance(points, list) and points and all(
+            isinstance(p, (list, tuple)) and len(p) == 2 and
+            all(type(v) in (int, float) for v in p) for p in points)):
+        raise UserError(f"{what}: rate={points!r}: must be [(loss, loss per second), ...], as "
+                        "lab.plan --search writes it")

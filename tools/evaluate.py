@@ -1,0 +1,347 @@
+"""
+What a trained model is worth: GPT on texts, last words and multiple choice, BERT on masked tokens.
+
+    python -m tools.evaluate out/gpt --tasks=ppl:wiki.txt,lambada:lambada.jsonl,choice:piqa.jsonl
+    python -m tools.evaluate out/bert --tasks=mlm
+
+    ppl:FILE       perplexity a token and bits a byte, on any text (.txt, .gz, .xz)
+    lambada:FILE   is the last word the likeliest? Lines {"context": ..., "continuation": ...},
+                   or {"text": ...}
+    choice:FILE    the likeliest of several ends. Lines {"query": ..., "choices": [...], "gold": 0},
+                   or {"context_options": [...], "continuation": ..., "gold": 0}
+    mlm, mlm:DIR   masked-token accuracy on a dataset's val.bin (by default the run's own)
+
+A model is a checkpoint, a run's folder or a Hugging Face folder.
+"""
+import argparse
+import gzip
+import json
+import lzma
+import math
+import os
+import re
+import sys
+import zlib
+from dataclasses import fields, replace
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from data.loader import BertLoader, how_to_prepare, read_meta, vocab_needed
+from data.tokenizer import get_tokenizer
+from run.errors import UserError, exits_cleanly
+from run.hf import kind_of, open_model, same_tokenizer
+from run.settings import TrainConfig
+
+HEAD_ROWS = 1024  # positions whose logits are in memory at once
+
+
+class Evaluator:
+    """A model, its tokenizer, and how much to run at once."""
+
+    def __init__(self, path, device="cpu", batch=16, stride=0, limit=0, join=" "):
+        self.model, self.info = open_model(path, device)
+        self.kind, self.config = kind_of(self.model), self.model.config
+        self.device, self.batch, self.limit, self.join = device, batch, limit, join
+        self.stride = min(stride or self.config.block_size // 2 or 1, self.config.block_size)
+        self.tok = get_tokenizer(self.info["meta"], bert=self.kind == "bert")
+
+    # -------------------------------------------------------------------------
+    # how likely a GPT finds some tokens
+
+    @torch.no_grad()
+    def nats(self, rows, name):
+        """
+        rows: [(ids, start)]. For each: the nats of ids[start:], every one given what precedes it,
+        and whether all of them were the likeliest tokens. [(sum of nats, bool)]
+        """
+        self.check_ids(rows, name)
+        pieces = [(window, first, i) for i, (ids, start) in enumerate(rows)
+                  for window, first in windows(ids, start, self.config.block_size, self.stride)]
+        pieces.sort(key=lambda p: -len(p[0]))  # alike lengths together; the largest first
+        total, greedy = [0.0] * len(rows), [True] * len(rows)
+        with tqdm(total=len(pieces), desc=name, dynamic_ncols=True, leave=False) as bar:
+            for b in range(0, len(pieces), self.batch):
+                for (_, _, i), (nats, hit) in zip(pieces[b:b + self.batch],
+                                                  self.score(pieces[b:b + self.batch])):
+                    total[i], greedy[i] = total[i] + nats, greedy[i] and hit
+                bar.update(len(pieces[b:b + self.batch]))
+        return list(zip(total, greedy))
+
+    def score(self, pieces):
+        T = max(len(window) for window, _, _ in pieces) - 1
+        idx, targets = torch.zeros(len(pieces), T, dtype=torch.long), \
+            torch.full((len(pieces), T), -1)
+        for row, (window, first, _) in enumerate(pieces):
+            ids = torch.tensor(window)
+            idx[row, :len(ids) - 1] = ids[:-1]  # padding on the right: no token sees it
+            targets[row, first - 1:len(ids) - 1] = ids[first:]
+        targets = targets.to(self.device)
+        where = targets >= 0  # (B, T)
+        x = self.model.hidden(idx.to(self.device))[where]  # (N, n_embd): only what is scored
+        nats, hits = [], []
+        for part, want in zip(x.split(HEAD_ROWS), targets[where].split(HEAD_ROWS)):
+            logits = F.linear(part, self.model.wte.weight).float()
+            nats.append(F.cross_entropy(logits, want, reduction="none").double())
+            hits.append(logits.argmax(-1) == want)
+        counts = where.sum(1).tolist()
+        return [(n.sum().item(), bool(h.all())) for n, h in
+                zip(torch.cat(nats).split(counts), torch.cat(hits).split(counts))]
+
+    def pair(self, context, continuation, where, join=" "):
+        """
+        (ids, where the continuation starts). A join of white space is for texts that have none
+        between them. The last spaces belong to the continuation: byte-pair encoding makes one
+        token of " word".
+        """
+        if join.strip() or not (context[-1:].isspace() or continuation[:1].isspace()):
+            context += join if context else ""
+        start = len(context.rstrip(" "))
+        before, after = self.tok.encode(context[:start]), \
+            self.tok.encode(context[start:] + continuation)
+        if not continuation.strip() or not after:
+            raise UserError(f"{where}: an end without a text has no likelihood: leave the line out")
+        if not before:
+            if self.tok.eot is None:
+                raise UserError(f"{where}: an empty context, and this tokenizer has no end of "
+                                "document to start from: leave the line out")
+            before = [self.tok.eot]
+        return before + after, len(before)
+
+    # -------------------------------------------------------------------------
+    # the tasks: each takes a path and returns {metric: value}
+
+    def ppl(self, path):
+        text = read_text(path)
+        ids, scored = self.tok.encode(text), text
+        if self.tok.eot is None:
+            scored = text[1:]  # the first character is given
+        else:
+            ids = [self.tok.eot, *ids]
+        if self.limit:
+            ids = ids[:self.limit + 1]
+            scored = self.tok.decode(ids[1:])
+        if len(ids) < 2:
+            raise UserError(f"{path}: holds no text to score")
+        [(nats, _)] = self.nats([(ids, 1)], "ppl")
+        n, size = len(ids) - 1, len(scored.encode("utf-8", errors="replace"))
+        return dict(n=n, ppl=math.exp(nats / n), bits_per_byte=nats / math.log(2) / size)
+
+    def lambada(self, path):
+        rows = []
+        for where, line in read_jsonl(path, self.limit):
+            if isinstance(line, dict) and isinstance(line.get("text"), str):  # as first published
+                line = dict(zip(("context", "continuation"), line["text"].rsplit(" ", 1)))
+            context, word = need(where, line, context=str, continuation=str)
+            rows.append(self.pair(context, word, where))
+        scores = self.nats(rows, "lambada")
+        return dict(n=len(rows), acc=sum(hit for _, hit in scores) / len(rows),
+                    ppl=math.exp(sum(nats for nats, _ in scores) / len(rows)))
+
+    def choice(self, path):
+        """acc_norm: by nats a byte of the choice, so that short choices have no advantage."""
+        rows, sizes, questions = [], [], []
+        for where, line in read_jsonl(path, self.limit):
+            if isinstance(line, dict) and "context_options" in line:
+                contexts, end, gold = need(where, line, context_options=list, continuation=str,
+                                           gold=int)
+                pairs = [(c, end) for c in contexts]
+            else:
+                query, choices, gold = need(where, line, query=str, choices=list, gold=int)
+                pairs = [(query, c) for c in choices]
+            if not 0 <= gold < len(pairs):
+                raise UserError(f"{where}: gold={gold}, but there are {len(pairs)} choices")
+            if not all(isinstance(text, str) for p in pairs for text in p):
+                raise UserError(f"{where}: a choice that is no text")
+            questions.append((len(rows), len(rows) + len(pairs), gold))
+            rows += [self.pair(*p, where, " " if "context_options" in line else self.join)
+                     for p in pairs]
+            sizes += [max(1, len(end.encode("utf-8", errors="replace"))) for _, end in pairs]
+        nats = [n for n, _ in self.nats(rows, "choice")]
+        norm = [n / size for n, size in zip(nats, sizes)]
+        right = [[min(range(a, b), key=by.__getitem__) - a == gold for a, b, gold in questions]
+                 for by in (nats, norm)]
+        acc, acc_norm = (sum(r) / len(r) for r in right)
+        return dict(n=len(questions), acc=acc, acc_norm=acc_norm)
+
+    @torch.no_grad()
+    def mlm(self, path):
+        """On rows of a dataset's val.bin, masked as in training."""
+        from train import scores
+        known, saved = {f.name for f in fields(TrainConfig)}, self.info["config"]
+        config = TrainConfig(**{k: v for k, v in saved.items() if k in known})
+        T = self.config.block_size
+        config = replace(config, data_dir=path or config.data_dir, block_size=T,
+                         micro_batch=self.batch, batch_tokens=self.batch * T,
+                         eval_seqs=self.limit or 1024)
+        meta, val = read_meta(config.data_dir), os.path.join(config.data_dir, "val.bin")
+        if not os.path.isfile(val):
+            raise UserError(f"{val}: no such file: {how_to_prepare(config.data_dir)}")
+        if not same_tokenizer(meta, self.info["meta"]):
+            raise UserError(f"data_dir={config.data_dir}: made with another tokenizer than the "
+                            "model's: give the folder of a dataset that goes with it, mlm:DIR")
+        if vocab_needed("bert", meta) > self.config.vocab_size:
+            raise UserError(f"data_dir={config.data_dir}: has {vocab_needed('bert', meta)} token "
+                            f"ids, but the model knows {self.config.vocab_size}")
+        sums = {}
+        batches = BertLoader(config, meta, self.config.vocab_size).eval_batches()
+        total = -(-config.eval_seqs // self.batch)
+        for data in tqdm(batches, total=total, desc="mlm", leave=False):
+            data = {k: v.to(self.device) for k, v in data.items()}
+            for name, (s, n) in scores(*self.model(**data), data).items():
+                a, b = sums.get(name, (0.0, 0))
+                sums[name] = a + float(s), b + int(n)
+        mean = {name: s / n for name, (s, n) in sums.items()}
+        return dict(file=config.data_dir, n=sums["mlm_acc"][1], mlm_acc=mean["mlm_acc"],
+                    mlm_loss=mean["val_loss"], nsp_acc=mean["nsp_acc"])
+
+    def check_ids(self, rows, name):
+        top = max((max(ids) for ids, _ in rows), default=0)
+        if top >= self.config.vocab_size:
+            raise UserError(f"{name}: its text has token id {top}, but the model knows only "
+                            f"{self.config.vocab_size} ids: it has another tokenizer")
+
+
+TASKS = dict(ppl="gpt", lambada="gpt", choice="gpt", mlm="bert")
+
+
+def windows(ids, start, T, stride):
+    """
+    Pieces of at most T + 1 ids (T go in, T come out) that together score ids[start:] once each:
+    (piece, first scored position in it). After the first piece, each scores `stride` new ids, so
+    every one of them is given at least T - stride before it.
+    """
+    stop = max(T + 1, start + stride)
+    while start < len(ids):
+        stop = min(stop, len(ids))
+        low = max(0, stop - T - 1)
+        yield ids[low:stop], start - low
+        start, stop = stop, stop + stride
+
+
+def read_text(path):
+    opener = {".gz": gzip.open, ".xz": lzma.open}.get(os.path.splitext(path)[1], open)
+    try:
+        with opener(path, "rt", encoding="utf-8") as f:
+            return f.read()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text: convert it first") from None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:
+        raise UserError(f"{path}: {getattr(e, 'strerror', None) or 'is damaged'}: "
+                        "give a readable file") from None
+
+
+def read_jsonl(path, limit=0):
+    """[("FILE:LINE", object), ...]"""
+    lines = [(f"{path}:{i}", line) for i, line in enumerate(read_text(path).split("\n"), 1)
+             if line.strip()][:limit or None]
+    if not lines:
+        raise UserError(f"{path}: is empty: one JSON object a line is expected")
+    objects = []
+    for where, line in lines:
+        try:
+            objects.append((where, json.loads(line)))
+        except ValueError:
+            raise UserError(f"{where}: not JSON: one JSON object a line is expected") from None
+    return objects
+
+
+def need(where, line, **kinds):
+    for key, kind in kinds.items():
+        value = line.get(key) if isinstance(line, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"{where}: lacks {key}, or it is no {kind.__name__}: lines with "
+                            f"{', '.join(kinds)} are expected")
+    return [line[key] for key in kinds]
+
+
+def parse_tasks(text):
+    """'ppl:a.txt,mlm' -> [("ppl", "a.txt"), ("mlm", "")]; a comma may be part of a name."""
+    tasks = []
+    for part in re.split(rf",(?=(?:{'|'.join(TASKS)})(?::|,|$))", text):
+        name, _, path = part.partition(":")
+        if name not in TASKS:
+            raise UserError(f"--tasks={text}: {name!r} is no task: use "
+                            "ppl:FILE, lambada:FILE, choice:FILE or mlm, joined by commas")
+        if not path and name != "mlm":
+            raise UserError(f"--tasks={text}: {name} needs a file: {name}:FILE")
+        if path and not os.path.exists(path):  # known now, not when the tasks before it are done
+            raise UserError(f"--tasks={text}: {path}: no such file: give one for {name} to read")
+        tasks.append((name, path))
+    return tasks
+
+
+def table(rows):
+    """Rows of cells as aligned lines, the first row underlined."""
+    rows = [[f"{c:.4f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    width = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, width)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * w for w in width), *lines[1:]])
+
+
+def save_result(result, save, checkpoint, name):
+    """Write the JSON result to `save`, or beside the checkpoint; returns where."""
+    folder = checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint)
+    save = save or os.path.join(folder, name)
+    try:
+        with open(save, "w") as f:
+            json.dump(result, f, indent=1)
+            f.write("\n")
+    except OSError as e:
+        raise UserError(f"{save}: cannot be written ({e.strerror}): give --save=FILE") from None
+    return save
+
+
+def parse(argv):
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("checkpoint", help="a checkpoint file, a run's folder or a Hugging Face folder")
+    p.add_argument("--tasks", required=True, help="what to measure, joined by commas; see above")
+    p.add_argument("--stride", type=int, default=0, help="ppl: new tokens a window (0: half of it)")
+    p.add_argument("--join", default=" ", help="choice: what comes between a query and a choice "
+                   "(a space where there is none; for example 'Answer: ')")
+    p.add_argument("--limit", type=int, default=0, help="only the first N lines (ppl: tokens; "
+                   "mlm: rows, 1024 by default)")
+    p.add_argument("--batch", type=int, default=16, help="sequences run at once")
+    p.add_argument("--save", help="where the JSON goes (evaluate.json beside the checkpoint)")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = p.parse_args(argv)
+    for key, low in dict(stride=0, limit=0, batch=1).items():
+        if getattr(args, key) < low:
+            raise UserError(f"--{key}={getattr(args, key)}: must be at least {low}")
+    check_device(args.device)
+    return args
+
+
+def check_device(name):
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError):  # no such name, or no such device here
+        raise UserError(f"--device={name}: not on this machine: use --device=cpu") from None
+
+
+@exits_cleanly
+def main():
+    args = parse(sys.argv[1:])
+    tasks = parse_tasks(args.tasks)
+    e = Evaluator(args.checkpoint, args.device, args.batch, args.stride, args.limit, args.join)
+    fitting = [name for name, kind in TASKS.items() if kind == e.kind]
+    for name, _ in tasks:
+        if name not in fitting:
+            raise UserError(f"{args.checkpoint}: is a {e.kind} model, and {name} is for "
+                            f"{TASKS[name]}: use {', '.join(fitting)}")
+    result = dict(checkpoint=args.checkpoint, iter=e.info.get("iter"), params=e.model.num_params(),
+                  stride=e.stride, limit=e.limit, results=[])
+    for name, path in tasks:
+        result["results"].append({"task": name, "file": path, **getattr(e, name)(path)})
+        # after each task: what is done is kept
+        saved = save_result(result, args.save, args.checkpoint, "evaluate.json")
+    print(table([("task", "file", "n", "metric", "value")] + [
+        (r["task"], os.path.basename(os.path.normpath(r["file"])), r["n"], k, v)
+        for r in result["results"] for k, v in r.items() if k not in ("task", "file", "n")]))
+    print(f"wrote {saved}")
+
+
+if __name__ == "__main__":
+    main()
