@@ -24,8 +24,9 @@ from lab.bench import batch
 from model import MODELS
 from run import compiler
 from run.errors import UserError, exits_cleanly
+from run.optim import make_optimizers
+from run.ranks import PEAK_FLOPS, pick_dtype
 from run.settings import from_args
-from train import PEAK_FLOPS, make_optimizers, pick_dtype
 
 WORTH_IT = 1.05  # a ceiling on the speedup below this is within the noise of any comparison
 

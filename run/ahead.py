@@ -12,8 +12,8 @@ import sys
 
 import torch
 
-from grow import grow, set_mask
-from model import MODELS
+from grow import grow, set_mask, sizes_of
+from model import GROWABLE, MODELS
 from run import compiler
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -32,6 +32,18 @@ def start(config, sizes, grown, vocab_size, device, dtype):
     return subprocess.Popen([sys.executable, "-m", "run.ahead", json.dumps(job)], cwd=ROOT,
                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                             stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def start_next(run):
+    """Start making the graphs of a run's next growth, once a machine; the process, or None."""
+    c, stage = run.config, run.next_stage()
+    wanted = c.compile_ahead == "on" or c.compile_ahead == "auto" and run.device.type == "cpu"
+    if stage is None or run.compile != "block" or not wanted or run.ranks.local:
+        return None
+    if stage.get("operator", c.operator) != "msg":
+        return None  # no mask: another graph
+    return start(c, sizes_of(run.model.config), {k: v for k, v in stage.items() if k in GROWABLE},
+                 run.vocab_size, run.device, run.dtype)
 
 
 def finish(process):

@@ -3,6 +3,7 @@ Checkpoints that survive: written aside, flushed, renamed; checked before they a
 loaded without running any code from the file. One run at a time owns an out_dir.
 """
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -124,6 +125,11 @@ def load_model(path, device="cpu"):
     model = cls(config_cls(**state["model_config"]))
     model.load_state_dict(state.pop("model"))
     return model.to(device).eval(), state
+
+
+def write_json(path, content):
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(content, f, indent=1, ensure_ascii=False)
 
 
 def make_out_dir(out_dir):

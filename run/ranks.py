@@ -81,6 +81,23 @@ def hold_memory():
         mallopt(-1, 2**31 - 1)    # M_TRIM_THRESHOLD
 
 
+def peak_flops(config, device):
+    """The device's FLOP/s in half precision, given or known by its name; 0 if neither."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return config.peak_flops or next((v for k, v in PEAK_FLOPS.items() if k in name), 0)
+
+
+def common_dtype(wanted, ranks, saved=None):
+    """The dtype to autocast to, the same on all ranks, and the same as before a resume."""
+    if wanted == "auto" and saved and saved.get("autocast", [""])[0] == ranks.device.type:
+        wanted = saved["autocast"][1]
+    dtype = pick_dtype(wanted, ranks.device)
+    if wanted == "auto" and ranks.device.type == "cpu" and \
+            ranks.any(dtype == torch.float32):  # measured, so ranks may differ
+        dtype = torch.float32
+    return dtype
+
+
 def pick_dtype(wanted, device):
     """The dtype to autocast to. "auto": bfloat16 where it is faster, else float16 (CUDA) or float32."""
     if device.type == "cuda":

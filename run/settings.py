@@ -17,8 +17,7 @@ from run.errors import UserError
 from run.operators import OPERATORS, refusal
 
 OWN_STARTS = ("scratch", "resume", "auto")
-STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "init", "depth", "operator", "moments",
-              "rate")
+STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "init", "depth", "operator", "rate")
 
 
 @dataclass
@@ -44,12 +43,11 @@ class TrainConfig:
     # growth: [dict(at=600, n_inner=768), dict(at=900, n_layer=6, n_embd=192, ramp_iters=50), ...]
     stages: list = field(default_factory=list)
     grow_when: str = "iters"        # "iters": at `at`; "rate": when the next stage learns faster per
-                                    # second, `at` at the latest (train.py, Trainer.weigh_growth)
+                                    # second, `at` at the latest (run/watch.py, weigh_growth)
     ramp_iters: int = 100           # iterations over which a growth's mask rises from 0 to 1
     init: str = "normal"            # new width weights: normal, zero or copy
     depth: str = "stack"            # new layers: stack, interleave or top-random
     operator: str = "msg"           # how to grow: "msg", or one of its rivals in run/operators.py
-    moments: str = "kept"           # old weights' optimizer state at a growth: "kept" or "reset"
     # optimization
     max_iters: int = 2000
     batch_tokens: int = 4096        # tokens an iteration, over all processes and micro-batches
@@ -62,9 +60,6 @@ class TrainConfig:
     decay_frac: float = 0.25        # wsd: share of the run at its end over which the rate decays
     min_lr_frac: float = 0.0        # the rate at the end, as a share of the peak
     rewarm_iters: int = 0           # after each growth the rate climbs back from 0 over these
-    rewarm_newborn_iters: int = 0   # the same, for the updates of newborn coordinates alone
-    muon_old_block: str = "whole"   # on a ramp, Muon orthogonalises a grown matrix as a "whole",
-                                    # or its old block "separate", as if it had not grown
     weight_decay: float = 0.1       # on matrices only
     beta1: float = 0.9
     beta2: float = 0.95
@@ -103,6 +98,10 @@ class TrainConfig:
             sizes.append({**sizes[-1], **{k: v for k, v in stage.items() if k in GROWABLE}})
         return sizes
 
+    def head_fraction(self):
+        """The share of a sequence's positions that the vocabulary head is computed on."""
+        return self.mask_frac if self.model == "bert" else 1.0
+
     def ramp_of(self, stage):
         if stage.get("operator", self.operator) != "msg":
             return 0  # no mask, no ramp
@@ -114,8 +113,7 @@ class TrainConfig:
 
 
 CHOICES = dict(model=tuple(MODELS), init=INITS, depth=DEPTHS, optimizer=("adamw", "muon"),
-               operator=tuple(OPERATORS), moments=("kept", "reset"),
-               muon_old_block=("whole", "separate"),
+               operator=tuple(OPERATORS),
                schedule=("wsd", "cosine", "constant"), grow_when=("iters", "rate"),
                gelu=("", "tanh", "exact"),
                compile=("auto", "block", "model", "none"), compile_ahead=("auto", "on", "off"),
@@ -123,9 +121,8 @@ CHOICES = dict(model=tuple(MODELS), init=INITS, depth=DEPTHS, optimizer=("adamw"
 AT_LEAST = dict(block_size=1, vocab_size=0, n_layer=0, n_head=1, n_embd=1, n_inner=1, head_dim=1,
                 dropout=0, ramp_iters=0, max_iters=1, batch_tokens=1, micro_batch=1,
                 learning_rate=0, muon_learning_rate=0, warmup_iters=0, decay_frac=0, min_lr_frac=0,
-                rewarm_iters=0, rewarm_newborn_iters=0, weight_decay=0, beta1=0, beta2=0, grad_clip=0,
-                mask_frac=0,
-                eval_interval=1, eval_seqs=1, log_interval=1, keep_checkpoints=1, seed=0,
+                rewarm_iters=0, weight_decay=0, beta1=0, beta2=0, grad_clip=0,
+                mask_frac=0, eval_interval=1, eval_seqs=1, log_interval=1, keep_checkpoints=1, seed=0,
                 peak_flops=0, max_bad_steps=1)
 AT_MOST = dict(dropout=0.999, decay_frac=1, min_lr_frac=1, beta1=0.9999, beta2=0.99999,
                mask_frac=0.9, seed=2**31)
@@ -260,9 +257,6 @@ def check(config):
     if config.warmup_iters > config.max_iters:
         raise UserError(f"warmup_iters={config.warmup_iters}: more than max_iters="
                         f"{config.max_iters}, the whole run: lower it too")
-    if config.muon_old_block != "whole" and config.optimizer != "muon":
-        raise UserError(f"muon_old_block={config.muon_old_block!r}: needs optimizer='muon', not "
-                        f"{config.optimizer!r}")
     check_stages(config)
 
 

@@ -32,17 +32,17 @@ def arm(moment):
     if "seconds" in moment:
         threading.Timer(moment["seconds"], die).start()
     if "iter" in moment:
-        update = train.Trainer.update
+        update = train.Run.update
 
         def fatal(self, bad):
             return die() if self.iter == moment["iter"] else update(self, bad)
-        train.Trainer.update = fatal
+        train.Run.update = fatal
     if "grown" in moment:
-        move = train.Trainer.move_mask
+        move = train.Run.move_mask
 
         def after_growth(self):
             return die() if self.stage == moment["grown"] else move(self)
-        train.Trainer.move_mask = after_growth
+        train.Run.move_mask = after_growth
     if "replace" in moment:
         replace, count = os.replace, [0]
 

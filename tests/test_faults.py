@@ -240,11 +240,11 @@ def test_out_of_memory_at_growth(driver, data, whole, tmp_path):
 
 
 def test_a_second_signal_exits_at_once():
-    from train import Trainer
-    trainer, before = Trainer.__new__(Trainer), signal.getsignal(signal.SIGTERM)
+    from run.watch import Watch
+    watch, before = Watch.__new__(Watch), signal.getsignal(signal.SIGTERM)
     try:
-        trainer.on_signal(signal.SIGTERM, None)
-        assert trainer.stop == signal.SIGTERM
+        watch.on_signal(signal.SIGTERM, None)
+        assert watch.stop == signal.SIGTERM
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, before)

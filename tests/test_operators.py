@@ -1,4 +1,4 @@
-"""What the other growth operators keep and do not keep; and the settings for newborn coordinates."""
+"""What the other growth operators keep and do not keep."""
 import copy
 
 import pytest
@@ -6,12 +6,11 @@ import torch
 from runs import TINY, events, losses, make_data
 from test_grow import START, batch, difference, make, outputs
 
-from grow import grow, set_mask, sizes_of
-from model import GROWABLE
-from run import newborn, operators
+from run import operators
 from run.errors import UserError
 from run.settings import from_dict
-from train import Trainer
+from run.watch import Watch
+from train import Run, train
 
 UNEVEN, EVEN = dict(n_embd=20), dict(n_embd=2 * START["n_embd"])
 EXACT, BROKEN = 1e-12, 1e-3
@@ -137,8 +136,6 @@ def test_every_rival_trains(operator):
     (dict(operator="net2net"), "stages[2]: operator='net2net' grows n_embd, n_inner, n_head"),
     (dict(operator="zero_output", model="bert"), "pre-LN"),
     (dict(operator="net3net"), "must be one of 'msg', 'direct'"),
-    (dict(muon_old_block="separate"), "needs optimizer='muon'"),
-    (dict(moments="lost"), "must be one of 'kept', 'reset'"),
     (dict(stages=[dict(at=3, n_layer=2, operator="x")]), "stages[0]: operator='x': must be one of"),
 ])
 def test_bad_settings(settings, words):
@@ -148,104 +145,26 @@ def test_bad_settings(settings, words):
         "n_embd, n_inner, n_head", "")
 
 
-def run(**settings):
+def trained(**settings):
     """train.py without a process of its own."""
-    trainer = Trainer(from_dict({**TINY, **settings}))
-    trainer.train()
-    trainer.lock.close()
+    run = Run(from_dict({**TINY, **settings}))
+    train(run, Watch(run))
+    run.close()
+    run.lock.close()
 
 
-def test_operators_and_moments_in_a_run(tmp_path):
+def test_operators_in_a_run(tmp_path):
     """Each stage its own operator, no ramp for rivals; stopped mid-way, the rest is the same."""
     data = str(make_data(tmp_path / "data"))
     stages = [dict(at=12, n_inner=48, operator="net2net"),
-              dict(at=20, n_embd=32, moments="reset"), dict(at=29, n_layer=2, operator="stack")]
-    settings = dict(data_dir=data, rewarm_newborn_iters=6, optimizer="muon", schedule="constant",
-                    muon_old_block="separate", dropout=0.0)
+              dict(at=20, n_embd=32), dict(at=29, n_layer=2, operator="stack")]
+    settings = dict(data_dir=data, optimizer="muon", schedule="constant", dropout=0.0)
     whole, halves = str(tmp_path / "whole"), str(tmp_path / "halves")
-    run(out_dir=whole, stages=stages, max_iters=36, **settings)
-    run(out_dir=halves, stages=stages[:2], max_iters=23, **settings)  # on a ramp, re-warming
-    run(out_dir=halves, stages=stages, max_iters=36, init_from="resume", **settings)
+    trained(out_dir=whole, stages=stages, max_iters=36, **settings)
+    trained(out_dir=halves, stages=stages[:2], max_iters=23, **settings)  # on a ramp
+    trained(out_dir=halves, stages=stages, max_iters=36, init_from="resume", **settings)
     pick = [[x for x in losses(o) if x[0] == "step"] for o in (whole, halves)]
     assert pick[0] == pick[1]
     changes = [abs(e["val_loss_after"] - e["val_loss_before"]) for e in events(whole, "grow")]
     assert changes[1] < 1e-5 < 1e-4 < changes[2]
     assert [e["iter"] for e in events(whole, "ramp_end")] == [27]
-
-
-# -----------------------------------------------------------------------------
-# newborn coordinates
-
-def test_old_corners():
-    model = make("gpt")
-    grown, _ = grow(model, n_embd=20, n_layer=4, depth="interleave")
-    corners = newborn.old_corners(grown, {k: START[k] for k in GROWABLE}, "interleave")
-    named = dict(grown.named_parameters())
-    assert corners[named["blocks.1.mlp.fc.weight"]] is None  # a new layer
-    assert corners[named["blocks.2.mlp.fc.weight"]] == (slice(20), slice(12))
-    assert named["blocks.2.mlp.fc.bias"] not in corners      # n_inner did not grow
-    assert corners[named["wte.weight"]] == (slice(61), slice(12))
-
-
-def old_and_new(share=1.0, separate=False, optimizer="adamw", c=0.5, grad=None):
-    """One step right after a growth in width: (start, end) of a matrix, and its old block's."""
-    torch.manual_seed(0)
-    model = make("gpt", torch.float32)
-    data = batch("gpt", model.config)
-    made = torch.optim.AdamW(model.parameters(), lr=0.01) if optimizer == "adamw" else \
-        torch.optim.Muon([m for m in model.parameters() if m.dim() == 2], lr=0.01)
-    model(**data)[1].backward()
-    made.step()
-    alone = copy.deepcopy((model, made))  # what the old model would do next
-    sizes = sizes_of(model.config)
-    model, _ = grow(model, made, n_embd=20, n_inner=33)
-    set_mask(model, c)
-    made.zero_grad()
-    model(**data)[1].backward()
-    p = model.blocks[0].mlp.fc.weight
-    if grad is not None:
-        grad(p.grad)
-    old_p = alone[0].blocks[0].mlp.fc.weight
-    for a, b in zip(alone[0].parameters(), model.parameters()):
-        a.grad = b.grad[tuple(slice(n) for n in a.shape)].clone()
-    start = p.detach().clone(), old_p.detach().clone()
-    with newborn.gently([made], newborn.old_corners(model, sizes, "stack"), share, separate):
-        made.step()
-    alone[1].step()
-    return p.detach() - start[0], old_p.detach() - start[1]
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_newborn_updates_are_scaled_and_old_ones_not(optimizer):
-    full, _ = old_and_new(optimizer=optimizer)
-    part, _ = old_and_new(optimizer=optimizer, share=0.25)
-    assert torch.equal(full[:20, :12], part[:20, :12])
-    new = torch.ones_like(full, dtype=torch.bool)
-    new[:20, :12] = False
-    assert full[new].abs().max() > 1e-3
-    assert torch.allclose(part[new], 0.25 * full[new], atol=1e-7)
-
-
-def test_muon_old_block():
-    """
-    While newborn gradients are exactly 0, orthogonalising the whole matrix does to the old block
-    what it did alone, up to the shape factor sqrt(rows / columns). As soon as they are not, even
-    at a tenth of the old ones, Muon gives newborn coordinates updates of full size and the old
-    block another update (here by 11 %; 53 % at equal gradients). "separate" keeps the old one's.
-    """
-    def tenth(g):
-        size = g[:20, :12].abs().mean() / 10
-        g[20:], g[:20, 12:] = size * torch.randn(13, 20), size * torch.randn(20, 8)
-
-    def off(moved, alone, factor=1.0):
-        return ((moved[:20, :12] - factor * alone).norm() / alone.norm()).item()
-    shape = (33 / 20) ** 0.5 / (20 / 12) ** 0.5
-    moved, alone = old_and_new(optimizer="muon", c=0.0)
-    assert moved[20:].abs().max() < 1e-3  # weight decay alone
-    assert off(moved, alone, shape) < 0.01
-    whole, alone = old_and_new(optimizer="muon", grad=tenth)
-    assert off(whole, alone, shape) > 0.05
-    assert whole[20:].norm() > 0.3 * whole[:20, :12].norm()
-    separate, alone = old_and_new(optimizer="muon", grad=tenth, separate=True)
-    assert off(separate, alone) < 1e-6
-    assert torch.equal(separate[20:], whole[20:])

@@ -8,10 +8,9 @@ from runs import ENV, losses, make_data, train
 
 from data.loader import LOADERS, read_meta, vocab_needed
 from lab import bench
-from model import GPT, GPTConfig
+from model import GPT, MODELS, GPTConfig
 from run import ahead, compiler
 from run.settings import from_dict
-from train import MODELS
 
 
 @pytest.mark.parametrize("model", ["gpt", "bert"])

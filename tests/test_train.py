@@ -129,8 +129,8 @@ def test_compiled_run_and_its_graphs(data, tmp_path):
 
 
 def test_learning_rate_schedules():
+    from run.optim import learning_rate
     from run.settings import from_dict
-    from train import learning_rate
     c = from_dict(dict(max_iters=100, warmup_iters=10, decay_frac=0.2))
     lr = [learning_rate(c, i, None) for i in range(100)]
     assert lr[0] == 0.1 and lr[9:81] == [1.0] * 72 and lr[90] == 0.5 and lr[99] == pytest.approx(.05)
@@ -145,18 +145,17 @@ def test_bad_steps_are_skipped(data, tmp_path, monkeypatch):
     """A NaN gradient changes neither weights nor moments."""
     from runs import TINY
 
-    import train as t
     from run.settings import from_dict
+    from train import Run
     for optimizer in ("adamw", "muon"):
         config = from_dict({**TINY, "data_dir": data, "out_dir": str(tmp_path / optimizer),
                             "optimizer": optimizer})
-        trainer = t.Trainer(config)
-        trainer.step(trainer.loader.batch(0))
-        before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
-        forward = trainer.model.forward
-        monkeypatch.setattr(trainer.model, "forward",
+        run = Run(config)
+        run.step(run.loader.batch(0))
+        before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
+        forward = run.model.forward
+        monkeypatch.setattr(run.model, "forward",
                             lambda **kw: (None, forward(**kw)[1] * torch.nan))
-        trainer.step(trainer.loader.batch(1))
-        assert int(trainer.bad) == 1 and int(trainer.bad_run) == 1
-        assert all(torch.equal(before[n], p) for n, p in trainer.model.named_parameters())
-        trainer.log.close()
+        run.step(run.loader.batch(1))
+        assert int(run.bad) == 1 and int(run.bad_run) == 1
+        assert all(torch.equal(before[n], p) for n, p in run.model.named_parameters())

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from data.loader import BertLoader, how_to_prepare, read_meta, vocab_needed
 from data.tokenizer import get_tokenizer
 from run.errors import UserError, exits_cleanly
+from run.evaluation import scores
 from run.hf import kind_of, open_model, same_tokenizer
 from run.settings import TrainConfig
 
@@ -168,7 +169,6 @@ class Evaluator:
     @torch.no_grad()
     def mlm(self, path):
         """On rows of a dataset's val.bin, masked as in training."""
-        from train import scores
         known, saved = {f.name for f in fields(TrainConfig)}, self.info["config"]
         config = TrainConfig(**{k: v for k, v in saved.items() if k in known})
         T = self.config.block_size

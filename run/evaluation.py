@@ -1,0 +1,47 @@
+"""What a model scores on validation batches: sums that add up over batches and processes."""
+import torch
+from torch.nn import functional as F
+
+from model import BertOutput
+
+
+def scores(out, loss, data):
+    """
+    Sums over a batch, {name: (sum, count)}, all of them 0-D tensors on the batch's device, for a
+    model's (out, loss) on `data`, a dict as the loaders make it.
+    """
+    target = data["targets"]
+    n = (target >= 0).sum()
+    if not isinstance(out, BertOutput):
+        return {"val_loss": (loss * n, n)}
+    following = data["next_sentence"]
+    rows = torch.ones_like(following).sum()
+    nsp = F.cross_entropy(out.nsp_logits, following)
+    hit = (out.mlm_logits.argmax(-1) == target).sum()
+    nsp_hit = (out.nsp_logits.argmax(-1) == following).sum()
+    return {"val_loss": ((loss - nsp) * n, n), "mlm_acc": (hit, n),
+            "nsp_loss": (nsp * rows, rows), "nsp_acc": (nsp_hit, rows)}
+
+
+NAMES = {"gpt": ["val_loss"], "bert": ["mlm_acc", "nsp_acc", "nsp_loss", "val_loss"]}
+
+
+@torch.no_grad()
+def evaluate(run):
+    """
+    Validation scores of a run over all its ranks, {name: mean}, as many batches as each has, be it
+    none. Eager: worth no compilation, and never any recompile.
+    """
+    names = NAMES[run.config.model]
+    exact = torch.float32 if run.device.type == "mps" else torch.float64
+    sums = torch.zeros(len(names), 2, dtype=exact, device=run.device)
+    run.model.eval()
+    with torch.compiler.set_stance("force_eager"), run.autocast():
+        for data in run.loader.eval_batches():
+            data = run.to_device(run.pinned(data))
+            out = run.model(**data, return_logits=run.config.model == "bert")
+            found = scores(*out, data)
+            sums += torch.stack([torch.stack([v.to(exact) for v in found[n]]) for n in names])
+    run.model.train()
+    total = run.ranks.sum(sums.cpu())
+    return {n: (s / c).item() for n, (s, c) in zip(names, total)}

@@ -1,0 +1,54 @@
+"""Whether a run goes on from a checkpoint, and from which; what a resumed run may change."""
+import os
+from dataclasses import fields
+
+from run import checkpoint
+from run.errors import UserError
+from run.settings import TrainConfig
+
+# what a resumed run may change, because it says nothing about the steps already taken
+FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "eval_seqs",
+        "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
+        "max_bad_steps", "data_dir", "zero1", "compile_ahead", "tensorboard", "wandb"}
+
+
+def saved_state(config, meta):
+    """The checkpoint that this run goes on from, or None. Raises UserError."""
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    found = checkpoint.exists(config.out_dir)
+    if config.init_from not in ("resume", "auto") and not restarted:
+        if found:
+            raise UserError(f"out_dir={config.out_dir} holds a run already: --resume continues it, "
+                            "or choose another --out_dir, or delete that folder")
+        return None
+    if not found and config.init_from != "resume":
+        return None
+    state = checkpoint.load(config.out_dir)
+    check_resume(state, config, meta)
+    return state
+
+
+def check_resume(state, config, meta):
+    """Say what changed since the checkpoint; refuse what would make it another run."""
+    if {k: meta.get(k) for k in ("tokenizer", "vocab_size")} != \
+            {k: state["meta"].get(k) for k in ("tokenizer", "vocab_size")}:
+        raise UserError(f"data_dir={config.data_dir}: made with tokenizer {meta['tokenizer']} "
+                        f"({meta['vocab_size']} ids), but the checkpoint was trained with "
+                        f"{state['meta']['tokenizer']} ({state['meta']['vocab_size']} ids)")
+    if config.max_iters < state["iter"]:
+        raise UserError(f"max_iters={config.max_iters}: the checkpoint is at iteration "
+                        f"{state['iter']} already; raise max_iters")
+    done = state["stage"]
+    for f in fields(TrainConfig):
+        old, new = state["config"].get(f.name, f.default), getattr(config, f.name)
+        if old == new or f.name == "init_from":
+            continue
+        later = f.name == "stages" and old[:done] == new[:done] and \
+            all(s["at"] >= state["iter"] for s in new[done:])
+        if f.name not in FREE and not later:
+            raise UserError(f"{f.name}={new!r}: the checkpoint was trained with {old!r}; resume "
+                            "with that, or start anew in another out_dir")
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"resuming with {f.name}={new!r}, which was {old!r}")
+
+

@@ -1,0 +1,164 @@
+"""
+What is done to a run while it trains, and changes nothing in it: it is timed, evaluated, logged,
+saved and asked to stop; and when growth goes by rate, the next growth is decided.
+"""
+import math
+import os
+import shlex
+import signal
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+
+from grow import describe, sizes_of
+from run import checkpoint
+from run.errors import UserError
+from run.evaluation import evaluate
+from run.ranks import peak_flops
+from run.runlog import Clock, RunLog, open_trackers
+
+
+class Watch:
+    """The observer of a run. What it remembers (`PROGRESS`) is saved with the run."""
+    # seconds of training, best validation loss, iteration last evaluated, see weigh_growth
+    PROGRESS = dict(train_s=0.0, best=math.inf, evaluated=-1, pace=None)
+
+    def __init__(self, run):
+        self.run, self.stop, config, saved = run, None, run.config, run.saved
+        for k, v in self.PROGRESS.items():
+            setattr(self, k, saved.get(k, v) if saved else v)
+        self.clock = Clock(self.train_s)
+        self.last_log = self.train_s, run.tokens - config.batch_tokens
+        self.log = RunLog(config.out_dir, config.max_iters, run.iter,
+                          saved["metrics_bytes"] if saved else None, quiet=run.ranks.rank != 0,
+                          trackers=() if run.ranks.rank else open_trackers(config, run.iter))
+        if run.warning:
+            self.log.say(run.warning)
+        if run.ranks.rank == 0:
+            checkpoint.write_json(os.path.join(config.out_dir, "config.json"), asdict(config))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.on_signal)
+
+    def note(self, event, **values):
+        """A line of metrics.jsonl: where the run is, and `values`."""
+        run, mask = self.run, self.run.model.masks.c
+        self.log.event(event, **{**dict(
+            iter=run.iter, tokens=run.tokens, flops=run.flops, train_s=round(self.clock.read(), 4),
+            mask=1.0 if mask is None else round(mask.item(), 6)),
+            **sizes_of(run.model.config), **values})
+
+    def log_step(self, loss, norm):
+        """After a step. loss, norm: 0-D, this rank's; read (and waited for) now and then only."""
+        run, c = self.run, self.run.config
+        if run.iter % c.log_interval:
+            self.log.progress()
+            return
+        loss = (run.ranks.sum(loss.clone()) / run.ranks.world).item()
+        before, had = self.last_log
+        self.last_log = now, tokens = self.clock.read(), run.tokens
+        speed = (tokens - had) / max(now - before, 1e-9)
+        peak = peak_flops(c, run.device)
+        run.bad = int(run.bad)
+        self.note("step", loss=loss, grad_norm=norm.item(),
+                  lr=run.optimizers[-1].param_groups[0]["lr"], tok_s=speed,
+                  mfu=speed * run.flops_per_token / (peak * run.ranks.world) if peak else None,
+                  skipped=run.bad or None)
+        self.log.progress(loss=f"{loss:.3f}", tok_s=f"{speed:,.0f}")
+        if int(run.bad_run) >= c.max_bad_steps:
+            raise UserError(f"loss was infinite or NaN in the last {int(run.bad_run)} steps: lower "
+                            f"learning_rate; the last good checkpoint is "
+                            f"{os.path.join(c.out_dir, checkpoint.LATEST)}")
+
+    def log_growth(self, before, after, wait_s, grow_s, wrap_s):
+        """before, after: validation losses; seconds of waiting for graphs, growing, wrapping."""
+        model = self.run.model
+        self.note("grow", val_loss_before=before, val_loss_after=after, val_loss=after,
+                  wait_s=wait_s, grow_s=grow_s, wrap_s=wrap_s, params=model.num_params(), mask=0.0)
+        self.log.say(f"iter {self.run.iter}: grown to {describe(sizes_of(model.config))}, "
+                     f"{model.num_params():,} parameters; val loss {before:.4f} -> {after:.4f}, "
+                     f"{wait_s + grow_s + wrap_s:.2f} s")
+
+    def evaluate(self):
+        with self.clock.paused():
+            return evaluate(self.run)
+
+    def evaluate_and_save(self):
+        """At most once an iteration: a resumed run has done it already."""
+        run = self.run
+        if self.evaluated == run.iter:
+            return
+        result, self.evaluated = self.evaluate(), run.iter
+        self.note("eval", **result)
+        self.log.say(f"iter {run.iter}: val loss {result['val_loss']:.4f}, " + "".join(
+            f"{k} {v:.4f}, " for k, v in result.items() if k != "val_loss") +
+            f"{run.tokens / 1e6:.1f}M tokens, {self.clock.read():.0f} s of training")
+        with self.clock.paused():
+            if best := result["val_loss"] < self.best:
+                self.best = result["val_loss"]
+            self.weigh_growth(result["val_loss"])
+            self.save(best)
+
+    def save(self, best=False):
+        """Every rank holds the same state but what is sharded; rank 0 writes it."""
+        with self.clock.paused():
+            state = self.run.state_dict()
+            if self.run.ranks.rank == 0:
+                self.train_s = self.clock.read()
+                state.update({k: getattr(self, k) for k in self.PROGRESS},
+                             metrics_bytes=self.log.metrics_bytes())
+                checkpoint.save(self.run.config.out_dir, state,
+                                self.run.config.keep_checkpoints, best)
+
+    def weigh_growth(self, loss):
+        """
+        grow_when="rate": after an evaluation, decide whether to grow now rather than at `at`: when
+        the loss per second since the evaluation before falls below that of the next stage's sizes
+        at this loss. That is the stage's `rate`, measured by lab.plan; without one it is guessed that
+        a step of the next sizes takes off as much loss as one of the present sizes did at first,
+        and costs as much more time as it has more FLOPs. Rank 0 decides for all, and the decision
+        goes into the checkpoint taken right after. pace: [iteration, loss, seconds, first rate].
+        """
+        run, c = self.run, self.run.config
+        if c.grow_when != "rate" or run.stage == len(c.stages) or run.model.masks.c is not None \
+                or run.iter <= c.warmup_iters or run.iter == run.last_growth():
+            return
+        now = self.clock.read()
+        if self.pace is None or self.pace[0] < (run.last_growth() or 0):
+            self.pace = [run.iter, loss, now, None]
+            return
+        it, had, then, first = self.pace
+        rate = (had - loss) / max(now - then, 1e-9)
+        first = rate if first is None else first
+        points = sorted(c.stages[run.stage].get("rate", []))
+        if points:
+            following = float(np.interp(loss, *zip(*points)))
+        else:
+            with torch.device("meta"):
+                bigger = type(run.model)(replace(run.model.config, **c.sizes()[run.stage + 1]))
+            following = first * run.flops_per_token / \
+                bigger.flops_per_token(c.head_fraction())
+        due = run.ranks.any(run.ranks.rank == 0 and rate < following)
+        self.pace = [run.iter, loss, now, first]
+        self.note("rate", rate=rate, next_rate=following)
+        if due:
+            run.grow_at = run.iter + 1
+            self.log.say(f"iter {run.iter}: {rate:.3g} loss a second, {following:.3g} expected of "
+                         f"the next stage: growing")
+
+    def stopping(self):
+        """Asked to stop by a signal? All ranks agree; the state is saved; a second signal kills."""
+        if not self.run.ranks.any(self.stop is not None):
+            return False
+        self.save()
+        again = shlex.join([a for a in sys.argv if a != "--resume"] + ["--resume"])
+        self.log.say(f"stopped at iteration {self.run.iter}; continue with: python {again}")
+        return True
+
+    def on_signal(self, number, frame):
+        self.stop = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def close(self):
+        self.log.close()
