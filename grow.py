@@ -29,8 +29,9 @@ def grow(model, optimizer=None, *, n_layer=None, n_head=None, n_embd=None, n_inn
     the new weights in.
 
     optimizer: a torch optimizer or a list of them. State shaped like its parameter (moments,
-    momentum) travels with the old weights and starts at zero for newborn ones; a wholly new
-    parameter has no state at all, so its bias correction starts afresh too.
+    momentum) travels with the old weights; for newborn ones momentum starts at zero, and means of
+    squared gradients at the old ones' level; a wholly new parameter has no state at all, so its
+    bias correction starts afresh too.
     init: the new weights of grown axes: "normal" (each parameter's own initial distribution),
     "zero", "copy" (the old units again, in order, plus a little noise), or a function
     (new, old, spec) -> None that fills the tensor `new`; `old` is None for a new layer.
@@ -155,7 +156,27 @@ def fill_copy(new, old, spec):
 
 
 def fill_state(new, old, spec):
+    """Momentum: newborn coordinates have none yet."""
     new.zero_()
+
+
+def fill_square(new, old, spec):
+    """
+    Running means of squared gradients, Adam's exp_avg_sq: newborn coordinates start from what the
+    old ones of their row and column have on average. From zero, under the old `step`, their first
+    updates would be sqrt((1 - beta1)^2 / (1 - beta2)) times the learning rate, and then more: 3.2 and
+    up to 6.8 with beta2 = 0.999. So they never exceed it while gradients are of the old ones' size.
+    """
+    new.zero_()
+    if old.numel() == 0:
+        return
+    filled = [slice(n) for n in old.shape]
+    new[tuple(filled)] = old
+    for axis, (n, size) in enumerate(zip(old.shape, new.shape)):
+        mean = new[tuple(filled)].mean(axis, keepdim=True)
+        filled[axis] = slice(n, size)
+        new[tuple(filled)] = mean
+        filled[axis] = slice(size)
 
 
 # -----------------------------------------------------------------------------
@@ -228,7 +249,8 @@ def _move_state(optimizer, old, new, spec):
     for key in list(state):
         value = state.pop(key)  # popped, so that the old tensor is free before the next is made
         same = torch.is_tensor(value) and value.shape == old.shape and value.dim() > 0
-        grown[key] = grow_tensor(value, spec, new.shape, fill_state) if same else value
+        fill = fill_square if key.endswith("_sq") else fill_state
+        grown[key] = grow_tensor(value, spec, new.shape, fill) if same else value
     optimizer.state[new] = grown
 
 

@@ -10,6 +10,7 @@ import weakref
 import pytest
 import torch
 
+import grow as grow_module
 from grow import COPY_NOISE, grow, layer_sources, role, set_mask, sizes_of
 from model import GPT, Bert, BertConfig, GPTConfig
 
@@ -247,13 +248,47 @@ def test_optimizer_state_travels(names, n_layer):
                 corner = tuple(slice(n) for n in before.shape)
                 assert state[key].shape == p.shape and torch.equal(state[key][corner], before)
                 state[key][corner] = 0
-                assert state[key].count_nonzero() == 0
+                # momentum starts at zero, squares at the old ones' level: see the next test
+                assert (state[key].count_nonzero() == 0) == (not key.endswith("_sq") or
+                                                             p.shape == before.shape)
     live = {id(p) for p in model.parameters()}
     assert all(id(p) in live for o in optimizers for p in o.state)
     losses = train(model, optimizers, data, 3)
     assert all(torch.isfinite(torch.tensor(losses)))
     set_mask(model, 1)
     train(model, optimizers, data, 2)
+
+
+@pytest.mark.parametrize("beta2", [0.95, 0.99, 0.999, 0.9999])
+@pytest.mark.parametrize("steps_before", [1, 30, 2000])
+@pytest.mark.parametrize("kind", ["steady", "random", "rows"])
+def test_newborn_updates_stay_within_the_learning_rate(kind, steps_before, beta2):
+    """AdamW's first updates of newborn coordinates: at most 1.2 x lr, under the old `step`."""
+    torch.manual_seed(0)
+    rows = torch.logspace(-3, 0, 12, dtype=torch.float64)[:, None]  # as in an embedding
+    p, new = (torch.nn.Parameter(torch.zeros(n, m, dtype=torch.float64)) for n, m in ((12, 8), (16, 12)))
+
+    def gradient(shape):
+        g = torch.ones(shape, dtype=torch.float64) if kind == "steady" else \
+            torch.randn(shape, dtype=torch.float64)
+        if kind == "rows":  # new rows get gradients as the middling of the old ones
+            g[:12] *= rows
+            g[12:] *= rows.mean()
+        return g
+    optimizer = torch.optim.AdamW([p], lr=1.0, betas=(0.9, beta2), weight_decay=0.0)
+    for _ in range(steps_before):
+        p.grad = gradient(p.shape)
+        optimizer.step()
+    grow_module._move_state(optimizer, p, new, None)
+    optimizer.param_groups[0]["params"] = [new]
+    most = 0.0
+    for _ in range(1200):
+        before, new.grad = new.detach().clone(), gradient(new.shape)
+        optimizer.step()
+        moved = (new.detach() - before).abs()
+        moved[:12, :8] = 0
+        most = max(most, moved.max().item())
+    assert most <= 1.2
 
 
 def test_old_weights_move_as_if_nothing_had_grown():
