@@ -14,9 +14,13 @@ test: $(VENV)/ready
 	$(RUN) -m pytest -q
 
 # with the optional packages that some tests compare with, and the tests that take minutes
-test-all: $(VENV)/ready
-	$(RUN) -m pip install -q -r requirements-extra.txt
+test-all: $(VENV)/extra
 	$(RUN) -m pytest -q --slow
+
+# the linter, and the order of the house: who may import whom
+lint: $(VENV)/extra
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest -q tests/test_layers.py tests/test_docs.py
 
 data/pystdlib/meta.json: | $(VENV)/ready
 	$(RUN) data/pystdlib/prepare.py
@@ -27,4 +31,8 @@ $(VENV)/ready: requirements.txt
 	$(RUN) -m pip install -q -r requirements.txt
 	touch $@
 
-.PHONY: train test test-all
+$(VENV)/extra: requirements-extra.txt | $(VENV)/ready
+	$(RUN) -m pip install -q -r requirements-extra.txt
+	touch $@
+
+.PHONY: train test test-all lint

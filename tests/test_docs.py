@@ -1,0 +1,111 @@
+"""
+What the README, CONTRIBUTING and docs/ say exists: the scripts, flags, configs and targets of every
+command, every link, every file named, and every module on the README's map of the house.
+"""
+import re
+import shlex
+from dataclasses import fields
+
+import pytest
+from test_layers import FILES, ROOMS, ROOT
+
+from run.settings import TrainConfig, from_args
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SETTINGS = {f.name for f in fields(TrainConfig)}
+TARGETS = re.findall(r"^([\w./-]+):", (ROOT / "Makefile").read_text(), re.M)
+NAMES = {f.name for f in [*FILES, *ROOT.glob("tests/*.py")]} | {"found.py"}  # --search writes it
+BEFORE = re.compile(r"do|then|nice|taskset|-\w+|\d+|\w+=.*")  # what may stand before a command
+STARTS = ("python", "python3", "torchrun", "make")
+
+
+def code_lines(text):
+    """Lines in ``` fences or indented by four, continued lines joined."""
+    fenced, lines = False, []
+    for line in text.splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            lines.append(line.strip())
+    return "\n".join(lines).replace("\\\n", " ").splitlines()
+
+
+def commands(text):
+    """The words of each command that starts Python, torchrun or make, also in loops."""
+    for line in code_lines(text):
+        if not re.search(rf"\b({'|'.join(STARTS)})\b", line):
+            continue
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
+        lexer.whitespace_split = True
+        words = []
+        for token in [*lexer, ";"]:
+            if set(token) <= set(";&|"):
+                if words and words[0] in STARTS:
+                    yield words
+                words = []
+            elif words or not BEFORE.fullmatch(token):
+                words.append(token)
+
+
+CASES = [(page.name, words) for page in PAGES for words in commands(page.read_text())]
+
+
+def check_script(path, args):
+    assert path in FILES, f"{path.relative_to(ROOT)}: no such script"
+    known = set(re.findall(r'"--([\w-]+)"', path.read_text()))
+    if path.name in ("train.py", "plan.py", "speedrun.py"):
+        known |= SETTINGS | {"resume"}
+    for arg in args:
+        if arg.startswith("--"):
+            assert arg[2:].partition("=")[0] in known, f"{path.name}: no flag {arg}"
+            continue
+        for word in arg.split():  # speedrun takes "config/x.py key=value"
+            if re.match(r"(config|lab)/.*\.py$", word):
+                assert (ROOT / word).is_file(), word
+            elif " " in arg:
+                assert word.partition("=")[0] in SETTINGS, word
+    if path.name == "train.py" and not any(a.startswith("--init_from=hf") for a in args):
+        from_args(args)  # a UserError says what is wrong
+
+
+@pytest.mark.parametrize("page, words", CASES, ids=[f"{p}: {' '.join(w)}" for p, w in CASES])
+def test_commands(page, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    start, words = words[0], words[1:]
+    if start == "make":
+        assert all(w in TARGETS or "=" in w for w in words)
+        return
+    while start == "torchrun" and words[0].startswith("--"):  # its own flags come first
+        del words[0]
+    if words[0] != "-m":
+        check_script(ROOT / words[0], words[1:])
+    elif words[1].split(".")[0] in ROOMS:
+        check_script(ROOT.joinpath(*words[1].split(".")).with_suffix(".py"), words[2:])
+    else:
+        assert words[1] in ("pip", "pytest"), f"{words[1]}: no such module"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_and_files(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        file, _, anchor = target.partition("#")
+        there = page.parent / file if file else page
+        assert there.exists(), target
+        titles = re.findall(r"^#+ (.*)", there.read_text(), re.M) if anchor else []
+        slugs = [re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles]
+        assert not anchor or anchor in slugs, target
+    for name in re.findall(r"`([\w./-]+\.py)`", text):
+        assert name in NAMES or (ROOT / name).is_file(), f"{name}: no such file"
+    for name in re.findall(r"`((?:results|config|docs|data|tests|lab)/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), f"{name}: no such file"
+
+
+def test_the_map_is_whole():
+    drawn = re.search(r"```\n(train\.py.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    room, named = "", set()
+    for line in drawn.splitlines():
+        room = room if line.startswith(" ") else line.split()[0] if "/" in line else ""
+        if line.split()[0].endswith(".py"):
+            named.add(room + line.split()[0])
+    assert named == {str(f.relative_to(ROOT)) for f in FILES if len(f.relative_to(ROOT).parts) < 3}
