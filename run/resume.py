@@ -16,6 +16,9 @@ def saved_state(config, meta):
     """The checkpoint that this run goes on from, or None. Raises UserError."""
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     found = checkpoint.exists(config.out_dir)
+    if not found and config.init_from != "resume" and (left := checkpoint.remains(config.out_dir)):
+        raise UserError(f"out_dir={config.out_dir} holds a run without its checkpoints ({left}): "
+                        "choose another --out_dir, or delete that folder")
     if config.init_from not in ("resume", "auto") and not restarted:
         if found:
             raise UserError(f"out_dir={config.out_dir} holds a run already: --resume continues it, "
