@@ -313,8 +313,10 @@ def main():
     unbreakable_screen()
     run = Run(from_args(sys.argv[1:]))
     watch = Watch(run)
-    train(run, watch)
-    watch.close()
+    try:
+        train(run, watch)
+    finally:
+        watch.close()  # the progress bar, too: an error is a line of its own
     run.close()
 
 

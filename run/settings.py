@@ -132,9 +132,6 @@ AT_MOST = dict(dropout=0.999, decay_frac=1, min_lr_frac=1, beta1=0.9999, beta2=0
                mask_frac=0.9, seed=2**31)
 
 
-LARGEST = 2.0**53  # beyond that a number is a slip of the hand
-
-
 def from_args(argv):
     """
     argv: at most one config file, then --key=value ... . With --resume (a run's folder may stand in
@@ -315,10 +312,11 @@ def check(config):
             raise UserError(f"{key}={getattr(config, key)!r}: must be one of "
                             f"{', '.join(repr(a) for a in allowed)}")
     for key, low in AT_LEAST.items():
-        value, high = getattr(config, key), AT_MOST.get(key, LARGEST)
+        value = getattr(config, key)
+        high = AT_MOST.get(key, 2**53 if type(value) is int else sys.float_info.max)
         if not low <= value <= high:
-            raise UserError(f"{key}={shortened(value)}: must be at least {low} and at most {high:g}"
-                            + (", so finite" if high == LARGEST else ""))
+            raise UserError(f"{key}={shortened(value)}: must be at least {low}" +
+                            (f" and at most {high}" if key in AT_MOST else " and finite"))
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
         raise UserError(f"device={config.device}: must be auto, cpu, cuda, cuda:0 ..., or mps")
     if config.batch_tokens % config.block_size:
