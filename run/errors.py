@@ -1,4 +1,5 @@
 """What a user can put right, in one line; and what every script does with it."""
+import argparse
 import functools
 import importlib
 import sys
@@ -11,10 +12,19 @@ class UserError(Exception):
         super().__init__(" ".join(str(message).splitlines()))  # what is quoted may hold newlines
 
 
+class Parser(argparse.ArgumentParser):
+    """Arguments that are wrong are a UserError like any other."""
+
+    def error(self, message):
+        raise UserError(f"{message}: see --help")
+
+
 def exits_cleanly(main):
     """Decorator for a script's main(): a UserError becomes one line on stderr and exit code 2."""
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        if hasattr(sys.stdout, "reconfigure"):  # a terminal may lack characters of a text
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return main(*args, **kwargs)
         except UserError as e:

@@ -15,10 +15,12 @@ from test_grow import make
 from data.tokenizer import get_tokenizer
 from run import runlog
 from run.errors import UserError
+from run.given import read_jsonl, read_text
 from run.hf import open_model, same_tokenizer
 from run.settings import TrainConfig, from_args
 from tools import evaluate
-from tools.evaluate import Evaluator, parse, parse_tasks, read_jsonl, read_text, table, windows
+from tools.common import table
+from tools.evaluate import Evaluator, parse, parse_tasks, windows
 
 META = dict(tokenizer=dict(name="bytes", bert=False), vocab_size=256, dtype="uint8", eot=0, sep=10)
 CHAR = dict(tokenizer=dict(name="char", vocab=sorted("\n abcdefgh")), vocab_size=11)
@@ -354,7 +356,7 @@ def test_bad_input(kind, tasks, said, gpt, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("args, said", [
-    (["--batch=0"], "--batch=0: must be at least 1"), (["--stride=-1"], "--stride=-1: must be"),
+    (["--batch=0"], "--batch: 0: must be at least 1"), (["--stride=-1"], "--stride: -1: must be"),
     (["--device=cuda:99"], "--device=cuda:99: not on this machine"),
     (["--device=toaster"], "--device=toaster: not on this machine")])
 def test_bad_settings(args, said):
@@ -423,12 +425,14 @@ def test_small_parts(tmp_path):
 def test_a_folder_of_an_unknown_tokenizer(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     from run import hf
-    hf.export(make("gpt", torch.float32, vocab_size=64, n_head=3), CHAR, str(tmp_path / "hf"))
+    from tools.export import export
+    export(make("gpt", torch.float32, vocab_size=64, n_head=3), CHAR, str(tmp_path / "hf"))
     assert Evaluator(str(tmp_path / "hf")).tok.name == "char"
     (tmp_path / "hf" / hf.OURS).write_text("{")
-    with pytest.raises(UserError, match="nanogrow.json: cannot be read"):
+    with pytest.raises(UserError, match="nanogrow.json: not JSON"):
         open_model(str(tmp_path / "hf"))
-    (tmp_path / "hf" / hf.OURS).unlink()
+    for name in hf.TOKENIZER_FILES:
+        (tmp_path / "hf" / name).unlink(missing_ok=True)
     with pytest.raises(UserError, match="nothing in it says what its tokenizer is"):
         open_model(str(tmp_path / "hf"))
     assert safetensors

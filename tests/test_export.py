@@ -18,6 +18,7 @@ from run.settings import from_args
 
 pytest.importorskip("safetensors")
 from run import hf
+from tools.export import export
 
 META = dict(tokenizer=dict(name="bytes", bert=False), vocab_size=256, dtype="uint8", eot=0, sep=10)
 SIZES = dict(n_head=3, vocab_size=320)  # n_head * head_dim = n_embd, bytes and specials fit
@@ -35,14 +36,14 @@ def folders(tmp_path_factory):
     made = {}
     for kind in ("gpt", "bert"):
         made[kind] = used(kind), str(tmp_path_factory.mktemp(kind) / "hf")
-        hf.export(made[kind][0], META, made[kind][1])
+        export(made[kind][0], META, made[kind][1])
     return made
 
 
 @KINDS
 def test_round_trip(kind, folders):
     model, folder = folders[kind]
-    back, info = hf.from_hf(folder)
+    back, info = hf.open_model(folder)
     assert back.config == model.config
     assert info["config"]["model"] == kind and info["meta"]["tokenizer"] == META["tokenizer"]
     for (name, a), (_, b) in zip(model.named_parameters(), back.named_parameters(), strict=True):
@@ -58,14 +59,14 @@ def test_transformers_and_back(kind, gelu, bias, tmp_path):
     """Opened by transformers: equal outputs. Saved by transformers: read back, equal again."""
     transformers = pytest.importorskip("transformers")
     ours = used(kind, gelu=gelu, bias=bias)
-    hf.export(ours, META, str(tmp_path / "a"))
+    export(ours, META, str(tmp_path / "a"))
     cls = getattr(transformers, hf.CLASSES[kind])
     theirs, report = cls.from_pretrained(tmp_path / "a", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert sum(p.numel() for p in theirs.parameters()) == \
         make(kind, **{**SIZES, "bias": True}).num_params()
     theirs.eval().save_pretrained(tmp_path / "b")
-    back, _ = hf.from_hf(str(tmp_path / "b"))
+    back = hf.from_hf(str(tmp_path / "b"))
     data = batch(kind, ours.config)
     with torch.no_grad():
         want, again = outputs(kind, ours, data), outputs(kind, back, data)
@@ -94,7 +95,7 @@ def test_tokenizer_files(kind, tokenizer, tmp_path):
         tok = get_tokenizer(meta, bert=kind == "bert")
     except UserError as e:
         pytest.skip(str(e))
-    hf.export(used(kind, vocab_size=64), meta, str(tmp_path / "hf"))
+    export(used(kind, vocab_size=64), meta, str(tmp_path / "hf"))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     ids = theirs(text, add_special_tokens=False)["input_ids"]
     assert ids == tok.encode(text)
@@ -110,7 +111,7 @@ def test_tokenizer_files(kind, tokenizer, tmp_path):
 
 @KINDS
 def test_growing_from_a_folder_preserves_the_function(kind, folders):
-    model, _ = hf.from_hf(folders[kind][1])
+    model = hf.from_hf(folders[kind][1])
     data = batch(kind, model.config)
     before = outputs(kind, model, data)
     grown, _ = grow(model, n_layer=3, n_embd=20, n_head=5, n_inner=33)
@@ -165,22 +166,22 @@ def test_mid_ramp(tmp_path):
     model, _ = grow(used("gpt"), n_embd=16, n_head=4)
     set_mask(model, 0.25)
     with pytest.raises(UserError, match="mask 0.25.*train on until its ramp has ended"):
-        hf.export(model, META, str(tmp_path / "hf"))
+        export(model, META, str(tmp_path / "hf"))
     set_mask(model, 1)
-    hf.export(model, META, str(tmp_path / "hf"))
+    export(model, META, str(tmp_path / "hf"))
 
 
 @pytest.mark.parametrize("n_head, advice", [(2, "n_head to 3"), (5, "n_embd to 20")])
 def test_heads_of_another_width(n_head, advice, tmp_path):
     with pytest.raises(UserError, match=f"n_embd=12.*grow {advice}"):
-        hf.export(used("gpt", n_head=n_head), META, str(tmp_path / "hf"))
+        export(used("gpt", n_head=n_head), META, str(tmp_path / "hf"))
     assert not (tmp_path / "hf").exists()
 
 
 def test_a_folder_with_another_config_is_left_alone(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="choose another folder"):
-        hf.export(used("gpt"), META, str(tmp_path))
+        export(used("gpt"), META, str(tmp_path))
 
 
 def altered(folder, tmp_path, **changes):
@@ -212,7 +213,7 @@ def test_lacking_heads(folders):
 def test_damaged_weights(folders, tmp_path):
     folder = altered(folders["gpt"][1], tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no such thing")
-    with pytest.raises(UserError, match="model.safetensors: cannot be read"):
+    with pytest.raises(UserError, match="model.safetensors cannot be read"):
         hf.from_hf(folder)
 
 
@@ -252,6 +253,6 @@ def test_from_the_command_line(tmp_path):
                               capture_output=True, text=True)
     done = run(out, folder)
     assert done.returncode == 0 and "GPT2LMHeadModel.from_pretrained" in done.stdout, done.stderr
-    assert hf.from_hf(folder)[0].config.n_embd == 16
+    assert hf.from_hf(folder).config.n_embd == 16
     done = run(out, out)  # its config.json is the run's
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr

@@ -14,21 +14,9 @@ from test_grow import make
 from data.tokenizer import get_tokenizer
 from run.errors import UserError
 from tools import finetune
-from tools.finetune import (
-    TASKS,
-    Encoder,
-    Tuned,
-    batches,
-    best_answers,
-    collate,
-    metric,
-    normalize,
-    parse,
-    predict,
-    read_glue,
-    read_squad,
-    squad_scores,
-)
+from tools.common import batches
+from tools.finetune import Encoder, Tuned, best_answers, collate, parse, predict
+from tools.glue import TASKS, metric, normalize, read_glue, read_squad, squad_scores
 
 KINDS = pytest.mark.parametrize("kind", ["gpt", "bert"])
 
@@ -186,8 +174,11 @@ def test_squad_file(tmp_path):
 
 
 @pytest.mark.parametrize("content, said", [
-    ("{}", "not SQuAD v1.1's JSON .KeyError"), ("[1]", "not SQuAD v1.1's JSON"),
-    ("{", "not SQuAD v1.1's JSON"), (None, "No such file"), ('{"data": []}', "holds no questions")])
+    ("{}", "s.json: lacks data"), ("[1]", "s.json: lacks data"), ("{", "s.json: not JSON"),
+    ('{"data": [{"paragraphs": [{"qas": []}]}]}', "s.json: lacks context"),
+    ('{"data": [{"paragraphs": [{"context": "a", "qas": [{"id": "1", "question": "?", "answers": '
+     '[{"text": "a", "answer_start": "0"}]}]}]}]}', "lacks answer_start, or it is no int"),
+    (None, "No such file"), ('{"data": []}', "holds no questions")])
 def test_bad_squad_files(content, said, tmp_path):
     if content is not None:
         (tmp_path / "s.json").write_text(content)
@@ -275,7 +266,7 @@ def test_answers_start_before_they_end(tmp_path):
 
 
 def test_batches():
-    rows = [dict(ids=[0] * n) for n in np.random.default_rng(0).integers(1, 50, 333)]
+    rows = np.random.default_rng(0).integers(1, 50, 333).tolist()
     for rng in (None, np.random.default_rng(1)):
         groups = batches(rows, 32, rng)
         assert sorted(i for g in groups for i in g) == list(range(333))
@@ -398,8 +389,8 @@ def test_mid_ramp(tmp_path):
 
 @pytest.mark.parametrize("args, said", [
     (["glue/SST3"], "--task=SST3: must be one of cola, sst2"), (["x", "--task=SQ"], "--task=SQ"),
-    (["SST-2", "--seeds=0"], "--seeds=0: must be at least 1"),
-    (["SST-2", "--lr=nan"], "--lr=nan: must be at least 0, and finite"),
+    (["SST-2", "--seeds=0"], "--seeds: 0: must be at least 1"),
+    (["SST-2", "--lr=nan"], "--lr: nan: must be at least 0, and finite"),
     (["squad", "--pool=mean"], "--pool=mean: SQuAD is read at every token"),
     (["SST-2", "--dropout=1"], "--dropout=1.0: must be below 1"),
     (["SST-2", "--device=cuda:99"], "--device=cuda:99: not on this machine")])
