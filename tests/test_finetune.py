@@ -1,14 +1,12 @@
 """finetune.py: metrics against values worked by hand, files as published, and that it learns."""
 import json
 import statistics
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from runs import ENV, ROOT
-from test_evaluate import CHAR, META, save
+from test_evaluate import CHAR, META, main_in_process, save
 from test_grow import make
 
 from data.tokenizer import get_tokenizer
@@ -16,7 +14,7 @@ from run.errors import UserError
 from tools import finetune
 from tools.common import batches
 from tools.finetune import Encoder, Tuned, best_answers, collate, parse, predict
-from tools.glue import TASKS, metric, normalize, read_glue, read_squad, squad_scores
+from tools.glue import TASKS, locate, metric, normalize, read_glue, read_squad, squad_scores
 
 KINDS = pytest.mark.parametrize("kind", ["gpt", "bert"])
 
@@ -184,6 +182,30 @@ def test_bad_squad_files(content, said, tmp_path):
         (tmp_path / "s.json").write_text(content)
     with pytest.raises(UserError, match=said):
         read_squad(str(tmp_path / "s.json"))
+
+
+@pytest.mark.parametrize("answer, start, found", [
+    ("the old mat", 25, 25), ("the old mat", 24, 25), ("the old mat", 5, 25), ("the old mat", 9999, 25),
+    ("the old mat", -1, 25), ("old", 30, 29), ("old", 60, 69), ("old", 49, None), ("old", 9999, None),
+    ("a dog", 4, None), ("", 0, None), (" ", 3, None), ("(very fast)", 0, 50)])
+def test_where_an_answer_is(answer, start, found):
+    """Where its file says; else where it occurs once nearby, else once in all; else nowhere."""
+    assert locate(PASSAGE, answer, start) == found
+
+
+def test_answers_that_are_elsewhere_are_counted(tmp_path, capsys):
+    path = squad(tmp_path / "s.json", *[(f"{i}?", [a]) for i, a in
+                                        enumerate(("cat", "the old mat", "old", "very fast"))])
+    content = json.loads((tmp_path / "s.json").read_text())
+    asked = content["data"][0]["paragraphs"][0]["qas"]
+    asked[1]["answers"][0]["answer_start"] = 100000
+    asked[2]["answers"][0]["answer_start"] = 100000  # it occurs twice
+    asked.append(dict(id="none", question="?", answers=[]))
+    (tmp_path / "s.json").write_text(json.dumps(content))
+    assert [(q.id, q.start) for q in read_squad(path)] == [("q0", 4), ("q1", 25), ("q3", 51)]
+    out = capsys.readouterr().out
+    assert "s.json: 1 answers were not at their answer_start" in out
+    assert "s.json: 2 questions left out: their answer is not in the passage" in out
 
 
 # -----------------------------------------------------------------------------
@@ -410,10 +432,9 @@ def test_diverging(tmp_path):
                             "--epochs=1", "--device=cpu"]))
 
 
-def test_from_the_command_line(tmp_path):
+def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     """One line, exit code 2, nothing written."""
     path = save("gpt", tmp_path / "m")
-    done = subprocess.run([sys.executable, "-m", "tools.finetune", path, str(tmp_path / "SST-2")], cwd=ROOT,
-                          env=ENV, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "train.tsv" in done.stderr
+    code, _, err = main_in_process(monkeypatch, capsys, finetune, path, tmp_path / "SST-2")
+    assert code == 2 and err.count("\n") == 1 and "train.tsv" in err
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["ckpt.pt"]

@@ -127,6 +127,7 @@ def main():
     folders = list(dict.fromkeys(os.path.normpath(f) for f in args.out_dirs))
     runs = dict(zip(names(folders), map(read_run, folders)))
     save = args.save or os.path.join(folders[0], "loss.png")
+    save += "" if os.path.splitext(save)[1] else ".png"
     plot(runs, save)
     print(f"wrote {save}")
     print("\n".join(report(runs)))
