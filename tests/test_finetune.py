@@ -351,7 +351,7 @@ def test_the_mean_of_all_tokens(kind):
 def test_learns(kind, tmp_path, monkeypatch, capsys):
     path = save(kind, tmp_path / "m", n_embd=32, n_head=2, n_inner=64, head_dim=16)
     folder = trivial(tmp_path / "SST-2")
-    monkeypatch.setattr(sys, "argv", ["finetune.py", path, folder, "--seeds=2", "--epochs=12",
+    monkeypatch.setattr(sys, "argv", ["finetune.py", path, folder, "--seeds=2", "--epochs=5",
                                       "--lr=3e-3", "--batch=16", "--dropout=0", "--device=cpu"])
     finetune.main()
     result = json.loads((tmp_path / "m" / "finetune_sst2.json").read_text())
@@ -363,7 +363,7 @@ def test_learns(kind, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert f"seed 1: dev.tsv accuracy {each[1]:.2f}" in out and "mean" in out
     # the same seed, the same numbers
-    again = finetune.run(parse([path, folder, "--seeds=1", "--epochs=12", "--lr=3e-3", "--batch=16",
+    again = finetune.run(parse([path, folder, "--seeds=1", "--epochs=5", "--lr=3e-3", "--batch=16",
                                 "--dropout=0", "--device=cpu"]))
     assert again["seeds"] == result["seeds"][:1] and again["std"]["dev.tsv accuracy"] is None
 
@@ -379,7 +379,7 @@ def test_learns_scores_and_spans(kind, tmp_path):
     for name in ("train.tsv", "dev.tsv"):
         (tmp_path / "STS-B" / name).write_text("\n".join(lines) + "\n")
     common = ["--seeds=1", "--lr=3e-3", "--batch=16", "--dropout=0", "--device=cpu"]
-    got = finetune.run(parse([model, str(tmp_path / "STS-B"), "--epochs=30", *common]))
+    got = finetune.run(parse([model, str(tmp_path / "STS-B"), "--epochs=14", *common]))
     assert got["mean"]["dev.tsv pearson"] > 90 and got["mean"]["dev.tsv spearman"] > 90
 
     (tmp_path / "squad").mkdir()
@@ -392,7 +392,7 @@ def test_learns_scores_and_spans(kind, tmp_path):
             dict(text=answer, answer_start=text.index(answer))])]))
     for name in ("train-v1.1.json", "dev-v1.1.json"):
         (tmp_path / "squad" / name).write_text(json.dumps(dict(data=[dict(paragraphs=passages)])))
-    got = finetune.run(parse([model, str(tmp_path / "squad"), "--epochs=25", *common]))
+    got = finetune.run(parse([model, str(tmp_path / "squad"), "--epochs=16", *common]))
     assert got["mean"]["dev-v1.1.json exact"] > 80 and got["rows"]["train-v1.1.json"] == 60
 
 

@@ -44,14 +44,15 @@ NEARBY = 20  # characters an answer may be from where its file says it is
 
 def metric(name, got, want):
     """A score in points of 100. got, want: numpy arrays (N,) of classes, or of numbers."""
-    if name in ("pearson", "spearman"):
-        # a constant correlates with nothing
+    if name == "accuracy":
+        value = (got == want).mean()
+    elif name in ("f1", "matthews"):
+        m = library("sklearn.metrics", "scikit-learn")
+        value = m.matthews_corrcoef(want, got) if name == "matthews" else \
+            m.f1_score(want, got, zero_division=0)
+    else:  # a constant correlates with nothing
         value = getattr(library("scipy.stats", "scipy"), name + "r")(got, want).statistic \
             if np.ptp(got) and np.ptp(want) else 0.0
-    else:
-        m = library("sklearn.metrics", "scikit-learn")
-        value = dict(accuracy=m.accuracy_score, f1=m.f1_score, matthews=m.matthews_corrcoef)[name](
-            want, got)
     return 100 * float(value)
 
 
