@@ -10,7 +10,7 @@ import torch
 
 from data.tokenizer import get_tokenizer
 from model import GPT
-from run.errors import UserError, exits_cleanly
+from run.errors import UserError, exits_cleanly, first_line
 from run.given import at_least, model_parser, read_text
 from run.hf import open_model
 
@@ -41,7 +41,11 @@ def main():
         raise UserError("--prompt is empty: give the text something to start with")
     torch.manual_seed(args.seed % 2**64)
     idx = torch.tensor([ids], device=args.device).expand(args.num_samples, -1)
-    for row in model.generate(idx, args.max_new_tokens, args.temperature, args.top_k or None):
+    try:
+        rows = model.generate(idx, args.max_new_tokens, args.temperature, args.top_k or None)
+    except RuntimeError as e:  # weights that are NaN, a temperature next to 0, no memory
+        raise UserError(f"{args.checkpoint}: cannot be sampled ({first_line(e)})") from None
+    for row in rows:
         print(tok.decode(row.tolist()))
         print("-" * 80)
 

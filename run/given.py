@@ -56,6 +56,8 @@ def read_text(path, encoding="utf-8", newline=None):
 def read_json(path, **kinds):
     """The JSON object in a file, which must have these keys; see need()."""
     found = parse_json(path, read_text(path))
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: is no JSON object")
     need(path, found, **kinds)
     return found
 

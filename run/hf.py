@@ -52,7 +52,7 @@ GELU = {"gelu_new": "tanh", "gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_
 OURS = "nanogrow.json"  # our own extra file: the tokenizer, as a dataset's meta.json has it
 TOKENIZER_FILES = (OURS, "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
                    "vocab.txt")
-GPT2_IDS = {"!": 0, "\u0120t": 256, "\u0120the": 262, "\u0120gazed": 50255, "<|endoftext|>": 50256}
+GPT2_IDS = {0: "!", 256: "\u0120t", 262: "\u0120the", 50255: "\u0120gazed", 50256: "<|endoftext|>"}
 
 
 def kind_of(model):
@@ -191,25 +191,34 @@ def folder_meta(folder, kind):
              if os.path.exists(os.path.join(folder, n))}
     if OURS in files:
         return read_json(files[OURS], tokenizer=(str, dict))
-    said = read_json(files["tokenizer.json"], model=dict) if "tokenizer.json" in files else {}
-    vocab = need(files["tokenizer.json"], said["model"], vocab=dict)[0] if said else \
-        read_json(files["vocab.json"]) if "vocab.json" in files and "merges.txt" in files else {}
-    if kind == "gpt" and vocab:
-        if len(vocab) != 50257 or any(vocab.get(token) != i for token, i in GPT2_IDS.items()):
-            raise UserError(f"{folder}: has a tokenizer of its own, not GPT-2's: only that, BERT's "
-                            "uncased WordPiece and those of tools.export are known")
-        return dict(tokenizer="gpt2")
-    if kind == "bert" and (vocab or "vocab.txt" in files):
-        set_up = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
-        normalizer = said.get("normalizer") or {}
-        if False in (set_up.get("do_lower_case"), normalizer.get("lowercase")):
-            raise UserError(f"{folder}: its tokenizer tells capitals apart: only BERT's uncased "
-                            "WordPiece is known")
-        words = sorted(vocab, key=vocab.get) if vocab else \
-            read_text(files["vocab.txt"]).rstrip("\n").split("\n")
+    words, uncased = said_tokens(files)
+    if not words:
+        raise UserError(f"{folder}: nothing in it says what its tokenizer is: put its tokenizer.json "
+                        f"there, or {OURS} with the \"tokenizer\" of the dataset's meta.json")
+    if kind == "bert" and uncased:
         return dict(tokenizer=dict(name="wordpiece", vocab=words))
-    raise UserError(f"{folder}: nothing in it says what its tokenizer is: put its tokenizer.json "
-                    f"there, or {OURS} with the \"tokenizer\" of the dataset's meta.json")
+    if kind == "gpt" and len(words) == 50257 and all(words[i] == t for i, t in GPT2_IDS.items()):
+        return dict(tokenizer="gpt2")
+    raise UserError(f"{folder}: has a tokenizer of its own: only GPT-2's, BERT's uncased WordPiece "
+                    "and those of tools.export are known")
+
+
+def said_tokens(files):
+    """(tokens in the order of their ids, does it ignore capitals?) of {name: path}; [] if unsaid."""
+    config = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+    uncased, vocab = config.get("do_lower_case") is not False, {}
+    if "tokenizer.json" in files:
+        said = read_json(files["tokenizer.json"], model=dict)
+        [vocab] = need(files["tokenizer.json"], said["model"], vocab=dict)
+        normalizer = said.get("normalizer")
+        uncased = uncased and isinstance(normalizer, dict) and normalizer.get("lowercase") is True
+    elif "vocab.json" in files and "merges.txt" in files:
+        vocab = read_json(files["vocab.json"])
+    elif "vocab.txt" in files:
+        vocab = {w: i for i, w in enumerate(read_text(files["vocab.txt"]).rstrip("\n").split("\n"))}
+    if not all(isinstance(i, int) for i in vocab.values()):
+        raise UserError(f"{', '.join(files.values())}: a token whose id is no number")
+    return sorted(vocab, key=vocab.get), uncased
 
 
 def start_from(model, folder):

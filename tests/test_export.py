@@ -273,7 +273,7 @@ def test_nonsense_in_config_json(key, value, folders, tmp_path):
 def test_json_that_is_no_object(name, content, folders, tmp_path):
     shutil.copytree(folders["gpt"][1], tmp_path / "hf")
     (tmp_path / "hf" / name).write_text(content)
-    with pytest.raises(UserError, match=f"{name}: (not JSON|lacks)"):
+    with pytest.raises(UserError, match=f"{name}: (not JSON|is no JSON object)"):
         hf.open_model(str(tmp_path / "hf"))
 
 
@@ -288,11 +288,10 @@ def test_incomplete_nanogrow_json(content, folders, tmp_path):
 
 
 def gpt2_vocab(**changes):
-    return {**{f"t{i}": i for i in range(50257) if i not in hf.GPT2_IDS.values()}, **hf.GPT2_IDS,
-            **changes}
+    return {hf.GPT2_IDS.get(i, f"t{i}"): i for i in range(50257)} | changes
 
 
-def says(folder, tmp_path, name, content, kind="gpt"):
+def says(folder, tmp_path, name, content):
     """A copy of the folder in which only these files speak of the tokenizer."""
     to = tmp_path / "hf"
     shutil.copytree(folder, to, dirs_exist_ok=True)
@@ -310,12 +309,23 @@ def test_a_gpts_tokenizer_is_what_its_folder_says(name, folders, tmp_path):
     folder = says(folders["gpt"][1], tmp_path, name, wrap(gpt2_vocab()))
     assert hf.folder_meta(folder, "gpt") == dict(tokenizer="gpt2")
     hf.check_tokenizer(folder, dict(tokenizer=dict(name="gpt2", bert=False)), "data/x")
-    for other in ({"\u0120the": 300}, {"more": 50257}):
+    for other in ({"\u0120the": 300, "t300": 262}, {"more": 50257}):
         folder = says(folders["gpt"][1], tmp_path, name, wrap(gpt2_vocab(**other)))
-        with pytest.raises(UserError, match="a tokenizer of its own, not GPT-2's"):
+        with pytest.raises(UserError, match="a tokenizer of its own: only GPT-2's"):
             hf.open_model(folder)
         with pytest.raises(UserError, match="a tokenizer of its own"):  # init_from
             hf.check_tokenizer(folder, dict(tokenizer="gpt2"), "data/x")
+
+
+@pytest.mark.parametrize("name, content", [
+    ("vocab.json", "[1]"), ("vocab.json", {"a": "b", "c": None}), ("tokenizer.json", "{}"),
+    ("tokenizer.json", {"model": {"vocab": [["a", 0]]}}), ("tokenizer.json", {"model": {"vocab": {}}}),
+    ("tokenizer_config.json", "[]"), ("tokenizer.json", '{"model": {"vocab": {"a": [1]}}}')])
+def test_nonsense_in_tokenizer_files(name, content, folders, tmp_path):
+    for kind in ("gpt", "bert"):
+        with pytest.raises(UserError):
+            hf.check_tokenizer(says(folders[kind][1], tmp_path, name, content), META, "data/x")
+        shutil.rmtree(tmp_path / "hf")
 
 
 def test_a_folder_that_names_no_tokenizer(folders, tmp_path):
@@ -338,12 +348,12 @@ def test_berts_vocabularies(folders, tmp_path):
     text = says(folder, tmp_path, "vocab.txt", "\n".join(VOCAB) + "\n")
     assert hf.folder_meta(text, "bert") == want
     (tmp_path / "hf" / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    with pytest.raises(UserError, match="tells capitals apart"):
+    with pytest.raises(UserError, match="a tokenizer of its own"):
         hf.folder_meta(text, "bert")
     said = dict(model=dict(vocab={w: i for i, w in enumerate(VOCAB)}), normalizer=dict(lowercase=True))
     assert hf.folder_meta(says(folder, tmp_path, "tokenizer.json", said), "bert") == want
     said["normalizer"]["lowercase"] = False
-    with pytest.raises(UserError, match="tells capitals apart"):
+    with pytest.raises(UserError, match="a tokenizer of its own"):
         hf.folder_meta(says(folder, tmp_path, "tokenizer.json", said), "bert")
 
 

@@ -172,7 +172,7 @@ def test_squad_file(tmp_path):
 
 
 @pytest.mark.parametrize("content, said", [
-    ("{}", "s.json: lacks data"), ("[1]", "s.json: lacks data"), ("{", "s.json: not JSON"),
+    ("{}", "s.json: lacks data"), ("[1]", "s.json: is no JSON object"), ("{", "s.json: not JSON"),
     ('{"data": [{"paragraphs": [{"qas": []}]}]}', "s.json: lacks context"),
     ('{"data": [{"paragraphs": [{"context": "a", "qas": [{"id": "1", "question": "?", "answers": '
      '[{"text": "a", "answer_start": "0"}]}]}]}]}', "lacks answer_start, or it is no int"),

@@ -42,6 +42,7 @@ def test_a_prompt_from_a_file(gpt, tmp_path, monkeypatch, capsys):
     (["--max_new_tokens=-1"], "--max_new_tokens: -1: must be"),
     (["--temperature=nan"], "--temperature: nan: must be"),
     (["--temperature=-1"], "--temperature: -1: must be"),
+    (["--temperature=1e-320"], "cannot be sampled"),
     (["--top_k=-1"], "--top_k: -1: must be"), (["--top_k=x"], "--top_k: invalid number value: 'x'"),
     (["--device=cuda:99"], "--device=cuda:99: not on this machine: use --device=cpu"),
     (["--prompt="], "--prompt is empty"), (["--prompt=@{tmp}/latin.txt"], "not UTF-8 text"),
@@ -108,8 +109,8 @@ def test_a_terminal_without_the_characters(tmp_path, monkeypatch):
 
 def test_a_reader_that_goes_away(gpt):
     """`| head` ends it quietly: in a process, for it is about how that ends."""
-    with subprocess.Popen([sys.executable, "sample.py", gpt, "--max_new_tokens=30", "--device=cpu",
-                           "--num_samples=2000"], cwd=ROOT, env=ENV, stdout=subprocess.PIPE,
+    with subprocess.Popen([sys.executable, "sample.py", gpt, "--max_new_tokens=5", "--device=cpu",
+                           "--num_samples=1200"], cwd=ROOT, env=ENV, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE) as p:
         p.stdout.readline()
         p.stdout.close()
