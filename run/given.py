@@ -1,4 +1,4 @@
-"""What a user gives, on the command line and in files: read, checked, one line where it is wrong."""
+"""What a user gives, as arguments and in files: read, checked, one line where it is wrong."""
 import argparse
 import gzip
 import json

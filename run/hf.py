@@ -38,8 +38,8 @@ NAMES = {
 CLASSES = {"gpt": "GPT2LMHeadModel", "bert": "BertForPreTraining"}
 MODEL_TYPES = {"gpt": "gpt2", "bert": "bert"}
 CONFIG = {  # their setting: ours
-    "gpt": dict(vocab_size="vocab_size", n_positions="block_size", n_embd="n_embd", n_layer="n_layer",
-                n_head="n_head", n_inner="n_inner", activation_function="gelu"),
+    "gpt": dict(vocab_size="vocab_size", n_positions="block_size", n_embd="n_embd",
+                n_layer="n_layer", n_head="n_head", n_inner="n_inner", activation_function="gelu"),
     "bert": dict(vocab_size="vocab_size", max_position_embeddings="block_size",
                  hidden_size="n_embd", num_hidden_layers="n_layer", num_attention_heads="n_head",
                  intermediate_size="n_inner", hidden_act="gelu")}
@@ -50,6 +50,7 @@ FIXED = {  # what we have no choice of: a folder with anything else would be ano
                  tie_word_embeddings=True, is_decoder=False)}
 GELU = {"gelu_new": "tanh", "gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_python": "exact"}
 OURS = "nanogrow.json"  # our own extra file: the tokenizer, as a dataset's meta.json has it
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZER_FILES = (OURS, "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
                    "vocab.txt")
 GPT2_IDS = {0: "!", 256: "\u0120t", 262: "\u0120the", 50255: "\u0120gazed", 50256: "<|endoftext|>"}
@@ -92,7 +93,7 @@ def to_hf(model):
 
 @torch.no_grad()
 def load_hf(model, tensors, where="the checkpoint"):
-    """Weights named as transformers does, {name: tensor}, into `model`; positions may be cropped."""
+    """Weights as transformers names them, {name: tensor}, into `model`; positions are cropped."""
     modern = {k.removeprefix("transformer.").replace("LayerNorm.gamma", "LayerNorm.weight")
               .replace("LayerNorm.beta", "LayerNorm.bias"): v for k, v in tensors.items()}
     params = dict(model.named_parameters())
@@ -118,7 +119,7 @@ def load_hf(model, tensors, where="the checkpoint"):
 
 def is_hf(folder):
     return os.path.isfile(os.path.join(folder, "config.json")) and any(
-        os.path.isfile(os.path.join(folder, "model.safetensors" + end)) for end in ("", ".index.json"))
+        os.path.isfile(os.path.join(folder, name)) for name in WEIGHTS)
 
 
 def find(where):
@@ -132,7 +133,7 @@ def find(where):
     try:
         from huggingface_hub import snapshot_download
         return snapshot_download(where, allow_patterns=[
-            "config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES])
+            "config.json", "model*.safetensors", *WEIGHTS, *TOKENIZER_FILES])
     except ImportError:
         why = "huggingface_hub is not installed"
     except Exception as e:  # no network, no such name, not allowed, ...
@@ -175,14 +176,14 @@ def folder_config(folder):
 
 def read_tensors(folder):
     load_file = library("safetensors.torch", "safetensors").load_file
-    path, index = (os.path.join(folder, "model.safetensors" + end) for end in ("", ".index.json"))
+    path, index = (os.path.join(folder, name) for name in WEIGHTS)
     names = ["model.safetensors"]
     if not os.path.exists(path):
         names = sorted(set(read_json(index, weight_map=dict)["weight_map"].values()))
     try:
         return {k: v for n in names for k, v in load_file(os.path.join(folder, n)).items()}
     except Exception as e:  # whatever a damaged file provokes
-        raise UserError(f"{folder}: {' or '.join(names)} cannot be read ({first_line(e)})") from None
+        raise UserError(f"{folder}: {', '.join(names)} cannot be read ({first_line(e)})") from None
 
 
 def folder_meta(folder, kind):
@@ -193,8 +194,9 @@ def folder_meta(folder, kind):
         return read_json(files[OURS], tokenizer=(str, dict))
     words, uncased = said_tokens(files)
     if not words:
-        raise UserError(f"{folder}: nothing in it says what its tokenizer is: put its tokenizer.json "
-                        f"there, or {OURS} with the \"tokenizer\" of the dataset's meta.json")
+        raise UserError(f"{folder}: nothing in it says what its tokenizer is: put its "
+                        f"tokenizer.json there, or {OURS} with the \"tokenizer\" of the dataset's "
+                        "meta.json")
     if kind == "bert" and uncased:
         return dict(tokenizer=dict(name="wordpiece", vocab=words))
     if kind == "gpt" and len(words) == 50257 and all(words[i] == t for i, t in GPT2_IDS.items()):
@@ -204,7 +206,7 @@ def folder_meta(folder, kind):
 
 
 def said_tokens(files):
-    """(tokens in the order of their ids, does it ignore capitals?) of {name: path}; [] if unsaid."""
+    """(tokens in the order of their ids, are capitals ignored?) of {name: path}; [] if unsaid."""
     config = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
     uncased, vocab = config.get("do_lower_case") is not False, {}
     if "tokenizer.json" in files:

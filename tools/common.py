@@ -10,7 +10,7 @@ from run.given import at_least, model_parser
 
 
 def parser(doc, batch, limit, save):
-    """Arguments of evaluate and finetune; limit, save: what --limit counts and where --save goes."""
+    """Arguments of evaluate and finetune; limit, save: what --limit counts, the file's name."""
     p = model_parser(doc)
     p.add_argument("--batch", type=at_least(1), default=batch, help="sequences run at once")
     p.add_argument("--limit", type=at_least(0), default=0, help=f"only the first N {limit}")

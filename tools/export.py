@@ -48,8 +48,9 @@ def export(model, meta, folder, source="the checkpoint"):
     except (OSError, library("safetensors", "safetensors").SafetensorError) as e:
         with contextlib.suppress(OSError):
             os.rmdir(folder)  # if it is empty
-        raise UserError(f"{folder}: cannot be written ({getattr(e, 'strerror', None) or first_line(e)})"
-                        ": make room or choose another; what was there is intact") from None
+        why = getattr(e, "strerror", None) or first_line(e)
+        raise UserError(f"{folder}: cannot be written ({why}): make room or choose another; what "
+                        "was there is intact") from None
 
 
 def fits(model, source):
@@ -57,11 +58,12 @@ def fits(model, source):
     c, cls = model.config, hf.CLASSES[hf.kind_of(model)]
     width = c.n_head * c.head_dim
     if model.masks.c is not None:
-        raise UserError(f"{source}: a growth is in progress (mask {model.masks.c.item():.3g}), which "
-                        f"no {cls} can express: train on until its ramp has ended, "
+        raise UserError(f"{source}: a growth is in progress (mask {model.masks.c.item():.3g}), "
+                        f"which no {cls} can express: train on until its ramp has ended, "
                         "or export a checkpoint from before or after it")
     if width != c.n_embd:
-        advice = f"n_head to {c.n_embd / c.head_dim:g}" if width < c.n_embd else f"n_embd to {width}"
+        heads = f"n_head to {c.n_embd / c.head_dim:g}"
+        advice = heads if width < c.n_embd else f"n_embd to {width}"
         raise UserError(f"{source}: n_head={c.n_head} heads of {c.head_dim} are {width} wide, but "
                         f"n_embd={c.n_embd}, and {cls} wants them equal: grow {advice} in a last "
                         "stage, then export")
@@ -137,14 +139,15 @@ def byte_pairs(tok, alphabet):
 @exits_cleanly
 def main():
     p = Parser(description="Write a checkpoint as a Hugging Face folder.")
-    p.add_argument("checkpoint", type=os.path.expanduser, help="a checkpoint file or a run's folder")
+    p.add_argument("checkpoint", type=os.path.expanduser, help="a checkpoint or a run's folder")
     p.add_argument("folder", type=os.path.expanduser, help="where to write")
     args = p.parse_args(sys.argv[1:])
     model, info = hf.open_model(args.checkpoint)
     for name in export(model, info["meta"], args.folder, args.checkpoint):
         path = os.path.join(args.folder, name)
         print(f"{path}  {os.path.getsize(path):,} bytes")
-    print(f"open it with transformers.{hf.CLASSES[hf.kind_of(model)]}.from_pretrained({args.folder!r})")
+    cls = hf.CLASSES[hf.kind_of(model)]
+    print(f"open it with transformers.{cls}.from_pretrained({args.folder!r})")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from tools.common import batches, pad, parser, save_result, table
 from tools.glue import TASKS, metric, read_glue, read_squad, squad_metrics
 
 MAX_ANSWER = 30    # words of an answer, as in BERT
-DOC_STRIDE = 0.34  # share of a passage's window by which the next one starts later (BERT: 128 / 384)
+DOC_STRIDE = 0.34  # share of a passage's window until the next one starts (BERT: 128 / 384)
 
 
 # -----------------------------------------------------------------------------
@@ -61,8 +61,8 @@ class Encoder:
         """Everything about a row but its label. a, b: ids that fit."""
         head = self.first + a + ([] if b is None else self.between)
         ids = head + (b or []) + self.last
-        return dict(ids=ids, segments=[0] * len(head) + [int(b is not None)] * (len(ids) - len(head)),
-                    text_b=len(head))
+        second = [int(b is not None)] * (len(ids) - len(head))
+        return dict(ids=ids, segments=[0] * len(head) + second, text_b=len(head))
 
     def texts(self, texts):
         ids, room = [self.tok.encode(t) for t in texts], self.room(len(texts) == 2)
@@ -145,9 +145,9 @@ class Tuned(nn.Module):
 
     def loss(self, data):
         y, label = self(data), data["label"]
-        if self.spans:
-            return F.cross_entropy(y, label)  # (B, T, 2) against (B, 2): start and end
-        return F.cross_entropy(y, label) if self.task.classes else F.mse_loss(y[:, 0], label.float())
+        if self.spans or self.task.classes:  # spans: (B, T, 2) against (B, 2), start and end
+            return F.cross_entropy(y, label)
+        return F.mse_loss(y[:, 0], label.float())
 
 
 def fit(net, rows, args, seed):
@@ -237,7 +237,8 @@ def run(args):
         metric(m, np.array([0, 1, 1]), np.array([0, 1, 0]))  # is its library here?
     model, info = open_model(args.checkpoint)
     kind = kind_of(model)
-    encoder = Encoder(get_tokenizer(info["meta"], bert=kind == "bert"), kind, model.config.block_size)
+    tok = get_tokenizer(info["meta"], bert=kind == "bert")
+    encoder = Encoder(tok, kind, model.config.block_size)
     train_name, dev_names = args.train or task.train, args.dev.split(",") if args.dev else task.dev
     data = {n: Data(os.path.join(args.folder, n), task, encoder, args.limit)
             for n in (train_name, *dev_names)}
@@ -265,13 +266,13 @@ def parse(argv):
     p.add_argument("--task", help=f"{', '.join(TASKS)}; by default what the folder is called")
     p.add_argument("--train", type=os.path.expanduser, help="the file to train on")
     p.add_argument("--dev", help="the file to score on; several joined by commas")
-    p.add_argument("--seeds", type=at_least(1), default=3, help="how many runs, with seeds 0, 1, ...")
+    p.add_argument("--seeds", type=at_least(1), default=3, help="so many runs, of seeds 0, 1, ...")
     p.add_argument("--epochs", type=at_least(1), default=3)
     p.add_argument("--lr", type=at_least(0, float), default=5e-5,
                    help="peak learning rate (small models: more)")
     p.add_argument("--dropout", type=at_least(0, float), default=0.1)
     p.add_argument("--pool", choices=("own", "mean"), default="own",
-                   help="what the head reads: BERT's pooled output or GPT's last token, or the mean")
+                   help="what the head reads: BERT's pooled output, GPT's last token, or the mean")
     args = p.parse_args(argv)
     name = args.task or os.path.basename(os.path.normpath(args.folder))
     args.task = re.sub(r"[^a-z0-9]", "", name.lower())

@@ -35,8 +35,10 @@ TASKS = {
     "mnli": Task("MNLI", (("sentence1", 8), ("sentence2", 9)), ("gold_label", -1),
                  ("entailment", "neutral", "contradiction"), ("accuracy",), "train.tsv",
                  ("dev_matched.tsv", "dev_mismatched.tsv")),
-    "qnli": Task("QNLI", (("question", 1), ("sentence", 2)), ("label", -1), ENTAILED, ("accuracy",)),
-    "rte": Task("RTE", (("sentence1", 1), ("sentence2", 2)), ("label", -1), ENTAILED, ("accuracy",)),
+    "qnli": Task("QNLI", (("question", 1), ("sentence", 2)), ("label", -1), ENTAILED,
+                 ("accuracy",)),
+    "rte": Task("RTE", (("sentence1", 1), ("sentence2", 2)), ("label", -1), ENTAILED,
+                ("accuracy",)),
     "squad": Task("SQuAD v1.1", (), (), (), (), "train-v1.1.json", ("dev-v1.1.json",)),
 }
 NEARBY = 20  # characters an answer may be from where its file says it is
@@ -87,7 +89,8 @@ def read_glue(path, task):
     columns, first = [*task.text, task.label], lines[0]
     if header := all(name in first for name, _ in task.text):
         if task.label[0] not in first:
-            raise UserError(f"{path}: has no column {task.label[0]!r}: a file with labels is needed")
+            raise UserError(f"{path}: has no column {task.label[0]!r}: a file with labels is "
+                            "needed")
     where = [first.index(name) if header else at for name, at in columns]
     rows, short = [], 0
     for i, cells in enumerate(lines[header:], 1 + header):
@@ -144,8 +147,8 @@ def read_squad(path):
     if moved:
         print(f"{path}: {moved} answers were not at their answer_start, but found in the passage")
     if lost:
-        print(f"{path}: {lost} questions left out: their answer is not in the passage, or it is not "
-              "clear where")
+        print(f"{path}: {lost} questions left out: their answer is not in the passage, or it is "
+              "not clear where")
     if not found:
         raise UserError(f"{path}: holds no questions with an answer")
     return found

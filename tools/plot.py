@@ -82,8 +82,9 @@ def plot(runs, save):
     axes[0].set(xlabel=f"training time ({unit}, growth and compilation included)",
                 ylabel="loss (nats a token)")
     axes[1].set(xlabel="tokens (millions)")
-    losses = [[y for _, y in found] for events in runs.values() if (found := points(events, "iter"))]
-    low, high = min((y[-1] for y in losses), default=0), max((y[0] for y in losses), default=0)
+    found = [points(events, "iter") for events in runs.values()]
+    low = min((p[-1][1] for p in found if p), default=0)
+    high = max((p[0][1] for p in found if p), default=0)
     if high > low:  # the long fall from the first evaluation says little: show what follows
         axes[0].set_ylim(low - 0.05 * (high - low), low + 0.6 * (high - low))
     for ax in axes:
