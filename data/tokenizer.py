@@ -13,13 +13,14 @@ A tokenizer has
   meta()       everything needed to build it again, as JSON
 """
 import difflib
+import functools
 import hashlib
 import os
 import tempfile
 
 import numpy as np
 
-from run.errors import UserError
+from run.errors import UserError, library
 
 NAMES = ("bytes", "char", "gpt2", "wordpiece")
 SPECIALS = ("cls", "sep", "mask", "pad")
@@ -168,26 +169,19 @@ class GPT2(Tokenizer):
 
 
 def _gpt2_encoding():
-    try:
-        import tiktoken
-    except ImportError:
-        raise UserError("tokenizer gpt2 needs tiktoken: pip install tiktoken, or use "
-                             "--tokenizer=bytes, which needs nothing") from None
+    tiktoken = library("tiktoken", "tiktoken")
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception as e:  # requests' errors, a proxy's, a bad hash: all mean no file
-        names = ("vocab.bpe", "encoder.json")
         files = ", ".join(f"{n} (kept as {hashlib.sha1((GPT2_URL + n).encode()).hexdigest()})"
-                          for n in names)
+                          for n in ("vocab.bpe", "encoder.json"))
         here = os.environ.get("TIKTOKEN_CACHE_DIR")
-        looked = f"TIKTOKEN_CACHE_DIR={here}" if here is not None else \
-            "TIKTOKEN_CACHE_DIR, which is not set, so in " + os.environ.get(
-                "DATA_GYM_CACHE_DIR", os.path.join(tempfile.gettempdir(), "data-gym-cache"))
+        looked = f"={here}" if here is not None else ", which is not set, so in " + os.environ.get(
+            "DATA_GYM_CACHE_DIR", os.path.join(tempfile.gettempdir(), "data-gym-cache"))
         raise UserError(
-            f"tokenizer gpt2 needs {files} from {GPT2_URL}: tiktoken looked in {looked}, and the "
-            f"download failed ({type(e).__name__}); run once with a network and point "
-            "TIKTOKEN_CACHE_DIR at a copy of that folder, or use --tokenizer=bytes, which needs "
-            "no files") from None
+            f"tokenizer gpt2 needs {files} from {GPT2_URL}: looked in TIKTOKEN_CACHE_DIR{looked}, "
+            f"and the download failed ({type(e).__name__}): run once with a network and point "
+            "TIKTOKEN_CACHE_DIR at a copy of that folder, or use --tokenizer=bytes") from None
 
 
 class WordPiece(Tokenizer):
@@ -198,11 +192,7 @@ class WordPiece(Tokenizer):
     name = "wordpiece"
 
     def __init__(self, vocab):
-        try:
-            import tokenizers
-        except ImportError:
-            raise UserError("tokenizer wordpiece needs the tokenizers library: "
-                                 "pip install tokenizers") from None
+        tokenizers = library("tokenizers", "tokenizers")
         self.vocab = _read_vocab(vocab) if isinstance(vocab, (str, os.PathLike)) else vocab
         if not self.vocab:
             raise UserError("tokenizer wordpiece needs a vocabulary: give --vocab=vocab.txt, "
@@ -221,24 +211,18 @@ class WordPiece(Tokenizer):
         self.library = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
         self.library.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
         self.library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-        self.words = {}  # ids of the words met, at most WORDS of them
+        self.known_word = functools.lru_cache(WORDS)(self._encode_word)
         self.join = tokenizers.decoders.WordPiece().decode
 
     def encode(self, text):
         # the library takes words one by one anyhow; remembering them is 2 to 4 times as fast
         ids = []
         for word in text.replace("\n", " ").split(" "):
-            found = self.words.get(word)
-            ids += self._encode_word(word) if found is None else found
+            ids += self.known_word(word) if len(word) < 64 else self._encode_word(word)
         return ids
 
     def _encode_word(self, word):
-        found = self.library.encode(word.encode("utf-8", errors="replace").decode()).ids
-        if len(self.words) >= WORDS:
-            self.words.clear()
-        if len(word) < 64:
-            self.words[word] = found
-        return found
+        return self.library.encode(word.encode("utf-8", errors="replace").decode()).ids
 
     def decode(self, ids):
         ids = [int(i) for i in ids]
@@ -255,5 +239,5 @@ def _read_vocab(path):
     except (OSError, UnicodeDecodeError) as e:
         reason = getattr(e, "strerror", None) or "not UTF-8 text"
         raise UserError(f"vocabulary {path}: {reason}: give --vocab=vocab.txt, BERT's list "
-                             "of one token a line") from None
+                            "of one token a line") from None
     return [line.rstrip("\r") for line in lines] if lines != [""] else []

@@ -14,12 +14,12 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 from data.bin_writer import (  # noqa: E402
     JOB_CHARS,
     BinWriter,
-    Parser,
     already_there,
     cut,
     describe,
     pick_split,
     run,
+    script_parser,
     write_pieces,
 )
 from data.tokenizer import load  # noqa: E402
@@ -56,13 +56,11 @@ def pieces(documents):
 
 def main(argv=None):
     from tqdm import tqdm
-    parser = Parser(description=__doc__.split("\n\n")[0])
+    parser = script_parser(__doc__, HERE)
     parser.add_argument("--dataset", default="Skylion007/openwebtext",
                         help="its name for datasets.load_dataset")
     parser.add_argument("--bert", action="store_true", help="mark the end of sentences")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", default=HERE, help="folder for the dataset")
-    parser.add_argument("--force", action="store_true", help="make it again if it is there")
     args = parser.parse_args(argv)
     if already_there(args.out, args.force):
         return

@@ -23,12 +23,12 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 from data.bin_writer import (  # noqa: E402
     JOB_CHARS,
     BinWriter,
-    Parser,
     complete,
     cut,
     describe,
     pick_split,
     run,
+    script_parser,
     write_pieces,
 )
 from data.tokenizer import load  # noqa: E402
@@ -129,10 +129,9 @@ def pieces(reader, files, blank_line, split_of):
 
 
 def parse(argv):
-    parser = Parser(description=__doc__.split("\n\n")[0])
+    parser = script_parser(__doc__, HERE)
     add = parser.add_argument
     add("--input", nargs="+", required=True, help="text files, or folders of them")
-    add("--out", default=HERE, help="folder for the dataset")
     add("--tokenizer", default="bytes", help="bytes, gpt2 or wordpiece")
     add("--vocab", help="wordpiece's vocab.txt")
     add("--bert", action="store_true", help="mark the end of sentences, for BERT")
@@ -142,7 +141,6 @@ def parse(argv):
     add("--doc-sep", choices=("blank-line", "file"), default="blank-line",
         help="what ends a document")
     add("--workers", type=int, help="processes; the files do not depend on it (default: cores)")
-    add("--force", action="store_true", help="replace a dataset that is there")
     args = parser.parse_args(argv)
     if not args.val and not 0 < args.val_fraction < 1:
         parser.error(f"--val-fraction {args.val_fraction} must lie between 0 and 1")
