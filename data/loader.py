@@ -44,7 +44,7 @@ def open_tokens(data_dir, split, meta, vocab_size, at_least):
         size = os.path.getsize(path)
         if size == 0:
             raise UserError(f"{path}: is empty: {how_to_prepare(data_dir)}")
-        tokens = np.memmap(path, dtype=dtype, mode="r") if size % dtype.itemsize == 0 else None
+        tokens = np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) if size % dtype.itemsize == 0 else None
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}: {how_to_prepare(data_dir)}") from None
     if tokens is None:
@@ -121,8 +121,9 @@ class Loader:
 class BertLoader(Loader):
     """
     Rows [CLS] A [SEP] B [SEP] for BERT (Devlin et al. 2018): B follows A in its document, or, half
-    of the time, comes from elsewhere; a fixed number of predictions a row, 80 % of them masked,
-    10 % random, 10 % left. All drawn afresh for each (seed, iteration, row).
+    of the time, comes from elsewhere. mask_frac of a row's words are predicted, 80 % of them masked,
+    10 % random, 10 % left: positions and targets (B, P), P = mask_frac * block_size, where rows
+    with fewer end in position 0 and target -1. All drawn afresh for each (seed, iteration, row).
     """
 
     def __init__(self, config, meta, *args, **kwargs):
@@ -143,68 +144,90 @@ class BertLoader(Loader):
     def draw(self, split, keys):
         rngs = [np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, r, it])) for seed, it, r
                 in (keys if split == "train" else [(0, 0, r) for r, _ in keys])]
-        rows = [self.row(self.split[split], rng, split) for rng in rngs]
-        rows = {k: torch.from_numpy(np.stack([row[k] for row in rows])) for k in rows[0]}
-        check_ids(rows["idx"], self.vocab_size, os.path.join(self.config.data_dir, split + ".bin"))
-        return rows
+        B, T = len(keys), self.T
+        idx, segments = np.full((B, T), self.special["pad"]), np.zeros((B, T), dtype=np.int64)
+        keep, words = np.zeros((B, T), dtype=bool), np.zeros((B, T), dtype=bool)
+        next_sentence, chance = np.zeros(B, dtype=np.int64), np.empty((B, T + 2 * self.predictions))
+        for r, rng in enumerate(rngs):
+            a, b, next_sentence[r] = self.pair(self.split[split], rng, split)
+            sep, n = len(a) + 1, len(a) + len(b) + 3  # of A; the row's length
+            idx[r, 0], idx[r, sep], idx[r, n - 1] = (self.special[s] for s in ("cls", "sep", "sep"))
+            idx[r, 1:sep], idx[r, sep + 1:n - 1] = a, b
+            segments[r, sep + 1:n], keep[r, :n] = 1, True
+            words[r, 1:sep] = words[r, sep + 1:n - 1] = True
+            chance[r] = rng.random(chance.shape[1])
+        check_ids(idx, self.vocab_size, os.path.join(self.config.data_dir, split + ".bin"))
+        positions, targets = self.hide(idx, words, chance)
+        return {k: torch.from_numpy(v) for k, v in dict(
+            idx=idx, segments=segments, keep=keep, positions=positions, targets=targets,
+            next_sentence=next_sentence).items()}
 
-    def window(self, tokens, rng):
-        """From the start of a sentence, no further than its document's end: T - 3 words or fewer."""
-        start = int(rng.integers(len(tokens) - 2 * self.T))
-        w = np.asarray(tokens[start:start + 2 * self.T], dtype=np.int64)
-        ends = np.flatnonzero((w == self.tok.sep) | (w == self.tok.eot))
-        if not len(ends):
-            return w[:0]
-        w = w[ends[0] + 1:]
-        stop = np.flatnonzero(w == self.tok.eot)
+    def hide(self, idx, words, chance):
+        """
+        Choose what is predicted, mask_frac of each row's words, and mask it in idx (B, T), in place.
+        words: (B, T) bool; chance: (B, T + 2 P) in [0, 1). Returns positions, targets, both (B, P).
+        """
+        P = self.predictions
+        where = np.where(words, chance[:, :self.T], 1).argsort(1)[:, :P]  # words come first
+        wanted = np.maximum(1, np.round(self.config.mask_frac * words.sum(1)))[:, None]
+        chosen = np.arange(P) < wanted
+        targets, kind = np.take_along_axis(idx, where, 1), chance[:, self.T:-P]
+        others = (chance[:, -P:] * self.tok.stream_size).astype(np.int64)
+        hidden = np.where(kind < 0.8, self.special["mask"], np.where(kind < 0.9, others, targets))
+        np.put_along_axis(idx, where, np.where(chosen, hidden, targets), 1)
+        return np.where(chosen, where, 0), np.where(chosen, targets, -1)
+
+    def window(self, tokens, start):
+        """
+        Words from anywhere in a document to its end, or far enough, and where its sentences end
+        among them, (N,) and (S,); (), () where there is no sentence to follow another.
+        """
+        w = tokens[start:start + 2 * self.T]
+        stop = (w == self.tok.eot).nonzero()[0]
         w = w[:stop[0]] if len(stop) else w
-        return w[self.is_word(w).cumsum() <= self.T - 3]
-
-    def is_word(self, w):
-        """False for the marks of ends of sentences that are no text."""
-        return (w != self.tok.sep) | (self.tok.sep not in self.special.values())
+        ends = (w == self.tok.sep).nonzero()[0]
+        if self.tok.sep in self.special.values():  # a mark, no text
+            w, ends = np.delete(w, ends), ends - np.arange(len(ends))
+        else:
+            ends = ends + 1
+        ends = ends[(ends > 0) & (ends < len(w))]
+        return (w, ends) if len(ends) else ((), ())
 
     def pair(self, tokens, rng, split):
         """
-        Segments A and B, together at most T - 3 tokens, and 0 if B follows A, else 1. A random B
-        is as long as the one it stands for, or the row's length would tell them apart.
+        Segments A and B, together at most T - 3 tokens, and 0 if B follows A, else 1. Two documents
+        are drawn, a fair coin says which is the first, and both give pieces as long as both can
+        give: A is the first's, B is the first's or the second's. So neither B nor the lengths can
+        tell whether B follows A. A begins and B ends anywhere, not with a sentence or a document.
         """
+        share, best, first = rng.uniform(0.25, 0.75), (0, 0), None
+        longest = int(0.75 * (self.T - 3))  # of A, for B to have room
+        apart = min(2 * self.T, len(tokens) // 8)  # or the second might be the first
+        for tries in range(1000):
+            start = int(rng.integers(len(tokens) - 2 * self.T))
+            w, ends = self.window(tokens, start)
+            if not len(w) or first and abs(start - started) < apart:
+                continue
+            size = min(len(w), self.T - 3)
+            cut = ends[np.abs(ends - share * size).argmin()]
+            halves = w[max(0, cut - longest):cut], w[cut:]
+            if first is None:
+                first, started, wanted, last_try = halves, start, 0.75 * size, tries + 8
+                continue
+            n_a = min(len(first[0]), len(halves[0]))
+            n_b = min(len(first[1]), len(halves[1]), self.T - 3 - n_a)
+            if n_a + n_b > sum(best):
+                best, second = (n_a, n_b), halves
+            if sum(best) >= wanted or tries >= last_try:
+                break
+        if not sum(best):
+            raise UserError(f"{os.path.join(self.config.data_dir, split)}.bin: no two documents of "
+                            "two sentences found: use longer texts or a smaller block_size")
+        if rng.random() < 0.5:
+            first, second = second, first
+        n_a, n_b = best
         is_random = int(rng.random() < 0.5)
-        for _ in range(1000):
-            w = self.window(tokens, rng)
-            cuts = np.flatnonzero(w == self.tok.sep) + 1
-            cuts = cuts[cuts < len(w)]
-            if not len(cuts):
-                continue
-            cut = cuts[np.abs(cuts - rng.uniform(0.25, 0.75) * len(w)).argmin()]
-            a, b = (half[self.is_word(half)] for half in (w[:cut], w[cut:]))
-            if not len(a) or not len(b) or len(a) + len(b) < self.predictions:
-                continue
-            if not is_random:
-                return a, b, 0
-            for _ in range(20):
-                other = self.window(tokens, rng)
-                other = other[self.is_word(other)][:len(b)]
-                if len(other) == len(b):
-                    return a, other, 1
-        raise UserError(f"{os.path.join(self.config.data_dir, split)}.bin: no documents of two "
-                        f"sentences and {self.predictions} tokens found: use longer texts or a "
-                        "smaller block_size")
-
-    def row(self, tokens, rng, split):
-        a, b, is_random = self.pair(tokens, rng, split)
-        s, n = self.special, len(a) + len(b) + 3
-        idx = np.full(self.T, s["pad"], dtype=np.int64)
-        idx[:n] = np.concatenate(([s["cls"]], a, [s["sep"]], b, [s["sep"]]))
-        segments = np.zeros(self.T, dtype=np.int64)
-        segments[len(a) + 2:n] = 1
-        where = np.delete(np.arange(1, n - 1), len(a))  # all but the special tokens
-        where = np.sort(rng.permutation(where)[:self.predictions])
-        targets, kind = idx[where].copy(), rng.random(self.predictions)
-        others = rng.integers(self.tok.stream_size, size=self.predictions)
-        idx[where] = np.where(kind < 0.8, s["mask"], np.where(kind < 0.9, others, targets))
-        return dict(idx=idx, segments=segments, keep=np.arange(self.T) < n, positions=where,
-                    targets=targets, next_sentence=np.int64(is_random))
+        return first[0][-n_a:], (second if is_random else first)[1][:n_b], is_random
 
 
 LOADERS = {"gpt": Loader, "bert": BertLoader}

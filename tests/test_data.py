@@ -21,7 +21,6 @@ import pytest
 
 from data import bin_writer
 from data.bin_writer import BinWriter, complete, cut, encode_pieces, pick_split, write_pieces
-from data.loader import BertLoader
 from data.tokenizer import Tokenizer, get_tokenizer, load
 from run.errors import UserError
 
@@ -368,25 +367,6 @@ def test_sentences_and_documents_of_a_bert_stream():
                        val=[7, sep, eot])
     plain = encode_pieces(pieces, Letters(), bert=False)
     assert plain["train"].tolist() == [0, 1, 2, 3, 4, 5, 6, eot]
-
-
-@pytest.mark.parametrize("marks", [True, False])
-def test_a_bert_row_does_not_tell_the_next_sentence_by_its_length(marks):
-    """With ends of sentences that are marks of their own (WordPiece) or text (bytes)."""
-    rng, sep, eot = np.random.default_rng(0), 99, 98
-    stream = np.concatenate([[*rng.integers(50, size=rng.integers(1, 9)), sep,
-                              *([eot] if rng.random() < 0.1 else [])] for _ in range(20_000)])
-    loader = object.__new__(BertLoader)
-    loader.T, loader.predictions = 32, 5
-    loader.tok, loader.special = types.SimpleNamespace(sep=sep, eot=eot), dict(sep=sep if marks else 1)
-    rows = [loader.pair(stream, rng, "train") for _ in range(4000)]
-    lengths = [np.array([len(a) + len(b) for a, b, label in rows if label == k]) for k in (0, 1)]
-    assert 1800 < len(lengths[0]) < 2200 and all(len(v[v < 20]) > 50 for v in lengths)
-    for total in (12, 20, 28, 29):  # distribution functions, three standard deviations
-        assert abs(np.mean(lengths[0] < total) - np.mean(lengths[1] < total)) < 0.05, total
-    assert all(v.max() == 29 and np.mean(v == 29) > 0.3 for v in lengths)
-    if marks:
-        assert all(sep not in a and sep not in b for a, b, _ in rows)
 
 
 def test_bytes_serve_gpt_and_bert_alike():
