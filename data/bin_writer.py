@@ -19,7 +19,7 @@ from multiprocessing import parent_process
 
 import numpy as np
 
-from data.tokenizer import get_tokenizer
+from data.tokenizer import cut, get_tokenizer
 from run.errors import Parser, UserError, exits_cleanly
 
 JOB_CHARS = 1 << 20  # characters tokenized at a time: the most a piece of a document should have
@@ -36,7 +36,7 @@ class BinWriter:
     """
 
     def __init__(self, out, tok, source, **note):
-        self.out, self.tok = os.fspath(out), tok
+        self.out, self.tok = os.path.expanduser(out), tok
         self.tmp = os.path.join(self.out, ".unfinished")
         self.count = dict(train=0, val=0)  # tokens
         self.meta = dict(tokenizer=tok.meta(), vocab_size=tok.vocab_size, dtype=tok.dtype,
@@ -75,7 +75,8 @@ class BinWriter:
         for split, n in self.count.items():
             if n == 0:
                 raise UserError(f"{split}.bin would be empty: give more text"
-                                + (", --val FILE or a larger --val-fraction" * (split == "val")))
+                                + (", --val FILE, a larger --val-fraction or --val-within"
+                                   * (split == "val")))
             self.meta[split + "_tokens"] = n
         with open(os.path.join(self.tmp, "meta.json"), "w") as f:
             json.dump(self.meta, f)
@@ -90,6 +91,7 @@ class BinWriter:
 
 def complete(out):
     """The meta.json (dict) of the whole dataset in folder `out`, or None if there is none."""
+    out = os.path.expanduser(out)
     try:
         with open(os.path.join(out, "meta.json")) as f:
             meta = json.load(f)
@@ -134,17 +136,13 @@ def script_parser(doc, out):
     return parser
 
 
-def cut(text):
-    """
-    Where to cut a document that is too long for one piece: before the white space at the end of
-    its last whole line, else of its last whole word. No tokenizer here joins what is before
-    white space with what follows, so the tokens are those of the uncut text.
-    """
-    head = text[:text.rfind("\n") + 1].rstrip()
-    if not head:
-        words = text.rsplit(None, 1)
-        head = words[0] if len(words) == 2 else text
-    return len(head)
+def in_pieces(text):
+    """A whole document as (part, ends), no part longer than JOB_CHARS."""
+    while len(text) > JOB_CHARS:
+        n = cut(text[:JOB_CHARS])
+        yield text[:n], False
+        text = text[n:]
+    yield text, True
 
 
 def encode_pieces(pieces, tok, bert=False):
@@ -245,6 +243,8 @@ def run(main):
             raise UserError(f"{e.filename or 'reading or writing'}: {e.strerror or e}") from None
 
     signal.signal(signal.SIGTERM, stop)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # no work is lost over the name of a file
     try:
         guarded()
     except KeyboardInterrupt as e:

@@ -3,66 +3,17 @@ Batches out of memory-mapped .bin files. The batch of an iteration is a function
 iteration) alone, cut up by rank: N processes train on exactly the batch that one process would,
 evaluation never disturbs it, and a resumed run sees what it would have seen.
 """
-import json
 import os
 
 import numpy as np
 import torch
 
+from data.dataset import check_ids, fingerprint, how_to_prepare, open_tokens, read_meta
 from data.tokenizer import get_tokenizer
 from run.errors import UserError
 
-CHECK_TOKENS = 1 << 22  # ids looked at when a file is opened; the loader checks every batch
-
-
-def read_meta(data_dir):
-    """The dataset's meta.json; a folder without one is taken for nanoGPT's (uint16, GPT-2 BPE)."""
-    path = os.path.join(data_dir, "meta.json")
-    if not os.path.isdir(data_dir):
-        raise UserError(f"data_dir={data_dir}: no such folder: {how_to_prepare(data_dir)}")
-    if not os.path.exists(path):
-        return dict(tokenizer="gpt2", vocab_size=50257, dtype="uint16", eot=50256)
-    try:
-        with open(path) as f:
-            return json.load(f)
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: cannot be read ({e}): {how_to_prepare(data_dir)}") from None
-
-
-def how_to_prepare(data_dir):
-    script = os.path.join(data_dir, "prepare.py")
-    if os.path.exists(script):
-        return f"make it with: python {script}"
-    return "make one with: python data/text/prepare.py --input FILE --out " + data_dir
-
-
-def open_tokens(data_dir, split, meta, vocab_size, at_least):
-    """The tokens of `split` as a read-only memmap (N,), checked."""
-    path = os.path.join(data_dir, split + ".bin")
-    dtype = np.dtype(meta["dtype"])
-    try:
-        size = os.path.getsize(path)
-        if size == 0:
-            raise UserError(f"{path}: is empty: {how_to_prepare(data_dir)}")
-        tokens = np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) if size % dtype.itemsize == 0 else None
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}: {how_to_prepare(data_dir)}") from None
-    if tokens is None:
-        raise UserError(f"{path}: {size} bytes is no whole number of {dtype} tokens: "
-                        f"cut short? {how_to_prepare(data_dir)}")
-    if len(tokens) < at_least:
-        raise UserError(f"{path}: {len(tokens)} tokens, but one sequence takes {at_least}: "
-                        "use more text or a smaller block_size")
-    step = max(1, len(tokens) // 64)
-    for start in range(0, len(tokens), step):
-        check_ids(tokens[start:start + CHECK_TOKENS // 64], vocab_size, path)
-    return tokens
-
-
-def check_ids(ids, vocab_size, where):
-    if len(ids) and (top := int(ids.max())) >= vocab_size:
-        raise UserError(f"{where}: holds token id {top}, but the vocabulary has {vocab_size}: "
-                        "the file belongs to another tokenizer, or vocab_size is too small")
+__all__ = ["LOADERS", "BertLoader", "Loader", "fingerprint", "how_to_prepare", "read_meta",
+           "vocab_needed"]
 
 
 class Loader:
@@ -149,7 +100,7 @@ class BertLoader(Loader):
         keep, words = np.zeros((B, T), dtype=bool), np.zeros((B, T), dtype=bool)
         next_sentence, chance = np.zeros(B, dtype=np.int64), np.empty((B, T + 2 * self.predictions))
         for r, rng in enumerate(rngs):
-            a, b, next_sentence[r] = self.pair(self.split[split], rng, split)
+            a, b, next_sentence[r] = self.pair(split, rng)
             sep, n = len(a) + 1, len(a) + len(b) + 3  # of A; the row's length
             idx[r, 0], idx[r, sep], idx[r, n - 1] = (self.special[s] for s in ("cls", "sep", "sep"))
             idx[r, 1:sep], idx[r, sep + 1:n - 1] = a, b
@@ -193,39 +144,44 @@ class BertLoader(Loader):
         ends = ends[(ends > 0) & (ends < len(w))]
         return (w, ends) if len(ends) else ((), ())
 
-    def pair(self, tokens, rng, split):
+    def halves(self, split, rng, share, away_from=None):
         """
-        Segments A and B, together at most T - 3 tokens, and 0 if B follows A, else 1. Two documents
-        are drawn, a fair coin says which is the first, and both give pieces as long as both can
+        Where in the data, and what is before and after the end of a sentence: at about `share` of
+        a row, or of what its document has left. away_from: not about that place in the data.
+        """
+        tokens, room = self.split[split], self.T - 3
+        apart = min(2 * self.T, len(tokens) // 8)
+        for _ in range(1000):
+            start = int(rng.integers(len(tokens) - 2 * self.T))
+            if away_from is not None and abs(start - away_from) < apart:
+                continue
+            w, ends = self.window(tokens, start)
+            if len(ends):
+                cut = ends[np.abs(ends - share * min(len(w), room)).argmin()]
+                return start, w[max(0, cut - 3 * room // 4):cut], w[cut:cut + room]
+        raise UserError(f"{os.path.join(self.config.data_dir, split)}.bin: no documents of two "
+                        "sentences found: use longer texts or a smaller block_size")
+
+    def pair(self, split, rng):
+        """
+        Segments A and B, together at most T - 3 tokens, and 0 if B follows A, else 1. Two pieces of
+        the data are drawn, a fair coin says which is the first, and both give as much as both can
         give: A is the first's, B is the first's or the second's. So neither B nor the lengths can
         tell whether B follows A. A begins and B ends anywhere, not with a sentence or a document.
         """
-        share, best, first = rng.uniform(0.25, 0.75), (0, 0), None
-        longest = int(0.75 * (self.T - 3))  # of A, for B to have room
-        apart = min(2 * self.T, len(tokens) // 8)  # or the second might be the first
-        for tries in range(1000):
-            start = int(rng.integers(len(tokens) - 2 * self.T))
-            w, ends = self.window(tokens, start)
-            if not len(w) or first and abs(start - started) < apart:
-                continue
-            size = min(len(w), self.T - 3)
-            cut = ends[np.abs(ends - share * size).argmin()]
-            halves = w[max(0, cut - longest):cut], w[cut:]
-            if first is None:
-                first, started, wanted, last_try = halves, start, 0.75 * size, tries + 8
-                continue
-            n_a = min(len(first[0]), len(halves[0]))
-            n_b = min(len(first[1]), len(halves[1]), self.T - 3 - n_a)
-            if n_a + n_b > sum(best):
-                best, second = (n_a, n_b), halves
-            if sum(best) >= wanted or tries >= last_try:
+        share = rng.uniform(0.25, 0.75)
+        start, *first = self.halves(split, rng, share)
+        n_a = n_b = 0
+        for _ in range(8):  # not to give up much, the second should be about as long
+            _, *other = self.halves(split, rng, share, start)
+            a = min(len(first[0]), len(other[0]))
+            b = min(len(first[1]), len(other[1]), self.T - 3 - a)
+            if a + b > n_a + n_b:
+                n_a, n_b, second = a, b, other
+            if n_a + n_b >= 0.75 * min(self.T - 3, len(first[0]) + len(first[1])):
                 break
-        if not sum(best):
-            raise UserError(f"{os.path.join(self.config.data_dir, split)}.bin: no two documents of "
-                            "two sentences found: use longer texts or a smaller block_size")
         if rng.random() < 0.5:
             first, second = second, first
-        n_a, n_b = best
         is_random = int(rng.random() < 0.5)
         return first[0][-n_a:], (second if is_random else first)[1][:n_b], is_random
 

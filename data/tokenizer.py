@@ -20,12 +20,14 @@ import tempfile
 
 import numpy as np
 
+from data.reading import read_text
 from run.errors import UserError, library
 
 NAMES = ("bytes", "char", "gpt2", "wordpiece")
 SPECIALS = ("cls", "sep", "mask", "pad")
 UNKNOWN = "\ufffd"
-WORDS = 1 << 18
+WORDS = 1 << 18  # that WordPiece remembers
+GPT2_CHARS = 1 << 16  # that are encoded at a time
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
 
@@ -46,6 +48,19 @@ def load(name, vocab=None, bert=False):
     near = difflib.get_close_matches(str(name), NAMES, 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise UserError(f"tokenizer {name!r} is unknown: use one of {', '.join(NAMES)}{hint}")
+
+
+def cut(text):
+    """
+    Where to cut a document that is too long for one piece: before the white space at the end of
+    its last whole line, else of its last whole word. No tokenizer here joins what is before
+    white space with what follows, so the tokens are those of the uncut text.
+    """
+    head = text[:text.rfind("\n") + 1].rstrip()
+    if not head:
+        words = text.rsplit(None, 1)
+        head = words[0] if len(words) == 2 else text
+    return len(head)
 
 
 def get_tokenizer(meta, bert=None):
@@ -82,11 +97,8 @@ class Tokenizer:
 
     @property
     def dtype(self):
-        """Of the ids in a .bin file: "uint8" where they fit, else "uint16"."""
-        if self.stream_size > 1 << 16:
-            raise UserError(f"{self.stream_size} token ids do not fit in the 16 bits of a "
-                                 f".bin file: use a vocabulary of at most {1 << 16}")
-        return "uint8" if self.stream_size <= 1 << 8 else "uint16"
+        """Of the ids in a .bin file: the smallest of "uint8", "uint16", "uint32" they fit in."""
+        return np.min_scalar_type(self.stream_size - 1).name
 
     def _append_special(self, bert):
         self.special = {s: self.vocab_size + i for i, s in enumerate(SPECIALS)} if bert else {}
@@ -159,7 +171,16 @@ class GPT2(Tokenizer):
         self.stream_size = self.vocab_size
 
     def encode(self, text):
-        return self.bpe.encode_ordinary(text)  # "<|endoftext|>" in a text is text, not an end
+        # "<|endoftext|>" in a text is text, not an end. A million spaces make tiktoken panic, and
+        # so many letters may take it for ever: both are taken in parts, an ordinary text as it is
+        ids, start = [], 0
+        while start < len(text):
+            part = text[start:start + GPT2_CHARS]
+            if start + GPT2_CHARS < len(text):
+                part = part[:cut(part)]
+            ids += self.bpe.encode_ordinary(part)
+            start += len(part)
+        return ids
 
     def _bytes(self, i):
         return self.bpe.decode_single_token_bytes(i) if 0 <= i <= self.eot else self._marker(i)
@@ -234,10 +255,8 @@ class WordPiece(Tokenizer):
 
 def _read_vocab(path):
     try:
-        with open(path, encoding="utf-8") as f:
-            lines = f.read().rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = getattr(e, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"vocabulary {path}: {reason}: give --vocab=vocab.txt, BERT's list "
-                            "of one token a line") from None
+        lines = read_text(path).rstrip("\r\n").split("\n")
+    except UserError as e:
+        raise UserError(f"vocabulary {e}: give --vocab=vocab.txt, BERT's list of one token a "
+                        "line") from None
     return [line.rstrip("\r") for line in lines] if lines != [""] else []

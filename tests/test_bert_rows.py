@@ -122,5 +122,5 @@ def test_a_text_without_sentences_is_one_line(tmp_path):
     from run.errors import UserError
     load = loader(tmp_path, BYTES, 2, 64)
     load.split["train"] = np.full(10_000, 97, dtype=np.uint8)
-    with pytest.raises(UserError, match="no two documents of two sentences"):
+    with pytest.raises(UserError, match="no documents of two sentences"):
         load.batch(0)

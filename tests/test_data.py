@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from data import bin_writer
-from data.bin_writer import BinWriter, complete, cut, encode_pieces, pick_split, write_pieces
-from data.tokenizer import Tokenizer, get_tokenizer, load
+from data.bin_writer import BinWriter, complete, encode_pieces, pick_split, write_pieces
+from data.tokenizer import Tokenizer, cut, get_tokenizer, load
 from run.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -271,8 +271,8 @@ def test_larger_vocabularies_take_two_bytes(tmp_path):
         w.write("val", [0])
     assert stream(tmp_path, "train").tolist() == [0x100 - 32]
     assert complete(tmp_path)["dtype"] == "uint16"
-    with pytest.raises(UserError, match="at most 65536"):
-        load("char", [chr(i) for i in range(70000)]).dtype
+    assert [load("char", [chr(i) for i in range(n)]).dtype for n in (256, 257, 65536, 65537)] == \
+        ["uint8", "uint16", "uint16", "uint32"]
 
 
 def write_some(out, value, error=None):
@@ -392,9 +392,9 @@ def test_documents_survive_any_cutting_into_pieces(tmp_path):
     def read(size, blank_line):
         with pytest.MonkeyPatch.context() as m:
             m.setattr(text, "JOB_CHARS", size)
-            reader = text.Reader(types.SimpleNamespace(update=lambda n: None))
+            reader = text.Reader("text", blank_line)
             found, whole = [], ""
-            for part, ends in text.split_documents(reader.lines(path), blank_line):
+            for part, ends in reader.documents([path]):
                 assert len(part) <= 4 * size
                 whole += part
                 if ends:
@@ -561,6 +561,7 @@ def test_errors_of_data_text(tmp_path, capsys, monkeypatch):
     good.write_text("\n".join(many(50)))
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "one.txt").write_text("one")
+    (tmp_path / "two.txt").write_text("one\n\ntwo")
     (tmp_path / "bad.txt.xz").write_bytes(b"not xz")
     (tmp_path / "short.gz").write_bytes(gzip.compress(b"long text " * 99)[:-9])
     (tmp_path / "folder").mkdir()
@@ -568,14 +569,15 @@ def test_errors_of_data_text(tmp_path, capsys, monkeypatch):
     cases = [
         ([], "--input"),
         (["--input", tmp_path / "gone"], "gone: no such file or folder"),
-        (["--input", tmp_path / "folder"], "folder: holds no .txt, .xz or .gz"),
+        (["--input", tmp_path / "folder"], "folder: holds no .txt, .jsonl, .parquet file"),
         (["--input", tmp_path / "book.pdf"], "book.pdf: is not plain text: unpack it"),
         (["--input", tmp_path / "empty.txt"], "empty.txt: holds no text"),
-        (["--input", tmp_path / "one.txt"], "val.bin would be empty: .*--val-fraction"),
+        (["--input", tmp_path / "two.txt"], "val.bin would be empty: .*--val-fraction.*--val-within"),
         (["--input", tmp_path / "bad.txt.xz"], "bad.txt.xz: is damaged"),
         (["--input", tmp_path / "short.gz"], "short.gz: is damaged"),
         (["--input", good, "--val", good], "--val names all files of --input"),
-        (["--input", good, "--doc-sep=file"], "all 1 files fall into train.bin: give --val"),
+        (["--input", good, tmp_path / "one.txt", "--doc-sep=file"],
+         "all 2 files fall into train.bin: give --val"),
         (["--input", good, "--val-fraction=2"], "--val-fraction 2.0 must lie between 0 and 1"),
         (["--input", good, "--tokenizer=gtp2"], "'gtp2' is unknown.*did you mean gpt2"),
         (["--input", good, "--tokenizer=char"], "--tokenizer char is for"),

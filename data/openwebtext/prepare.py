@@ -12,11 +12,10 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.bin_writer import (  # noqa: E402
-    JOB_CHARS,
     BinWriter,
     already_there,
-    cut,
     describe,
+    in_pieces,
     pick_split,
     run,
     script_parser,
@@ -46,12 +45,8 @@ def fetch(name):
 
 def pieces(documents):
     for number, document in enumerate(documents):
-        text, split = document["text"], pick_split(number, VAL_SHARE, SEED)
-        while len(text) > JOB_CHARS:
-            n = cut(text[:JOB_CHARS])
-            yield split, text[:n], False
-            text = text[n:]
-        yield split, text, True
+        for text, ends in in_pieces(document["text"]):
+            yield pick_split(number, VAL_SHARE, SEED), text, ends
 
 
 def main(argv=None):

@@ -18,6 +18,7 @@ from data.bin_writer import (  # noqa: E402
     run,
     script_parser,
 )
+from data.reading import read_text  # noqa: E402
 from data.tokenizer import load  # noqa: E402
 from run.errors import UserError  # noqa: E402
 
@@ -47,15 +48,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if already_there(args.out, args.force):
         return
-    path = args.input or os.path.join(args.out, "input.txt")
+    path = args.input or os.path.join(os.path.expanduser(args.out), "input.txt")
     if not args.input:
         fetch(path)
-    try:
-        with open(path, encoding="utf-8", newline="") as f:
-            text = f.read()
-    except (OSError, UnicodeDecodeError) as e:
-        reason = getattr(e, "strerror", None) or "is not UTF-8 text"
-        raise UserError(f"--input {path}: {reason}: give a text file") from None
+    text = read_text(path)
     if not text:
         raise UserError(f"--input {path}: is empty: give a text file")
     tok = load("char", sorted(set(text)))
