@@ -17,12 +17,30 @@ from run.errors import UserError, library
 LOOK = 1 << 16  # bytes looked at to tell a text from something else
 
 
-def _zst(raw):
-    return library("zstandard", "zstandard").ZstdDecompressor().stream_reader(
-        raw, read_across_frames=True)
+class _Zst(io.RawIOBase):
+    """A .zst unpacked. zstandard's own reader takes a file that was cut short for a whole one."""
+
+    def __init__(self, raw):
+        self.raw, self.new = raw, library("zstandard", "zstandard").ZstdDecompressor().decompressobj
+        self.frame, self.within, self.ready = self.new(), False, b""
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        while not self.ready and (packed := self.raw.read(1 << 13)):
+            while packed:
+                self.ready += self.frame.decompress(packed)
+                self.within, packed = not self.frame.eof, self.frame.unused_data
+                self.frame = self.frame if self.within else self.new()
+        if not self.ready and self.within:
+            raise EOFError("it ends too early")
+        n = min(len(buffer), len(self.ready))
+        buffer[:n], self.ready = self.ready[:n], self.ready[n:]
+        return n
 
 
-PACKED = {".gz": gzip.open, ".xz": lzma.open, ".zst": _zst}
+PACKED = {".gz": gzip.open, ".xz": lzma.open, ".zst": _Zst}
 
 
 @contextlib.contextmanager
@@ -62,14 +80,14 @@ def read_text(path):
 
 def _refuse_what_is_no_text(path, start):
     """UserError if a file that starts with these bytes is UTF-16, UTF-32 or no text at all."""
-    zeros = [start[i::4].count(0) * 4 > len(start) // 2 for i in range(4)]  # mostly NUL, by place
     code = None
     if start.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         code = "UTF-32"
     elif start.startswith((b"\xff\xfe", b"\xfe\xff")):
         code = "UTF-16"
-    elif len(start) >= 4 and zeros in ([False, True] * 2, [True, False] * 2):
-        code = "UTF-16LE" if zeros[1] else "UTF-16BE"
+    elif start.count(0) * 4 > len(start):  # without a mark: of which kind does it make sense?
+        code = next((c for c in ("UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE") if all(
+            v.isprintable() or v.isspace() for v in start[:1000].decode(c, "ignore"))), None)
     if code:
         raise UserError(f"{path}: is {code} text: convert it first: "
                         f"iconv -f {code} -t UTF-8 {path} > new.txt")

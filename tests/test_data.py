@@ -111,8 +111,8 @@ def test_text_round_trips_as_bytes():
     from hypothesis import given, settings
     from hypothesis import strategies as st
 
-    @settings(deadline=None)
-    @given(st.text())
+    @settings(deadline=None, max_examples=30)
+    @given(st.text(max_size=200))
     def check(s):
         for bert in (False, True):
             tok = load("bytes", bert=bert)
@@ -176,9 +176,8 @@ def test_gpt2_with_bert_specials(gpt2):
 
 
 def test_gpt2_offline_says_what_is_missing_and_where(monkeypatch, tmp_path):
-    tiktoken = pytest.importorskip("tiktoken")
-    import tiktoken.load
-    import tiktoken.registry
+    tiktoken = pytest.importorskip("tiktoken.load") and sys.modules["tiktoken"]
+    pytest.importorskip("tiktoken.registry")
 
     def no_network(url):
         raise ConnectionError("unreachable\nover two lines")
@@ -507,12 +506,11 @@ def run_script(*argv, **kw):
     return subprocess.run([sys.executable, *map(str, argv)], capture_output=True, text=True, **kw)
 
 
-def test_the_files_do_not_depend_on_the_number_of_workers(tmp_path):
-    (tmp_path / "x.txt").write_text("\n".join(many(120_000)))  # 3 MB, several jobs
+def test_the_files_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(bin_writer, "JOB_CHARS", 10_000)
+    (tmp_path / "x.txt").write_text("\n".join(many(8000)))  # some twenty jobs
     for n in (1, 3):
-        done = run_script(TEXT_SCRIPT, "--input", tmp_path / "x.txt", "--out", tmp_path / str(n),
-                          "--workers", n)
-        assert done.returncode == 0, done.stderr
+        prepare(text, "--input", tmp_path / "x.txt", "--out", tmp_path / str(n), "--workers", n)
     for name in ("train.bin", "val.bin", "meta.json"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
 
@@ -524,7 +522,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path, workers):
             "runpy.run_path(sys.argv[0], run_name='__main__')\n"
             "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])")
     peak = []
-    for megabytes in (15, 60):  # one document of one line, the worst case
+    for megabytes in (8, 32):  # one document of one line, the worst case
         path = tmp_path / f"{megabytes}.txt.gz"
         with gzip.open(path, "wb", compresslevel=1) as f:
             f.write(b"a document\n\n" * 50)
@@ -534,7 +532,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path, workers):
                           tmp_path / str(megabytes), "--val-fraction=0.2", "--workers", workers)
         assert done.returncode == 0, done.stderr
         peak.append(int(done.stdout.split()[-1]) / 1024)
-    assert peak[1] - peak[0] < 10, f"{peak} MB at its peak"
+    assert peak[1] - peak[0] < 8, f"{peak} MB at its peak"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a fifo")
@@ -546,7 +544,7 @@ def test_a_stopped_run_leaves_the_old_dataset(tmp_path, how, code):
     run = subprocess.Popen([sys.executable, TEXT_SCRIPT, "--input", pipe, "--out", out, "--force",
                             "--workers=2"], stderr=subprocess.PIPE, text=True)
     with open(pipe, "w") as f:
-        f.write("\n".join(many(100_000)))  # more than the pipe holds: the run is at work by now
+        f.write("\n".join(many(20_000)))  # more than the pipe holds: the run is at work by now
         f.flush()
         run.send_signal(getattr(signal, how))
         assert run.wait(timeout=20) == code
