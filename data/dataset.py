@@ -43,7 +43,7 @@ def read_meta(data_dir):
         return read_pickle(path)
     train = files_of(folder, "train")[0]
     if not os.path.exists(train):
-        raise UserError(f"data_dir={data_dir}: holds no train.bin: {how_to_prepare(data_dir)}")
+        raise UserError(f"data_dir={data_dir}: holds no meta.json and no train.bin: {how_to_prepare(data_dir)}")
     if header(train) is not None:
         return dict(GPT2)
     raise UserError(f"data_dir={data_dir}: nothing says how its .bin files were made: write a "

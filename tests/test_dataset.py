@@ -79,7 +79,7 @@ def test_bins_that_say_nothing_are_asked_about(tmp_path):
     refused(lambda: read_meta(path), path, json.dumps(GPT2))
     (tmp_path / "d" / "meta.json").write_text(json.dumps(GPT2))  # as the line says
     assert vocab_needed("gpt", read_meta(path)) == 50257
-    refused(lambda: read_meta(str(tmp_path)), "holds no train.bin", "prepare.py")
+    refused(lambda: read_meta(str(tmp_path)), "holds no meta.json and no train.bin", "prepare.py")
     refused(lambda: read_meta(str(tmp_path / "gone")), "no such folder", "prepare.py")
 
 

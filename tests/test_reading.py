@@ -213,7 +213,8 @@ def test_within_a_few_documents_if_asked(tmp_path, capsys):
     assert "".join(train + val) == "".join(docs) and train[:3] == docs[:3] and val[-1] == docs[-1]
 
 
-@pytest.mark.parametrize("whole", ["x" * 1000, "x" * 990 + " y", " \n" * 10 + "word" * 100, "ab"])
+@pytest.mark.parametrize("whole", ["x" * 1000, "x" * 990 + " y", " \n" * 10 + "word" * 100, "ab",
+                                   "a few words and alongone\n", "a b c"])
 def test_one_document_with_hardly_a_space(tmp_path, whole):
     (tmp_path / "x.txt").write_text(whole)
     prepare(text, "--input", tmp_path / "x.txt", "--out", tmp_path / "o", "--val-fraction=0.1")

@@ -203,8 +203,9 @@ def by_length(found, n_train):
         if not 0 < at <= len(text):
             yield "train" if at > 0 else "val", text, ends
             continue
-        space = re.compile(r"\s").search(text, at)
-        n = space.start() if space else len(text[:at].rsplit(None, 1)[0].rstrip()) or at
+        before = re.match(r".*\S(?=\s)", text[:at], re.DOTALL)
+        after = re.compile(r"\s+\S").search(text, at)  # not the newline at the very end
+        n = before.end() if before else after.start() if after else at
         yield "train", text[:n], True
         if text[n:].strip():
             yield "val", text[n:], ends
