@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from data.loader import LOADERS, read_meta, vocab_needed
+from data.loader import LOADERS, fingerprint, read_meta, vocab_needed
 from grow import describe, set_mask
 from model import GROWABLE, MODELS
 from run import ahead, checkpoint, compiler, hf
@@ -46,6 +46,7 @@ class Run:
         self.device = self.ranks.device
         self.lock = checkpoint.make_out_dir(config.out_dir) if self.ranks.rank == 0 else None
         self.meta = read_meta(config.data_dir)
+        self.meta["fingerprint"] = fingerprint(config.data_dir, self.meta)
         if config.init_from not in OWN_STARTS:
             hf.check_tokenizer(config.init_from, self.meta, config.data_dir)
         self.ranks.barrier()  # rank 0 has the lock: nobody else writes there
@@ -130,7 +131,8 @@ class Run:
 
     def load_optimizers(self, saved):
         if self.zero1:
-            return self.zero1.load(saved)
+            self.zero1.load(saved)
+            return
         for o, state in zip(self.optimizers, saved):
             o.load_state_dict(state)
 
@@ -248,6 +250,8 @@ class Run:
         self.feeder.shutdown()
         self.parallel = None  # DDP, before the process group that it talks through
         self.ranks.close()
+        if self.lock:
+            self.lock.close()
 
     @contextlib.contextmanager
     def fits(self, stage):

@@ -15,7 +15,9 @@ from grow import grow, set_mask
 from run import checkpoint
 from run.errors import UserError
 from run.settings import from_args
-from train import Trainer
+from run.watch import Watch
+from train import Run
+from train import train as train_run
 
 pytest.importorskip("safetensors")
 import tools.export
@@ -124,7 +126,9 @@ def test_growing_from_a_folder_preserves_the_function(kind, folders):
 
 def train_here(*args, **settings):
     """train.py in this process; its lock on out_dir goes with it."""
-    Trainer(from_args([*args, *flags(**settings)])).train()
+    run = Run(from_args([*args, *flags(**settings)]))
+    train_run(run, Watch(run))
+    run.close()
     gc.collect()
 
 
