@@ -1,4 +1,5 @@
 """What a user can put right, in one line; and what every script does with it."""
+import argparse
 import functools
 import importlib
 import sys
@@ -9,6 +10,13 @@ class UserError(Exception):
 
     def __init__(self, message):
         super().__init__(" ".join(str(message).splitlines()))  # what is quoted may hold newlines
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line."""
+
+    def error(self, message):
+        raise UserError(f"{message}: see --help")
 
 
 def exits_cleanly(main):

@@ -16,9 +16,11 @@ from runs import ENV, ROOT, events, flags, losses, make_data, train
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lab import plan as planner
 from lab import rates, search
-from lab.bench import batch
-from lab.plan import head_fraction, meta_model, show, stage_costs, totals, vocab_of
+from lab.costs import batch, count, make_model, stage_costs, totals, vocab_of
+from lab.plan import show
+from run.errors import UserError
 from run.settings import from_args, from_dict
 
 
@@ -37,24 +39,34 @@ def data(tmp_path_factory):
     return str(folder)
 
 
+def plan_here(monkeypatch, *args):
+    """The same command, without a new process."""
+    monkeypatch.setattr(sys, "argv", ["plan.py", *args])
+    monkeypatch.chdir(ROOT)
+    return planner.main()
+
+
 @pytest.mark.parametrize("name", ["bert_base_msg", "bert_large_msg", "gpt2_msg"])
 def test_flops_agree_with_the_flop_counter(name):
-    """Every stage of the presets within 2 %, on the meta device: shapes, and no arithmetic."""
+    """Every kind of stage of the presets within 2 %, on the meta device: shapes, no arithmetic."""
     config = from_args([str(ROOT / "config" / f"{name}.py")])
-    for sizes in config.sizes():
-        model = meta_model(config, {**sizes}, vocab_of(config))
-        data = batch(config.model, dict(block_size=config.block_size,
-                                        vocab_size=vocab_of(config)), 1, "meta")
+    vocab = vocab_of(config, guess=True)
+    for sizes in (config.sizes()[0], config.sizes()[-1]):
+        sizes = {**sizes, "n_layer": 3}  # every layer costs the same, and counting one takes a second
+        model = make_model(config, sizes, vocab, "meta")
+        data = batch(config, vocab, 1, "meta")
         # the fused kernel's backward computes the scores again, which is not the model's work
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             model(**data)[1].backward()
         counted = counter.get_total_flops() / config.block_size
-        assert model.flops_per_token(head_fraction(config)) == pytest.approx(counted, rel=0.02), sizes
+        assert count(config, sizes, vocab)[1] == pytest.approx(counted, rel=0.02), sizes
 
 
-def test_dry_run_of_101_billion_parameters():
-    done = plan("config/flm_101b.py", "--dry", "--flops=312e12", "--mfu=0.5", "--processes=192")
-    assert "102 G" in done.stdout and "ceiling on the speedup" in done.stdout
+def test_dry_run_of_101_billion_parameters(monkeypatch, capsys):
+    plan_here(monkeypatch, "config/flm_101b.py", "--dry", "--flops=312e12", "--mfu=0.5",
+              "--processes=192")
+    said = capsys.readouterr().out
+    assert "102 G" in said and "ceiling on the speedup" in said
     rows = stage_costs(from_args([str(ROOT / "config" / "flm_101b.py")]), 100_352)
     assert [round(r["params"] / 1e9) for r in rows] == [16, 50, 102]
     assert [round(r["tokens"] / 1e9) for r in rows] == [245, 40, 27]
@@ -84,16 +96,39 @@ def test_a_schedule_that_cannot_pay_off_says_so():
     assert "cannot pay off" in text and "leave that stage out" in text
 
 
-def test_measured_table(data):
-    done = plan(*flags(data_dir=data), "--seconds=0.1")
-    assert done.stdout.count("measured n_layer") == 4 and "tokens/s" in done.stdout
+def test_measured_table(data, monkeypatch, capsys):
+    plan_here(monkeypatch, *flags(data_dir=data), "--seconds=0.1")
+    said = capsys.readouterr().out
+    assert said.count("measured n_layer") == 4 and "tokens/s" in said
 
 
 @pytest.mark.parametrize("bad, names", [
-    (["--mfu=2", "--dry"], "--mfu"), (["--steps=3"], "steps"), (["config/none.py"], "none.py")])
-def test_bad_input_is_one_line(bad, names):
-    done = plan(*bad, check=False)
-    assert done.returncode == 2 and names in done.stderr and len(done.stderr.splitlines()) == 1
+    ("--mfu=2", "--mfu"), ("--mfu=0", "--mfu"), ("--flops=inf", "--flops"), ("--flops=nan", "--flops"),
+    ("--processes=0", "--processes"), ("--budget=0.02 --search", "--budget"), ("--seeds=1.5", "--seeds"),
+    ("--probe=1 --study", "--probe"), ("--study --search", "not allowed with"), ("--dry=3", "--dry"),
+    ("--steps=3", "steps"), ("config/none.py", "none.py"), ("--device=abacus", "device=abacus"),
+    ("--search", "needs a config file"), ("--study --stages=[]", "stages=[]")])
+def test_bad_input_is_one_line(bad, names, monkeypatch, capsys, tmp_path):
+    with pytest.raises(SystemExit) as e:
+        plan_here(monkeypatch, *bad.split(), f"--out_dir={tmp_path}", "--n_layer=1")
+    said = capsys.readouterr().err
+    assert e.value.code == 2 and names in said and len(said.splitlines()) == 1, said
+
+
+def test_a_bad_flag_in_a_process():
+    done = plan("--mfu=2", check=False)
+    assert done.returncode == 2 and done.stderr == \
+        "error: argument --mfu: 2: must be a number, at least 0.001 and at most 1: see --help\n"
+
+
+def test_without_scipy_the_table_works_and_a_search_says_so(monkeypatch, capsys, toy):
+    for name in [n for n in sys.modules if n.partition(".")[0] == "scipy"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    plan_here(monkeypatch, toy, "--dry", "--flops=1e12")
+    with pytest.raises(SystemExit) as e:
+        plan_here(monkeypatch, toy, "--search")
+    assert e.value.code == 2 and "pip install scipy" in capsys.readouterr().err
 
 
 # -----------------------------------------------------------------------------
@@ -200,8 +235,8 @@ def test_chained_prediction():
     goal = float(true_l(600))
     iters, seconds = rates.shortest([(large, 0)], goal, rates.Costs(), 0, 4000)
     assert iters == pytest.approx(600, rel=0.05) and seconds == pytest.approx(240, rel=0.05)
-    assert rates.when(secs, losses, 0.5) is None
-    assert rates.when([0, 10, 20], [3, 2, 1], 1.5) == 15
+    assert rates.crossing(secs, losses, 0.5) is None
+    assert rates.crossing([0, 10, 20], [3, 2, 1], 1.5) == 15
 
 
 def test_decay_and_kappa_are_measured():
