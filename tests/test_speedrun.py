@@ -2,13 +2,15 @@
 import json
 import os
 import re
+import subprocess
 import sys
+import time
 from dataclasses import asdict
 
 import pytest
-from runs import ROOT, TINY, events, make_data
+from runs import ENV, ROOT, TINY, events, make_data
 
-from lab import costs, speedrun, verdict
+from lab import children, costs, speedrun, verdict
 from lab.campaign import Campaign, Contestant, Run
 from run.errors import UserError
 
@@ -273,6 +275,72 @@ def test_an_interrupted_campaign_goes_on(fake, monkeypatch):
     run_it(fake())  # the same command again
     assert all(r.curve()["iter"] == list(range(41)) for r in runs)
     assert len(campaign.report()[0]) == 2
+
+
+CRASH = """
+import sys
+print("error: out_dir=a: another run is writing there", flush=True)
+sys.exit(2)
+"""
+
+
+@pytest.mark.parametrize("script, why", [
+    ("print('error: x'); print('100%', end='\\r'); raise SystemExit(2)", "x"),
+    ("print('half'); 1 / 0", "ZeroDivisionError: division by zero"),
+    ("import os; os.kill(os.getpid(), 9)", "killed by signal 9, perhaps for want of memory"),
+    ("print('a word')\nraise SystemExit(3)", "a word"), ("raise SystemExit(3)", "exit code 3")])
+def test_why_a_child_failed(script, why, tmp_path):
+    """What it said itself since this start, not what is in run.txt of an earlier one."""
+    place = children.places(1)[0]
+    for text in (CRASH, script):
+        child = children.Child([sys.executable, "-c", text], str(tmp_path), place)
+        child.process.wait()
+    assert child.reason() == why
+
+
+PARENT = """
+import sys, time
+from lab import children
+folder, script = sys.argv[1:]
+c = children.Child([sys.executable, "-c", script, folder], folder, children.places(1)[0])
+print(c.process.pid, flush=True)
+time.sleep(60)
+"""
+CHILD = """
+import os, signal, sys, time
+from run.checkpoint import make_out_dir
+lock = make_out_dir(sys.argv[1])
+def save(*_):
+    time.sleep(1)
+    open(os.path.join(sys.argv[1], "saved"), "w").close()
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+open(os.path.join(sys.argv[1], "ready"), "w").close()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no PR_SET_PDEATHSIG")
+def test_no_child_outlives_a_killed_parent(tmp_path):
+    """It gets SIGTERM and saves; who starts in the same folder next waits for that."""
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), CHILD], cwd=ROOT, env=ENV,
+                              stdout=subprocess.PIPE, text=True)
+    pid, deadline = int(parent.stdout.readline()), time.monotonic() + 60
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    children.wait_for(str(tmp_path))
+    assert (tmp_path / "saved").exists()
+    while os.path.exists(f"/proc/{pid}") and "State:\tZ" not in open(f"/proc/{pid}/status").read():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_who_still_writes_after_a_while_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(children, "PATIENCE", 0.3)
+    with children.make_out_dir(str(tmp_path)), pytest.raises(UserError, match="another run is writing"):
+        children.wait_for(str(tmp_path))
 
 
 def test_another_campaign_in_the_same_folder_is_refused(fake):
