@@ -12,28 +12,37 @@ ours-block, ours-model, ours-none (how our model is compiled), peer-compiled, pe
 (transformers' model), masked-inner, -head, -embd, -layer and -all (ours, that dimension growing).
 """
 import argparse
+import functools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 
 import torch
 
 from grow import grow, set_mask, sizes_of
-from lab.costs import Step, batch, head_fraction, make_model, peak_memory, seconds_of
+from lab.costs import (
+    Step,
+    batch,
+    head_fraction,
+    known_peak,
+    machine,
+    make_model,
+    seconds_of,
+)
+from lab.costs import measure as measure_growth
 from lab.rates import read_run, shape
 from lab.words import number, table
 from model import MODELS
-from run import compiler
+from run import compiler, hf
 from run.errors import Parser, UserError, exits_cleanly, library
-from run.ranks import PEAK_FLOPS, Ranks, hold_memory, pick_dtype
+from run.ranks import Ranks, hold_memory, pick_dtype
 from run.runlog import read_metrics
 from run.settings import from_dict
-from train import make_optimizers
 
 PRESETS = {
     "small": dict(n_layer=6, n_head=6, n_embd=192, n_inner=768, head_dim=32, block_size=256,
@@ -90,16 +99,13 @@ def build(name, config, device, dtype):
 def peer(config):
     """transformers' model of the same size, dropout off."""
     transformers = library("transformers", "transformers")
-    c = config
-    if c.model == "gpt":
-        return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-            vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
-            n_head=c.n_head, n_inner=c.n_inner, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            use_cache=False)).train()
-    return transformers.BertForPreTraining(transformers.BertConfig(
-        vocab_size=c.vocab_size, max_position_embeddings=c.block_size, hidden_size=c.n_embd,
-        num_hidden_layers=c.n_layer, num_attention_heads=c.n_head, intermediate_size=c.n_inner,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).train()
+    ours = vars(config.model_config(config.vocab_size))
+    size = {theirs: ours[k] for theirs, k in hf.CONFIG[config.model].items() if k != "gelu"}
+    off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob",
+                         "attention_probs_dropout_prob"), 0.0)
+    made = transformers.AutoConfig.for_model(hf.MODEL_TYPES[config.model], **size, **off)
+    made.use_cache = False
+    return getattr(transformers, hf.CLASSES[config.model])(made).train()
 
 
 def peer_loss(model, data):
@@ -127,36 +133,10 @@ def worker(name, config, device, dtype):
 
 
 def growth(config, device, dtype):
-    """Grows half the model to the whole in all dimensions; seconds by part and peaks of memory."""
-    start, grown = halved(config, GROWTHS["all"])
-    data, parts, peaks = batch(config, config.vocab_size, ROWS, device), {}, {}
-    base = peak_memory(device)
-    model = make_model(config, start, config.vocab_size).to(device)
-    step = Step(model, make_optimizers(config, model), data, dtype)
-    compiler.compile_model(model, "block")
-    step()
-
-    def timed(part, f, peak=""):
-        if peak:
-            peak_memory(device, restart=True)
-        parts[part] = seconds_of(f, device)
-        if peak:
-            peaks[peak] = (peak_memory(device) - base) / 2**20
-
-    def move():
-        compiler.forget_graphs()
-        step.model, _ = grow(step.model, step.optimizers, **grown)
-    del model
-    timed("move model and optimizer", move, "growth")
-    compiler.compile_model(step.model, "block")
-    set_mask(step.model, 0.5)
-    timed("first masked step (compiles)", step)
-    timed("masked step", step, "ramp step")
-    set_mask(step.model, 1)
-    timed("first clean step (compiles)", step)
-    timed("clean step", step, "clean step")
-    peaks["grown parameters and AdamW state"] = 12 * step.model.num_params() / 2**20
-    print(json.dumps(dict(parts=parts, peak_mib=peaks)), flush=True)
+    """What it costs to grow half the model to the whole in all dimensions: see costs.measure."""
+    config = replace(config, device=str(device), dtype=str(dtype).split(".")[1])
+    before, sizes = halved(config, GROWTHS["all"])
+    print(json.dumps(measure_growth(config, config.vocab_size, sizes, before)), flush=True)
 
 
 # -----------------------------------------------------------------------------
@@ -248,8 +228,7 @@ def summary(result, args):
     """Rows of the table: ms a step (median, min-max), tokens/s, ratios paired round by round."""
     tokens = ROWS * PRESETS[args.preset]["block_size"]
     ours = result.get("ours-block") or next(iter(result.values()))
-    peak = next((v for k, v in PEAK_FLOPS.items() if args.device.startswith("cuda") and
-                 k in torch.cuda.get_device_name()), None)
+    peak = known_peak() if args.device.startswith("cuda") else 0.0
     rows = []
     for name, r in result.items():
         ms = sorted(1e3 * s for s in r["seconds"])
@@ -260,14 +239,6 @@ def summary(result, args):
                          first_step_s=round(r["first_s"], 1),
                          mfu=round(speed * r["flops"] / peak, 3) if peak and r["flops"] else None))
     return rows
-
-
-def machine(args):
-    name = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor()
-    if not args.device.startswith("cuda") and os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as f:
-            name = next((line.split(":")[1].strip() for line in f if "model name" in line), name)
-    return f"{name}, {args.threads} threads, torch {torch.__version__}"
 
 
 def contestants(text):
@@ -304,33 +275,33 @@ def parse(argv):
 def main():
     args = parse(sys.argv[1:])
     if args.run:
-        return show_cost(args.run)
+        show_cost(args.run)
+        return
     args.model = args.model or ("bert" if args.preset.startswith("bert") else "gpt")
     device = Ranks(args.device).device
     dtype = pick_dtype(args.dtype, device)
     args.device, args.dtype = str(device), str(dtype).split(".")[1]
     if args.worker:
         torch.set_num_threads(args.threads)
-        return growth(config_of(args), device, dtype) if args.worker == "growth" else \
-            worker(args.worker, config_of(args), device, dtype)
+        work = growth if args.worker == "growth" else functools.partial(worker, args.worker)
+        work(config_of(args), device, dtype)
+        return
     if args.save and not os.path.isdir(os.path.dirname(args.save) or "."):
         raise UserError(f"save={args.save}: no such folder: make it first")
     result = measure(args)
     if not result:
         raise UserError(f"only={','.join(args.only)}: none could be measured: --verbose says why")
     rows = summary(result, args)
-    print(f"\n{args.preset} {args.model}, {args.dtype}, {machine(args)}\n")
-    print(table(["contestant", "ms a step (min-max)", "tokens/s", "time / ours-block",
-                 "first step, s"], [[r["name"], f"{r['ms']} ({r['ms_min']}-{r['ms_max']})",
-                                     f"{r['tok_s']:,}", r["time_to_ours"], r["first_step_s"]]
-                                    for r in rows]))
+    where = f"{machine()}, {args.threads} threads, torch {torch.__version__}"
+    print(f"\n{args.preset} {args.model}, {args.dtype}, {where}\n")
+    print(table(["contestant", "ms a step", "min", "max", "tokens/s", "time / ours-block",
+                 "first step, s", "MFU"], [r.values() for r in rows]))
     grown = growth_costs(args)
     print("\n" + json.dumps(grown, indent=1))
     if args.save:
+        report = {k: getattr(args, k) for k in ("preset", "model", "dtype", "rounds", "steps")}
         with open(args.save, "w") as f:
-            json.dump(dict(machine=machine(args), preset=args.preset, model=args.model,
-                           dtype=args.dtype, rounds=args.rounds, steps=args.steps, rows=rows,
-                           growth=grown), f, indent=1)
+            json.dump(dict(report, machine=where, rows=rows, growth=grown), f, indent=1)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ import json
 import math
 import os
 import re
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
 
 from lab import verdict
 from lab.children import TRAIN
@@ -49,13 +51,8 @@ class Run:
 
     def command(self):
         """train.py with every setting that is not at its default."""
-        flags = []
-        for f in fields(TrainConfig):
-            value = getattr(self.config, f.name)
-            default = f.default if f.default is not MISSING else f.default_factory()
-            if value != default:
-                flags.append(f"--{f.name}={value if isinstance(value, str) else repr(value)}")
-        return [*TRAIN, *flags]
+        usual = asdict(TrainConfig())
+        return [*TRAIN, *(f"--{k}={v}" for k, v in asdict(self.config).items() if v != usual[k])]
 
     def path(self, name):
         return os.path.join(self.config.out_dir, name)
@@ -225,8 +222,7 @@ class Campaign:
             best = min((c for c in rivals if times[c.name]), key=lambda c: (
                 -(verdict.compare(self.curves(c), ours)["train_s_speedup"] or [0])[0],
                 sum(v["val_loss"][-1] for v in self.curves(c).values()) / len(times[c.name])))
-            share = verdict.interval(times[best.name])[0] / \
-                verdict.interval([v["train_s"][-1] for v in ours.values()])[0]
+            share = np.mean(times[best.name]) / np.mean([v["train_s"][-1] for v in ours.values()])
             if share < 1:
                 iters = max(1, round(share * self.run(b, {}, self.seeds[0]).config.max_iters))
                 made.append(Contestant(f"{b.name}, shorter ({iters} iterations)", {

@@ -4,6 +4,7 @@ device), or measured here on random tokens.
 """
 import functools
 import os
+import platform
 import statistics
 import time
 from dataclasses import asdict, replace
@@ -14,8 +15,25 @@ from data.loader import read_meta, vocab_needed
 from grow import grow, role, set_mask
 from model import MODELS
 from run import compiler
-from run.ranks import Ranks, pick_dtype
+from run.ranks import PEAK_FLOPS, Ranks, pick_dtype
 from train import make_optimizers
+
+
+def machine():
+    """The GPU's name, or the CPU's and its number of cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = f"{platform.machine()} CPU"
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as f:
+            name = next((line.split(":")[1].strip() for line in f if "model name" in line), name)
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def known_peak():
+    """FLOP/s of the GPU here by its data sheet; 0 if there is none, or it is not known."""
+    return next((v for k, v in PEAK_FLOPS.items() if k in machine()), 0.0) \
+        if torch.cuda.is_available() else 0.0
 
 
 def has_dataset(config):
@@ -100,13 +118,6 @@ def totals(rows):
     return cost, scratch / sum(cost), scratch
 
 
-def add_estimated(rows, config, flops, mfu, processes):
-    """Adds times from FLOPs, the device's peak (FLOP/s) and its utilisation."""
-    for r in rows:
-        r["step_s"] = r["flops"] * config.batch_tokens / (flops * mfu * processes)
-        r.update(ramp_s=r["step_s"], compile_s=0.0)
-
-
 # -----------------------------------------------------------------------------
 # measured
 
@@ -185,29 +196,25 @@ def peak_memory(device, restart=False):
         return 0
 
 
-def micro_rounds(config, processes):
-    """Rows of a micro-batch, and how many a process runs an iteration."""
-    rows = config.batch_tokens // config.block_size
-    micro = min(config.micro_batch, max(1, rows // processes))
-    return micro, max(1, round(rows / processes / micro))
-
-
 def measure(config, vocab_size, sizes, before=None, processes=1, seconds=2.0):
     """
     Seconds of a training step of `sizes` on this machine, on random tokens: a dict of step_s,
-    ramp_s (of a step while the growth from the sizes `before` is masked), compile_s (both graphs'
-    first steps beyond a step), peak (bytes). Between processes there is nothing to measure here.
+    ramp_s (of a step while the growth from the sizes `before` is masked), grow_s (of growing the
+    model and optimizer), compile_s (both graphs' first steps beyond a step), peak (bytes; of the
+    growth alone, peak_grow). Between processes there is nothing to measure here.
     """
     device = Ranks(config.device).device
     mode, _ = compiler.choose(config.compile, device)
     compiler.forget_graphs()
-    micro, rounds = micro_rounds(config, processes)
+    rows = config.batch_tokens // config.block_size / processes  # a process's, an iteration
+    micro = int(min(config.micro_batch, max(1, rows)))
     peak_memory(device, restart=True)
     model = make_model(config, before or sizes, vocab_size).to(device)
+    optimizers, grow_s, peak_grow = make_optimizers(config, model), 0.0, 0
     if before:
-        model, _ = grow(model, **{k: v for k, v in sizes.items() if v != before[k]})
-        set_mask(model, 0.5)
-    step = Step(model, make_optimizers(config, model), batch(config, vocab_size, micro, device),
+        model, grow_s = grown(model, optimizers, before, sizes, device)
+        peak_grow = peak_memory(device)
+    step = Step(model, optimizers, batch(config, vocab_size, micro, device),
                 pick_dtype(config.dtype, device), config.grad_clip)
 
     def timed():
@@ -216,9 +223,22 @@ def measure(config, vocab_size, sizes, before=None, processes=1, seconds=2.0):
         step.update()
         again = median_seconds(step.forward_backward, device, seconds)
         update = median_seconds(step.update, device, seconds)
-        return rounds * again + update, max(0.0, first - again)
+        return max(1, round(rows / micro)) * again + update, max(0.0, first - again)
     ramp_s, compile_s = timed() if before else (0.0, 0.0)
     set_mask(model, 1)
     step_s, clean_s = timed()
-    return dict(step_s=step_s, ramp_s=ramp_s or step_s, compile_s=compile_s + clean_s,
-                peak=peak_memory(device))
+    return dict(step_s=step_s, ramp_s=ramp_s or step_s, grow_s=grow_s,
+                compile_s=compile_s + clean_s, peak_grow=peak_grow, peak=peak_memory(device))
+
+
+def grown(model, optimizers, before, sizes, device):
+    """(the model grown to `sizes`, its mask half risen, the seconds it took)"""
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    for o in optimizers:  # so that there is optimizer state to move
+        o.step()
+    made = []
+    grow_s = seconds_of(lambda: made.extend(grow(
+        model, optimizers, **{k: v for k, v in sizes.items() if v != before[k]})), device)
+    set_mask(made[0], 0.5)
+    return made[0], grow_s

@@ -17,18 +17,9 @@ import torch
 
 from grow import describe
 from lab import probes, search
-from lab.costs import (
-    add_estimated,
-    count,
-    has_dataset,
-    measure,
-    stage_costs,
-    totals,
-    vocab_of,
-)
+from lab.costs import count, has_dataset, known_peak, measure, stage_costs, totals, vocab_of
 from lab.words import clock, human, number, table
 from run.errors import Parser, UserError, exits_cleanly, library
-from run.ranks import PEAK_FLOPS
 from run.settings import from_args
 
 WORTH_IT = 1.05  # a ceiling on the speedup below this is within the noise of any comparison
@@ -103,13 +94,13 @@ def measure_all(rows, config, vocab_size, args):
 def show_plan(config, args, rest):
     vocab_size = vocab_of(config, guess=True)
     rows = stage_costs(config, vocab_size)
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    flops = args.flops or config.peak_flops or \
-        next((v for k, v in PEAK_FLOPS.items() if k in name), 0)
+    flops = args.flops or config.peak_flops or known_peak()
     if not args.dry:
         measure_all(rows, config, vocab_size, args)
     elif flops:
-        add_estimated(rows, config, flops, args.mfu, args.processes)
+        for r in rows:
+            step_s = r["flops"] * config.batch_tokens / (flops * args.mfu * args.processes)
+            r.update(step_s=step_s, ramp_s=step_s, compile_s=0.0)
         print(f"times: {args.processes} x {human(flops, 'FLOP/s')} at {args.mfu:.0%} (not measured)")
     guess = "" if config.vocab_size or has_dataset(config) else \
         f" (a guess: no dataset in {config.data_dir} yet)"

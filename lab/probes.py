@@ -130,7 +130,7 @@ def structures(config):
     return start, target, {d: {**start, d: target[d]} for d in dims}
 
 
-def probe_settings(config, sizes, seed, warmup, interval):
+def settings_of(config, sizes, seed, warmup, interval):
     """A run in the stable phase: warmup, then a constant rate, until it is stopped."""
     return dict(**sizes, stages=[], schedule="constant", seed=seed, warmup_iters=warmup,
                 max_iters=10**7, eval_interval=interval, eval_seqs=EVAL_SEQS, keep_checkpoints=1,
@@ -159,7 +159,7 @@ def study(config, config_args, out, seconds, seeds, parallel, interval):
     named = {"start": start, **{f"start + {SHORT[d]}": s for d, s in single.items()},
              "target": target}
     runs = Runs(out, config_args)
-    jobs = [(f"{name_of(s)}_seed{seed}", probe_settings(config, s, seed, config.warmup_iters,
+    jobs = [(f"{name_of(s)}_seed{seed}", settings_of(config, s, seed, config.warmup_iters,
                                                         interval(s)), seconds)
             for seed in range(config.seed, config.seed + seeds) for s in named.values()]
     runs.run(jobs, parallel, "probes")

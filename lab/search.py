@@ -12,16 +12,7 @@ import numpy as np
 
 from lab import rates
 from lab.children import ROOT
-from lab.probes import (
-    EVAL_SEQS,
-    EVALS,
-    SHORT,
-    Runs,
-    name_of,
-    probe_curve,
-    probe_settings,
-    structures,
-)
+from lab.probes import EVAL_SEQS, EVALS, SHORT, Runs, name_of, probe_curve, settings_of, structures
 from lab.rates import shape
 from model import GROWABLE
 from run.errors import UserError
@@ -153,7 +144,7 @@ class Search:
             # resumed probes must keep the interval that they began with
             interval = self.remember(f"interval_{name}",
                                      lambda: max(1, int(0.6 * each / estimate / EVALS)))
-            jobs.append((name, probe_settings(self.config, s, self.config.seed,
+            jobs.append((name, settings_of(self.config, s, self.config.seed,
                                               self.state["warmup"], interval), each))
         self.runs.run(jobs, what="probes")
         ends = {}

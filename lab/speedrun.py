@@ -20,7 +20,6 @@ with runs the same for only as long as the best grown run took ("shorter").
 import argparse
 import json
 import os
-import platform
 import re
 import sys
 import time
@@ -30,7 +29,7 @@ import torch
 from lab import verdict
 from lab.campaign import Campaign, point_name
 from lab.children import Child, interrupt_on_sigterm, places, side_by_side
-from lab.costs import compute
+from lab.costs import compute, machine
 from lab.words import number, table
 from run.checkpoint import make_out_dir
 from run.errors import Parser, UserError, exits_cleanly, library
@@ -94,23 +93,21 @@ def write_report(campaign):
                     for line in open(r.path("place.txt"))})
     if len(timed) > 1:
         cautions.append("runs were timed under different conditions: compare their compute only")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else \
-        f"{platform.machine()} CPU, {os.cpu_count()} cores"
-    machine = f"{device}, torch {torch.__version__}; {' or '.join(timed)}"
+    where = f"{machine()}, torch {torch.__version__}; {' or '.join(timed)}"
     faults = {} if campaign.ablation else {c.name: campaign.not_accepted(c, extra) for c in
                                            campaign.contestants.values() if not c.against}
     sweeps = {c.name: [dict(point=r.point, val_loss=r.final()) for r in campaign.sweep(c) if r.done()]
               for c in campaign.contestants.values() if c.sweep}
     text = "\n".join([
         verdict.table(rows), "",
-        f"95 % t-intervals over seeds {campaign.seeds}. Machine: {machine}.", "",
+        f"95 % t-intervals over seeds {campaign.seeds}. Machine: {where}.", "",
         *(f"Caution: {c}." for c in cautions),
         *(f"Baseline {name}: " + (f"NOT accepted, {why}." if why else "accepted.")
           for name, why in faults.items()),
         *(f"\nSweep of {name} (seed {campaign.seeds[0]}): " + ", ".join(
             f"{point_name(s['point'])}: {s['val_loss']:.4f}" for s in tried)
           for name, tried in sweeps.items())])
-    report = dict(machine=machine, seeds=campaign.seeds, rows=rows, sweeps=sweeps,
+    report = dict(machine=where, seeds=campaign.seeds, rows=rows, sweeps=sweeps,
                   not_accepted=faults, cautions=cautions, curves=curves)
     with open(os.path.join(campaign.out, "report.json"), "w") as f:
         json.dump(json.loads(json.dumps(report), parse_constant=str), f, indent=1)  # no Infinity
@@ -155,12 +152,9 @@ def sweep_of(text):
     return key, [parse_override(f"--{key}={v}")[1] for v in values.split(",")]
 
 
-def seeds_of(text):
-    try:
-        return [int(s) for s in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text}: whole numbers with commas, such as 1,2,3") from None
+def whole_numbers(text):
+    """For argparse, which says "invalid whole_numbers value" where int() fails."""
+    return [int(s) for s in text.split(",")]
 
 
 def parse(argv):
@@ -170,7 +164,7 @@ def parse(argv):
                formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("what", nargs="+", metavar="EXPERIMENT_OR_CONFIGS")
     p.add_argument("--out", help="folder of the campaign (out/ and the experiment's name)")
-    p.add_argument("--seeds", type=seeds_of, metavar="1,2,3", help="instead of the experiment's")
+    p.add_argument("--seeds", type=whole_numbers, metavar="1,2,3", help="instead of the experiment's")
     p.add_argument("--sweep", type=sweep_of, action="append", default=[], metavar="KEY:V,V,V",
                    help="of the baselines")
     p.add_argument("--only", type=lambda text: [n.strip() for n in text.split(";")],

@@ -2,6 +2,8 @@
 import argparse
 import math
 
+from matplotlib.ticker import EngFormatter
+
 
 def number(kind, low, high=math.inf):
     """For argparse's `type`: an int or float from `low` to `high`, both included, and finite."""
@@ -27,11 +29,8 @@ def table(header, rows):
 
 
 def human(n, unit=""):
-    for scale, letter in ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"),
-                          (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if n >= scale:
-            return f"{n / scale:.3g} {letter}{unit}"
-    return f"{n:.3g} {unit}".rstrip()
+    """Three figures and a prefix: 102 G."""
+    return EngFormatter(unit)(float(f"{n:.3g}")).rstrip()
 
 
 def clock(seconds):

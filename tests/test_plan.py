@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from runs import ENV, ROOT, events, flags, losses, make_data, train
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,7 +19,6 @@ from lab import plan as planner
 from lab import rates, search
 from lab.costs import batch, count, make_model, stage_costs, totals, vocab_of
 from lab.plan import show
-from run.errors import UserError
 from run.settings import from_args, from_dict
 
 
