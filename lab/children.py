@@ -33,6 +33,8 @@ def places(n):
         list(range(os.cpu_count()))
     if n > len(cores):
         raise UserError(f"parallel={n}: there are {len(cores)} CPU cores here, at least one a run")
+    if n == 1:  # as a run by itself is, OMP_NUM_THREADS of the user included
+        return [({}, None, f"1 at once, {torch.get_num_threads()} thread(s) each")]
     each = len(cores) // n
     return [(dict(OMP_NUM_THREADS=str(each)), cores[i * each:(i + 1) * each],
              f"{n} at once, {each} thread(s) each") for i in range(n)]
