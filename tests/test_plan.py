@@ -20,6 +20,7 @@ from lab import rates, search
 from lab.costs import batch, count, make_model, stage_costs, totals, vocab_of
 from lab.plan import show
 from run.settings import from_args, from_dict
+from train import Trainer
 
 
 def plan(*args, check=True):
@@ -132,6 +133,11 @@ def test_without_scipy_the_table_works_and_a_search_says_so(monkeypatch, capsys,
 # -----------------------------------------------------------------------------
 # grow_when="rate"
 
+def train_here(*args, **settings):
+    """train.py without a process of its own."""
+    Trainer(from_args([*args, *flags(**settings)])).train()
+
+
 def rated(rate):
     return [dict(at=40, n_inner=48, rate=rate), dict(at=52, n_layer=2, rate=rate)]
 
@@ -141,7 +147,7 @@ def test_growth_by_rate_is_decided_once(data, tmp_path):
     settings = dict(data_dir=data, grow_when="rate", dropout=0.0, schedule="constant")
     early, late = [[0, 1e9], [9, 1e9]], [[0, -1e9]]
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    train(out_dir=a, stages=rated(early), keep_checkpoints=20, **settings)
+    train_here(out_dir=a, stages=rated(early), keep_checkpoints=20, **settings)
     grown = [(e["iter"], e["n_inner"], e["n_layer"]) for e in events(a, "grow")]
     # evaluations at 7 and 14 are the first after the warmup, 28 and 35 after the ramp
     assert grown == [(15, 48, 1), (36, 48, 2)]
@@ -151,7 +157,7 @@ def test_growth_by_rate_is_decided_once(data, tmp_path):
     for name in os.listdir(b):
         if name.endswith(".pt") and name != "ckpt_0000014.pt":
             os.remove(os.path.join(b, name))
-    train("--resume", out_dir=b, stages=rated(late), **settings)
+    train_here("--resume", out_dir=b, stages=rated(late), **settings)
     assert [e["iter"] for e in events(b, "grow")] == [15, 52]
     x, y = ([v for v in losses(o) if v[1] <= 36 and v[2] == "loss"] for o in (a, b))
     assert x == y and len(x) == 36
@@ -166,7 +172,7 @@ def test_growth_by_rate_on_two_processes(data, tmp_path):
 
 def test_growth_by_guessed_rate(data, tmp_path):
     out = str(tmp_path / "out")
-    train(data_dir=data, out_dir=out, grow_when="rate", stages=[dict(at=50, n_layer=2)])
+    train_here(data_dir=data, out_dir=out, grow_when="rate", stages=[dict(at=50, n_layer=2)])
     seen = events(out, "rate")
     assert seen and all(e["next_rate"] == pytest.approx(seen[0]["next_rate"]) for e in seen)
     assert seen[0]["next_rate"] < seen[0]["rate"]
