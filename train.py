@@ -59,12 +59,13 @@ class Run:
         self.feeder = ThreadPoolExecutor(1)
         with self.fits(self.saved["stage"] if self.saved else 0):
             self.make_model()
-        self.optimizers = make_optimizers(config, self.model)
+        self.optimizers = make_optimizers(config, self.model, self.dtype, self.compile != "none")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.zero1 = self.shard()
         if self.saved:
             self.load_optimizers(self.saved["optimizers"])
-            self.scaler.load_state_dict(self.saved["scaler"])
+            if self.saved["scaler"]:  # empty after another number format
+                self.scaler.load_state_dict(self.saved["scaler"])
         for k, v in self.PROGRESS.items():
             setattr(self, k, self.saved.get(k, v) if self.saved else v)
         self.bad_run = torch.zeros((), device=self.device)  # non-finite steps in a row
@@ -187,20 +188,17 @@ class Run:
         return total, norm
 
     def update(self, bad):
-        """Step the optimizers, but not on gradients that are infinite or NaN (`bad`, 0-D bool)."""
+        """
+        Step the optimizers, but none of them on gradients that are infinite or NaN (`bad`, 0-D bool):
+        they read it on the device, so nobody waits for it.
+        """
         self.bad_run = (self.bad_run + 1) * bad
         self.bad = self.bad + bad
         if self.zero1:
             self.zero1.drop_gradients()
         for o in self.optimizers:
-            if self.scaler.is_enabled():
-                self.scaler.step(o)
-            elif isinstance(o, torch.optim.AdamW):
-                o.found_inf = bad.float()  # fused AdamW skips on the device, without a sync
-                o.step()
-            elif not bad:
-                o.step()
-        for o in self.optimizers:
+            o.found_inf = bad.float()
+            o.step()
             o.zero_grad(set_to_none=True)
         self.scaler.update()
         if self.zero1:
