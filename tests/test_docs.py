@@ -9,7 +9,8 @@ from dataclasses import fields
 import pytest
 from test_layers import FILES, ROOMS, ROOT
 
-from run.settings import TrainConfig, from_args
+from run.arguments import from_args
+from run.settings import TrainConfig
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SETTINGS = {f.name for f in fields(TrainConfig)}
