@@ -98,7 +98,7 @@ class MakeBelieve(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, strict = kwargs or {}, self.strict
-        if func is torch.device:
+        if func in (torch.device, torch._C._nn._parse_to):
             return func(*args, **kwargs)
         if func in (torch.Tensor.tolist, torch.Tensor.numpy) and strict.on_gpu(args[0]) \
                 and not strict.reading:
