@@ -27,7 +27,7 @@ READS = {aten._local_scalar_dense, aten.equal, aten.nonzero, aten.masked_select,
 # where a 0-D tensor on the CPU will do beside one on the GPU: a number, in point-wise arithmetic
 POINTWISE = {getattr(aten, n + i) for n in (
     "add", "sub", "mul", "div", "pow", "maximum", "minimum", "eq", "ne", "lt", "le", "gt", "ge",
-    "bitwise_and", "bitwise_or", "logical_and", "logical_or") for i in ("", "_")
+    "bitwise_and", "bitwise_or", "logical_and", "logical_or", "where") for i in ("", "_")
     if hasattr(aten, n + i)}
 INDICES = {aten.index, aten.index_put, aten.index_put_}  # may be on the CPU
 
@@ -43,6 +43,7 @@ class Strict(TorchDispatchMode):
         super().__init__()
         self.marked = {}  # address of a storage -> the storage, kept so that none comes again there
         self.reading = self.moving = False  # may the host read? is a tensor being moved?
+        self.inside = False  # in an operation of the device, which makes tensors of its own there?
 
     def mark(self, tree):
         for t in tensors(tree):
@@ -59,7 +60,8 @@ class Strict(TorchDispatchMode):
         gpu = [t for t in found if self.on_gpu(t)]
         if gpu and not self.moving and func.namespace == "aten":
             rest = [t for t in found if not self.on_gpu(t)]
-            numbers = op in POINTWISE and all(t.dim() == 0 for t in rest)
+            numbers = op in POINTWISE and all(t.dim() == 0 for t in rest) and \
+                (op is not aten.where or self.on_gpu(args[0]))
             indices = op in INDICES and self.on_gpu(args[0])
             if rest and op not in COPIES and not numbers and not indices:
                 raise AssertionError(f"{func}: tensors of several devices")
@@ -68,7 +70,7 @@ class Strict(TorchDispatchMode):
         out = func(*args, **kwargs)
         # what is written into stays where it is
         into_cpu = func._schema.is_mutable and isinstance(args[0], torch.Tensor) and not self.on_gpu(args[0])
-        if gpu and not self.moving and not into_cpu:
+        if self.inside or gpu and not self.moving and not into_cpu:
             self.mark(out)
         return out
 
@@ -120,7 +122,9 @@ class MakeBelieve(TorchFunctionMode):
             if not there and not strict.reading and not strict.moving:
                 raise AssertionError(f"{func}: the host reads from the device")
             return strict.mark(moved) if there else moved
-        out = func(*args, **kwargs)
+        attention = func is torch.nn.functional.scaled_dot_product_attention
+        with strict.flag("inside") if attention and strict.on_gpu(args[0]) else contextlib.nullcontext():
+            out = func(*args, **kwargs)
         return strict.mark(out) if any(map(is_cuda, wanted)) else out
 
 
