@@ -64,7 +64,7 @@ def grow(model, optimizer=None, *, n_layer=None, n_head=None, n_embd=None, n_inn
     if masked:
         first = next(new.parameters())
         new.masks.start(_newborn(model.config, config, layers), first.device, first.dtype)
-    return new.train(model.training), optimizer
+    return new, optimizer
 
 
 def set_mask(model, value):
@@ -203,6 +203,8 @@ def _grow_tensors(model, config, optimizers, layers, init, masked):
     owner = {id(p): group for o in optimizers for group in o.param_groups for p in group["params"]}
     groups = {name: owner.get(id(p)) for name, p in old.items()}
     some = next(iter(old.values()))
+    # found before anything is touched, for there may be none for a fresh layer: ValueError
+    homes = {name: _home(name, layers, optimizers, groups) for name in shapes}
 
     # old parameter -> the new parameters made from it, and whether each is the original or a copy
     heirs = {}
@@ -229,17 +231,27 @@ def _grow_tensors(model, config, optimizers, layers, init, masked):
     for name in shapes:
         module, _, leaf = name.rpartition(".")
         setattr(new.get_submodule(module), leaf, made[name])
-    _regroup(optimizers, groups, made, list(shapes), layers)
+    for group in (g for o in optimizers for g in o.param_groups):
+        group["params"] = [made[name] for name in shapes if homes[name] is group]
+    _keep_modes(model, new, layers)
     return new
 
 
+def _keep_modes(old, new, layers):
+    """Each module is in training or evaluation mode as the one it comes from; a fresh layer as the model."""
+    modes = {name: module.training for name, module in old.named_modules()}
+    for name, module in new.named_modules():
+        source, _ = _source(name, layers)
+        module.training = modes.get(source, old.training)
+
+
 def _source(name, layers):
-    """The old parameter that the new parameter `name` is made from, and whether it is new."""
-    match = re.match(r"blocks\.(\d+)\.(.*)", name)
+    """The old parameter or module that the new one `name` is made from, and whether it is new."""
+    match = re.match(r"blocks\.(\d+)(.*)", name)
     if match is None:
         return name, False
     i, is_new = layers[int(match[1])]
-    return (None if i is None else f"blocks.{i}.{match[2]}"), is_new
+    return (None if i is None else f"blocks.{i}{match[2]}"), is_new
 
 
 def _move_state(optimizer, old, new, spec):
@@ -255,13 +267,11 @@ def _move_state(optimizer, old, new, spec):
     optimizer.state[new] = grown
 
 
-def _regroup(optimizers, groups, made, order, layers):
-    """Put each new parameter, in `order`, into the param_group of the old one it comes from."""
-    all_groups = [g for o in optimizers for g in o.param_groups]
-    members = [(groups[source] if source is not None else _adoptive_group(all_groups, groups, name),
-                made[name]) for name in order for source, _ in [_source(name, layers)]]
-    for g in all_groups:
-        g["params"] = [p for group, p in members if group is g]
+def _home(name, layers, optimizers, groups):
+    """The param_group of the new parameter `name`: that of the old one it comes from."""
+    source, _ = _source(name, layers)
+    return groups[source] if source is not None else \
+        _adoptive_group([g for o in optimizers for g in o.param_groups], groups, name)
 
 
 def _adoptive_group(all_groups, groups, name):

@@ -394,3 +394,24 @@ def test_set_mask_range(value):
 def test_set_mask_without_growth():
     with pytest.raises(ValueError, match="nothing is growing"):
         set_mask(make("gpt"), 0.5)
+
+
+def test_an_error_leaves_everything_as_it_was():
+    """Also the one that is found late: no param_group for the layers of a model that had none."""
+    model = make("gpt", torch.float32, n_layer=0)
+    optimizer = torch.optim.AdamW([dict(params=[p]) for p in model.parameters()])
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with pytest.raises(ValueError, match="no param_group"):
+        grow(model, optimizer, n_layer=2)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert [g["params"][0] is p for g, p in zip(optimizer.param_groups, model.parameters())]
+
+
+def test_each_module_keeps_its_mode():
+    model = make("gpt")
+    model.train()
+    model.blocks[1].eval()
+    model.dropout.eval()
+    grown, _ = grow(model, n_layer=4, n_embd=20)
+    assert [b.training for b in grown.blocks] == [True, False, True, False]
+    assert grown.training and not grown.dropout.training and not grown.blocks[3].mlp.training
