@@ -173,9 +173,10 @@ class Run:
                 g["lr"] = g["peak_lr"] * scale
         torch.manual_seed(hash((c.seed, self.iter, self.ranks.rank)))  # dropout, and nothing else
         total = torch.zeros((), device=self.device)
-        rounds = self.loader.accumulation
+        micro_batch = c.micro_batch_of(self.stage)
+        rounds = self.loader.rounds(micro_batch)
         for i in range(rounds):
-            rows = slice(i * c.micro_batch, (i + 1) * c.micro_batch)
+            rows = slice(i * micro_batch, (i + 1) * micro_batch)
             data = self.to_device({k: v[rows] for k, v in batch.items()})
             if self.ranks.several:  # gradients are averaged once, in the last round
                 self.parallel.require_backward_grad_sync = i == rounds - 1

@@ -27,17 +27,24 @@ class Loader:
         self.rank, self.world = rank, world
         self.T = config.block_size
         self.rows = config.batch_tokens // self.T  # of the whole batch
-        per_round = config.micro_batch * world
-        if self.rows % per_round:
-            fits = [n for n in range(1, config.micro_batch + 1) if self.rows % (n * world) == 0]
-            raise UserError(
-                f"batch_tokens={config.batch_tokens} is {self.rows} sequences of {self.T}, which "
-                f"does not divide among {world} processes x micro_batch={config.micro_batch}: "
-                + (f"micro_batch={fits[-1]} would" if fits else
-                   f"batch_tokens={self.T * per_round * max(1, round(self.rows / per_round))} would"))
-        self.accumulation = self.rows // per_round
+        each = [config.micro_batch_of(stage) for stage in range(len(config.stages) + 1)]
+        for micro_batch in each:
+            self.rounds(micro_batch)  # known now, not when a stage begins
+        self.eval_rows = min(each)
         self.split = {split: open_tokens(config.data_dir, split, meta, vocab_size, self.need())
                       for split in ("train", "val")}
+
+    def rounds(self, micro_batch):
+        """How many micro-batches an iteration has on each rank. Raises UserError."""
+        per_round, rest = micro_batch * self.world, self.rows % (micro_batch * self.world)
+        if rest == 0:
+            return self.rows // per_round
+        fits = [n for n in range(1, micro_batch + 1) if self.rows % (n * self.world) == 0]
+        raise UserError(
+            f"batch_tokens={self.config.batch_tokens} is {self.rows} sequences of {self.T}, which "
+            f"does not divide among {self.world} processes x micro_batch={micro_batch}: "
+            + (f"micro_batch={fits[-1]} would" if fits else
+               f"batch_tokens={self.T * per_round * max(1, round(self.rows / per_round))} would"))
 
     def need(self):
         return self.T + 1
@@ -49,7 +56,7 @@ class Loader:
         return self.draw("train", [(self.config.seed, it, r) for r in rows])
 
     def eval_batches(self):
-        n, size = self.config.eval_seqs, self.config.micro_batch
+        n, size = self.config.eval_seqs, self.eval_rows
         mine = range(self.rank, n, self.world)
         for i in range(0, len(mine), size):
             yield self.draw("val", [(r, n) for r in mine[i:i + size]])

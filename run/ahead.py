@@ -21,14 +21,14 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PATIENCE = 300  # seconds to wait for it, far beyond what it takes
 
 
-def start(config, sizes, grown, vocab_size, device, dtype):
+def start(config, sizes, grown, rows, vocab_size, device, dtype):
     """
-    Start compiling for a model of `sizes` grown by `grown` (dicts of the four sizes); batches as
-    `config` has them. Returns the process; finish() it before its graphs are needed.
+    Start compiling for a model of `sizes` grown by `grown` (dicts of the four sizes) and batches of
+    `rows` sequences. Returns the process; finish() it before its graphs are needed.
     """
     values = dict(block_size=config.block_size, vocab_size=vocab_size, head_dim=config.head_dim,
                   dropout=config.dropout, bias=config.bias, gelu=config.model_config(1).gelu, **sizes)
-    job = dict(model=config.model, values=values, grown=grown, rows=config.micro_batch,
+    job = dict(model=config.model, values=values, grown=grown, rows=rows,
                device=str(device), dtype=str(dtype).split(".")[1], threads=torch.get_num_threads())
     return subprocess.Popen([sys.executable, "-m", "run.ahead", json.dumps(job)], cwd=ROOT,
                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -38,13 +38,14 @@ def start(config, sizes, grown, vocab_size, device, dtype):
 def start_next(run):
     """Start making the graphs of a run's next growth, once a machine; the process, or None."""
     c, stage = run.config, run.next_stage()
-    wanted = c.compile_ahead == "on" or c.compile_ahead == "auto" and run.device.type == "cpu"
+    wanted = c.compile_ahead == "on" or \
+        c.compile_ahead == "auto" and run.device.type in ("cpu", "cuda")
     if stage is None or run.compile != "block" or not wanted or run.ranks.local:
         return None
     if stage.get("operator", c.operator) != "msg":
         return None  # no mask: another graph
     return start(c, sizes_of(run.model.config), {k: v for k, v in stage.items() if k in GROWABLE},
-                 run.vocab_size, run.device, run.dtype)
+                 c.micro_batch_of(run.stage + 1), run.vocab_size, run.device, run.dtype)
 
 
 def finish(process):

@@ -14,7 +14,8 @@ from run.errors import UserError
 from run.operators import OPERATORS, refusal
 
 OWN_STARTS = ("scratch", "resume", "auto")
-STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "init", "depth", "operator", "rate")
+STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "init", "depth", "operator", "rate",
+              "micro_batch")
 
 
 @dataclass
@@ -49,7 +50,7 @@ class TrainConfig:
     # optimization
     max_iters: int = 2000
     batch_tokens: int = 4096        # tokens an iteration, over all processes and micro-batches
-    micro_batch: int = 16           # sequences a process runs at once
+    micro_batch: int = 16           # sequences a process runs at once; a stage may have its own
     optimizer: str = "adamw"        # "adamw", or "muon": blocks' matrices Muon, the rest AdamW
     learning_rate: float = 1e-3     # peak
     muon_learning_rate: float = 0.02  # peak, of the matrices, with optimizer="muon"
@@ -78,7 +79,7 @@ class TrainConfig:
     dtype: str = "auto"             # "auto", "float32", "bfloat16", "float16"
     compile: str = "auto"           # "block", "model", "none", or "auto": block where it works
     compile_ahead: str = "auto"     # make the next stage's graphs while this one trains: "on", "off",
-                                    # or "auto": on CPUs, where no memory of a GPU is at stake
+                                    # or "auto": on CPUs and CUDA (a second process on the device)
     zero1: bool = False             # several processes: each keeps a share of the optimizer state
     peak_flops: float = 0.0         # of the device, for mfu; 0: known for common GPUs
     max_bad_steps: int = 5          # stop after so many steps in a row with loss inf or NaN
@@ -96,6 +97,11 @@ class TrainConfig:
         for stage in self.stages:
             sizes.append({**sizes[-1], **{k: v for k, v in stage.items() if k in GROWABLE}})
         return sizes
+
+    def micro_batch_of(self, stage):
+        """Sequences a process runs at once after `stage` growths."""
+        given = [s["micro_batch"] for s in self.stages[:stage] if "micro_batch" in s]
+        return given[-1] if given else self.micro_batch
 
     def decay_span(self):
         """Iterations at the run's end over which "wsd" brings the rate down."""
@@ -219,6 +225,8 @@ def check_stages(config):
                 raise UserError(f"{what}: {key}={value!r}: must be one of {', '.join(allowed)}")
             if not allowed and (type(value) is not int or not 0 <= value < 2**53):
                 raise UserError(f"{what}: {key}={shortened(value)}: must be a whole number, 0 or more")
+            if key == "micro_batch" and value == 0:
+                raise UserError(f"{what}: micro_batch=0: must be at least 1")
         if "at" not in stage:
             raise UserError(f"{what}: has no at=ITERATION, when to grow")
         if stage["at"] >= config.max_iters:

@@ -63,7 +63,7 @@ def test_graphs_made_ahead_are_those_of_the_run(model, tmp_path, monkeypatch):
                             n_head=1, n_embd=16, n_inner=32, head_dim=16))
     sizes = dict(n_layer=2, n_head=1, n_embd=16, n_inner=32)
     grown = dict(n_embd=32, n_layer=3)
-    process = ahead.start(config, sizes, dict(grown), 64, "cpu", torch.float32)
+    process = ahead.start(config, sizes, dict(grown), config.micro_batch, 64, "cpu", torch.float32)
     assert process.wait(timeout=300) == 0
     from torch._dynamo.utils import counters
 

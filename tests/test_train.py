@@ -156,3 +156,16 @@ def test_bad_steps_are_skipped(data, tmp_path, monkeypatch):
         run.step(run.loader.batch(1))
         assert int(run.bad) == 1 and int(run.bad_run) == 1
         assert all(torch.equal(before[n], p) for n, p in run.model.named_parameters())
+
+
+def test_a_stage_may_have_its_own_micro_batch(data, one, tmp_path):
+    """Which changes nothing but the rounding."""
+    from runs import TINY
+    stages = [dict(stage, micro_batch=m) for stage, m in zip(TINY["stages"], (8, 2, 1))]
+    out = str(tmp_path / "out")
+    train(data_dir=data, out_dir=out, dropout=0.0, stages=stages)
+    pick = [[x for x in losses(o) if x[0] == "step"] for o in (one[0], out)]
+    assert max(abs(a[3] - b[3]) for a, b in zip(*pick)) < 1e-5
+    done = train(data_dir=data, out_dir=str(tmp_path / "no"), check=False,
+                 stages=[dict(at=12, n_inner=48, micro_batch=3)])
+    assert done.returncode == 2 and "micro_batch=3: micro_batch=2 would" in done.stderr
