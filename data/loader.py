@@ -207,7 +207,7 @@ class BertLoader(Loader):
                     targets=targets, next_sentence=np.int64(is_random))
 
 
-LOADERS = {"gpt": Loader, "bert": BertLoader}
+LOADERS = {"gpt": Loader, "bert": BertLoader, "llama": Loader}
 
 
 def vocab_needed(model, meta):

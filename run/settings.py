@@ -11,7 +11,7 @@ import types
 from dataclasses import dataclass, field, fields
 
 from grow import DEPTHS, INITS, grown_config, sizes_of
-from model import GROWABLE, MODELS, GPTConfig
+from model import GROWABLE, MODELS
 from run import hf
 from run.errors import UserError
 from run.operators import OPERATORS, refusal
@@ -29,7 +29,7 @@ class TrainConfig:
                                     # or a Hugging Face folder or OWNER/NAME of a GPT-2 or BERT,
                                     # which then says what the sizes are
     # model: where the run starts (GPT-2 small and Bert-base by default)
-    model: str = "gpt"              # "gpt" or "bert"
+    model: str = "gpt"              # "gpt", "bert" or "llama" (Qwen3 too)
     block_size: int = 256           # tokens in a sequence
     vocab_size: int = 0             # 0: the dataset's, rounded up to a multiple of 64
     n_layer: int = 6
@@ -38,8 +38,15 @@ class TrainConfig:
     n_inner: int = 768
     head_dim: int = 32              # width of a head, a constant of the run
     dropout: float = 0.0
-    bias: bool = True
+    bias: bool = True               # in GPT and BERT; Llama has none
     gelu: str = ""                  # "tanh", "exact", or "": tanh for GPT, exact for BERT
+    # Llama alone
+    kv_group: int = 1               # query heads that share keys and values, a constant of the run:
+                                    # n_kv_head is n_head / kv_group, and grows with it
+    rope_theta: float = 10_000.0    # base of the rotary positions' wavelengths
+    tie: bool = True                # the output head is the token embedding
+    qk_norm: bool = False           # RMSNorm on each head's queries and keys, as in Qwen3
+    norm_eps: float = 1e-5          # of the RMSNorms
     # growth: [dict(at=600, n_inner=768), dict(at=900, n_layer=6, n_embd=192, ramp_iters=50), ...]
     stages: list = field(default_factory=list)
     grow_when: str = "iters"        # "iters": at `at`; "rate": when the next stage learns faster per
@@ -87,8 +94,9 @@ class TrainConfig:
     def model_config(self, vocab_size):
         """The model's config at the start of the run."""
         _, cls = MODELS[self.model]
-        chosen = {f.name: getattr(self, f.name) for f in fields(GPTConfig)}
-        chosen.update(vocab_size=vocab_size, gelu=self.gelu or cls().gelu)
+        chosen = {f.name: getattr(self, f.name) for f in fields(cls)}
+        chosen.update(vocab_size=vocab_size, gelu=self.gelu or cls().gelu,
+                      bias=self.bias and cls().bias)
         return cls(**chosen)
 
     def sizes(self):
@@ -112,6 +120,7 @@ class TrainConfig:
         return operator if operator in DEPTHS else stage.get("depth", self.depth)
 
 
+LLAMA_ALONE = ("kv_group", "rope_theta", "tie", "qk_norm", "norm_eps")
 CHOICES = dict(model=tuple(MODELS), init=INITS, depth=DEPTHS, optimizer=("adamw", "muon"),
                operator=tuple(OPERATORS),
                schedule=("wsd", "cosine", "constant"), grow_when=("iters", "rate"),
@@ -119,6 +128,7 @@ CHOICES = dict(model=tuple(MODELS), init=INITS, depth=DEPTHS, optimizer=("adamw"
                compile=("auto", "block", "model", "none"), compile_ahead=("auto", "on", "off"),
                dtype=("auto", "float32", "bfloat16", "float16"))
 AT_LEAST = dict(block_size=1, vocab_size=0, n_layer=0, n_head=1, n_embd=1, n_inner=1, head_dim=1,
+                kv_group=1, rope_theta=1, norm_eps=0,
                 dropout=0, ramp_iters=0, max_iters=1, batch_tokens=1, micro_batch=1,
                 learning_rate=0, muon_learning_rate=0, warmup_iters=0, decay_frac=0, min_lr_frac=0,
                 rewarm_iters=0, weight_decay=0, beta1=0, beta2=0, grad_clip=0,
@@ -251,6 +261,7 @@ def check(config):
         if not low <= value <= high or value == float("inf"):
             raise UserError(f"{key}={value}: must be at least {low}"
                             + (f" and at most {high}" if key in AT_MOST else " and finite"))
+    check_model(config)
     if config.batch_tokens % config.block_size:
         raise UserError(f"batch_tokens={config.batch_tokens}: must be a multiple of "
                         f"block_size={config.block_size}, one sequence")
@@ -258,6 +269,18 @@ def check(config):
         raise UserError(f"warmup_iters={config.warmup_iters}: more than max_iters="
                         f"{config.max_iters}, the whole run: lower it too")
     check_stages(config)
+
+
+def check_model(config):
+    """What the model has no use for (but for defaults, which say nothing), and what it cannot be."""
+    for key in ("gelu",) if config.model == "llama" else LLAMA_ALONE:
+        if getattr(config, key) != getattr(TrainConfig, key):
+            raise UserError(f"{key}={getattr(config, key)!r}: model={config.model!r} has no such "
+                            "choice: leave it out")
+    try:
+        config.model_config(1)
+    except ValueError as e:
+        raise UserError(e) from None
 
 
 def check_stages(config):
