@@ -16,6 +16,9 @@ def saved_state(config, meta):
     """The checkpoint that this run goes on from, or None. Raises UserError."""
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     found = checkpoint.exists(config.out_dir)
+    if not found and config.init_from != "resume" and (left := checkpoint.remains(config.out_dir)):
+        raise UserError(f"out_dir={config.out_dir} holds a run without its checkpoints ({left}): "
+                        "choose another --out_dir, or delete that folder")
     if config.init_from not in ("resume", "auto") and not restarted:
         if found:
             raise UserError(f"out_dir={config.out_dir} holds a run already: --resume continues it, "
@@ -35,6 +38,9 @@ def check_resume(state, config, meta):
         raise UserError(f"data_dir={config.data_dir}: made with tokenizer {meta['tokenizer']} "
                         f"({meta['vocab_size']} ids), but the checkpoint was trained with "
                         f"{state['meta']['tokenizer']} ({state['meta']['vocab_size']} ids)")
+    if meta["fingerprint"] != state["meta"].get("fingerprint", meta["fingerprint"]):
+        raise UserError(f"data_dir={config.data_dir}: holds other data than the checkpoint was trained "
+                        "on: give the folder of that with --data_dir, or start anew in another out_dir")
     if config.max_iters < state["iter"]:
         raise UserError(f"max_iters={config.max_iters}: the checkpoint is at iteration "
                         f"{state['iter']} already; raise max_iters")
