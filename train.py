@@ -24,6 +24,7 @@ from data.loader import LOADERS, fingerprint, read_meta, vocab_needed
 from grow import describe, set_mask
 from model import GROWABLE, MODELS
 from run import ahead, checkpoint, compiler, hf
+from run.arguments import from_args
 from run.errors import UserError, exits_cleanly, first_line, is_out_of_memory
 from run.operators import OPERATORS
 from run.optim import learning_rate, make_optimizers
@@ -31,7 +32,7 @@ from run.precision import common_dtype
 from run.ranks import Ranks, Zero1
 from run.resume import saved_state
 from run.runlog import unbreakable_screen
-from run.settings import OWN_STARTS, from_args
+from run.settings import OWN_STARTS
 from run.watch import Watch
 
 
@@ -47,7 +48,7 @@ class Run:
         self.lock = checkpoint.make_out_dir(config.out_dir) if self.ranks.rank == 0 else None
         self.meta = read_meta(config.data_dir)
         self.meta["fingerprint"] = fingerprint(config.data_dir, self.meta)
-        if config.init_from not in OWN_STARTS:
+        if config.init_from not in OWN_STARTS and not config.branches():
             hf.check_tokenizer(config.init_from, self.meta, config.data_dir)
         self.ranks.barrier()  # rank 0 has the lock: nobody else writes there
         self.saved = saved_state(config, self.meta)
@@ -59,12 +60,17 @@ class Run:
         self.feeder = ThreadPoolExecutor(1)
         with self.fits(self.saved["stage"] if self.saved else 0):
             self.make_model()
-        self.optimizers = make_optimizers(config, self.model)
+        self.optimizers = make_optimizers(config, self.model, self.dtype, self.compile != "none")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.zero1 = self.shard()
         if self.saved:
+            asked = [{k: g[k] for k in ("peak_lr", "weight_decay")} for o in self.optimizers
+                     for g in o.param_groups]
             self.load_optimizers(self.saved["optimizers"])
-            self.scaler.load_state_dict(self.saved["scaler"])
+            for g, mine in zip((g for o in self.optimizers for g in o.param_groups), asked):
+                g.update(mine)  # a branch may have others than were saved
+            if self.saved["scaler"]:  # empty after another number format
+                self.scaler.load_state_dict(self.saved["scaler"])
         for k, v in self.PROGRESS.items():
             setattr(self, k, self.saved.get(k, v) if self.saved else v)
         self.bad_run = torch.zeros((), device=self.device)  # non-finite steps in a row
@@ -187,20 +193,17 @@ class Run:
         return total, norm
 
     def update(self, bad):
-        """Step the optimizers, but not on gradients that are infinite or NaN (`bad`, 0-D bool)."""
+        """
+        Step the optimizers, but none of them on gradients that are infinite or NaN (`bad`, 0-D bool):
+        they read it on the device, so nobody waits for it.
+        """
         self.bad_run = (self.bad_run + 1) * bad
         self.bad = self.bad + bad
         if self.zero1:
             self.zero1.drop_gradients()
         for o in self.optimizers:
-            if self.scaler.is_enabled():
-                self.scaler.step(o)
-            elif isinstance(o, torch.optim.AdamW):
-                o.found_inf = bad.float()  # fused AdamW skips on the device, without a sync
-                o.step()
-            elif not bad:
-                o.step()
-        for o in self.optimizers:
+            o.found_inf = bad.float()
+            o.step()
             o.zero_grad(set_to_none=True)
         self.scaler.update()
         if self.zero1:

@@ -12,8 +12,14 @@ FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "ev
         "max_bad_steps", "data_dir", "zero1", "compile_ahead", "tensorboard", "wandb"}
 
 
+# what a branch may change besides: what is still to come
+AHEAD = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "rewarm_iters", "learning_rate",
+         "muon_learning_rate", "weight_decay", "grad_clip", "grow_when", "ramp_iters", "init", "depth",
+         "operator", "dropout"}
+
+
 def saved_state(config, meta):
-    """The checkpoint that this run goes on from, or None. Raises UserError."""
+    """The checkpoint that this run goes on from, its own or another's, or None. Raises UserError."""
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     found = checkpoint.exists(config.out_dir)
     if not found and config.init_from != "resume" and (left := checkpoint.remains(config.out_dir)):
@@ -23,7 +29,7 @@ def saved_state(config, meta):
         if found:
             raise UserError(f"out_dir={config.out_dir} holds a run already: --resume continues it, "
                             "or choose another --out_dir, or delete that folder")
-        return None
+        return branch_point(config, meta) if config.branches() else None
     if not found and config.init_from != "resume":
         return None
     state = checkpoint.load(config.out_dir)
@@ -31,7 +37,14 @@ def saved_state(config, meta):
     return state
 
 
-def check_resume(state, config, meta):
+def branch_point(config, meta):
+    """Another run's checkpoint: model, optimizers and place in the data, but a history of its own."""
+    state = checkpoint.load(config.init_from)
+    check_resume(state, config, meta, FREE | AHEAD)
+    return {k: v for k, v in state.items() if k not in ("metrics_bytes", "best", "evaluated", "pace")}
+
+
+def check_resume(state, config, meta, free=FREE):
     """Say what changed since the checkpoint; refuse what would make it another run."""
     if {k: meta.get(k) for k in ("tokenizer", "vocab_size")} != \
             {k: state["meta"].get(k) for k in ("tokenizer", "vocab_size")}:
@@ -51,7 +64,7 @@ def check_resume(state, config, meta):
             continue
         later = f.name == "stages" and old[:done] == new[:done] and \
             all(s["at"] >= state["iter"] for s in new[done:])
-        if f.name not in FREE and not later:
+        if f.name not in free and not later:
             raise UserError(f"{f.name}={new!r}: the checkpoint was trained with {old!r}; resume "
                             "with that, or start anew in another out_dir")
         if int(os.environ.get("RANK", 0)) == 0:

@@ -3,16 +3,16 @@ import json
 
 import pytest
 import torch
-from runs import TINY, events, losses, make_data
+from runs import events, losses, make_data, train_here
 from test_grow import VARIANTS, batch, difference, make, outputs
 
 from grow import grow
 from run import ahead, hf
 from run.errors import UserError
-from run.settings import from_args, from_dict
+from run.arguments import from_args
+from run.settings import from_dict
 from run.watch import Watch
 from tools.export import export
-from train import Run, train
 
 META = dict(tokenizer=dict(name="bytes", bert=False), vocab_size=256, dtype="uint8", eot=0, sep=10)
 CHOICES = [choices for kind, choices in VARIANTS if kind == "llama"]
@@ -23,14 +23,6 @@ def used(choices, **kw):
     return make("llama", torch.float32, **{**choices, "vocab_size": 320, "n_head": 4, **kw}).eval()
 
 
-def trained(**settings):
-    """train.py without a process of its own."""
-    run = Run(from_dict({**TINY, **settings}))
-    train(run, Watch(run))
-    run.close()
-    run.lock.close()
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_run(optimizer, tmp_path):
     """Grown in all dimensions by whole groups; stopped on a ramp, the rest is the same."""
@@ -38,9 +30,9 @@ def test_a_run(optimizer, tmp_path):
                     head_dim=8, qk_norm=True, tie=False, optimizer=optimizer, schedule="constant")
     stages = [dict(at=6, n_inner=48, n_head=4), dict(at=15, n_embd=32, n_layer=3)]
     whole, halves = str(tmp_path / "whole"), str(tmp_path / "halves")
-    trained(out_dir=whole, stages=stages, max_iters=26, **settings)
-    trained(out_dir=halves, stages=stages, max_iters=19, **settings)
-    trained(out_dir=halves, stages=stages, max_iters=26, init_from="resume", **settings)
+    train_here(out_dir=whole, stages=stages, max_iters=26, **settings)
+    train_here(out_dir=halves, stages=stages, max_iters=19, **settings)
+    train_here(out_dir=halves, stages=stages, max_iters=26, init_from="resume", **settings)
     pick = [[x for x in losses(o) if x[0] == "step"] for o in (whole, halves)]
     assert pick[0] == pick[1]
     assert all(abs(e["val_loss_after"] - e["val_loss_before"]) < 1e-5 for e in events(whole, "grow"))
@@ -63,10 +55,10 @@ def test_transformers_and_back(choices, tmp_path):
     ours = used(choices, rope_theta=300.0, norm_eps=1e-6)
     export(ours, META, str(tmp_path / "a"))
     cls = getattr(transformers, "Qwen3ForCausalLM" if choices["qk_norm"] else "LlamaForCausalLM")
-    theirs, report = cls.from_pretrained(tmp_path / "a", output_loading_info=True)
+    theirs, report = cls.from_pretrain_here(tmp_path / "a", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert sum(p.numel() for p in theirs.parameters()) == ours.num_params()
-    theirs.eval().save_pretrained(tmp_path / "b", max_shard_size="20KB")
+    theirs.eval().save_pretrain_here(tmp_path / "b", max_shard_size="20KB")
     assert len(list((tmp_path / "b").glob("*.safetensors"))) > 1
     data = batch("llama", ours.config)
     for folder in ("a", "b"):
@@ -82,20 +74,16 @@ def test_a_run_from_a_folder(tmp_path):
     pytest.importorskip("safetensors")
     folder, data = str(tmp_path / "hf"), str(make_data(tmp_path / "data"))
     export(used(dict(kv_group=2, qk_norm=True, tie=False), block_size=32), META, folder)
-    flags = [f"--init_from={folder}", f"--data_dir={data}", f"--out_dir={tmp_path / 'out'}",
-             "--block_size=16", "--batch_tokens=64", "--micro_batch=2", "--max_iters=6",
-             "--stages=[dict(at=2, n_head=6, n_embd=20, n_layer=3)]", "--ramp_iters=2",
-             "--eval_interval=3", "--eval_seqs=4", "--warmup_iters=1", "--compile=none", "--device=cpu",
-             "--dtype=float32"]
-    run = Run(from_args(flags))
-    assert run.model.config.kv_group == 2 and run.model.config.qk_norm
-    train(run, Watch(run))
-    run.close()
-    run.lock.close()
+    from_it = dict(init_from=folder, n_layer=None, n_head=None, n_embd=None, n_inner=None, head_dim=None)
+    settings = dict(from_it, data_dir=data, block_size=16, batch_tokens=64, micro_batch=2, max_iters=6,
+                    stages=[dict(at=2, n_head=6, n_embd=20, n_layer=3)], ramp_iters=2)
+    train_here(out_dir=str(tmp_path / "out"), **settings)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["kv_group"] == 2 and config["qk_norm"] and not config["tie"]
     growth, = events(tmp_path / "out", "grow")
     assert abs(growth["val_loss_after"] - growth["val_loss_before"]) < 1e-5
     with pytest.raises(UserError, match="kv_group=1: init_from=.* has kv_group=2: leave it out"):
-        from_args([*flags, "--kv_group=1"])
+        train_here(out_dir=str(tmp_path / "other"), **settings, kv_group=1)
 
 
 @pytest.mark.parametrize("changes, says", [

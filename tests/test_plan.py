@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from runs import ENV, ROOT, events, flags, losses, make_data, train
+from runs import ENV, ROOT, events, flags, losses, make_data, train, train_here
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,8 +19,9 @@ from lab import plan as planner
 from lab import rates, search
 from lab.costs import batch, count, make_model, stage_costs, totals, vocab_of
 from lab.plan import show
-from run.settings import from_args, from_dict
-from train import Trainer
+from run.arguments import from_args
+from run.curves import crossing
+from run.settings import from_dict
 
 
 def plan(*args, check=True):
@@ -132,11 +133,6 @@ def test_without_scipy_the_table_works_and_a_search_says_so(monkeypatch, capsys,
 
 # -----------------------------------------------------------------------------
 # grow_when="rate"
-
-def train_here(*args, **settings):
-    """train.py without a process of its own."""
-    Trainer(from_args([*args, *flags(**settings)])).train()
-
 
 def rated(rate):
     return [dict(at=40, n_inner=48, rate=rate), dict(at=52, n_layer=2, rate=rate)]

@@ -134,6 +134,36 @@ def test_contestants_take_a_step(name, model, monkeypatch):
     assert any((p != q).any() for p, q in zip(net.parameters(), before))
     if name == "masked-all":
         assert sizes_of(net.config) == dict(n_layer=2, n_head=2, n_embd=16, n_inner=32)
+def test_sweep_passes_over_what_it_cannot_read(tmp_path, monkeypatch):
+    """Files of the cache that another process swept first, or that are not ours to read."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    (tmp_path / "ab").mkdir()
+    (tmp_path / "ab" / "gone.so").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "ab" / "folder.o").mkdir()
+    (tmp_path / "ab" / "half.so").write_bytes(b"\x7fELF")
+    assert compiler.sweep_cache() == [str(tmp_path / "ab" / "half.so")]
+
+
+def test_a_cache_folder_that_cannot_be_made(tmp_path):
+    """--compile=none needs none, auto goes on without torch.compile, block is told."""
+    (tmp_path / "file").touch()
+    env = {**ENV, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "file" / "cache")}
+    settings = dict(max_iters=1, warmup_iters=0, stages=[], data_dir=make_data(tmp_path / "data"))
+    for mode in ("none", "auto"):
+        said = train(out_dir=tmp_path / mode, env=env, compile=mode, **settings).stdout
+        assert ("TORCHINDUCTOR_CACHE_DIR" in said) == (mode == "auto")
+    done = train(out_dir=tmp_path / "block", env=env, check=False, compile="block", **settings)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr[-2000:]
+    assert "TORCHINDUCTOR_CACHE_DIR" in done.stderr and "--compile=none" in done.stderr
+
+
+def test_no_compiler(tmp_path):
+    """--compile=block without a C++ compiler is one line."""
+    env = {**ENV, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": "/nowhere/c++"}
+    done = train(out_dir=tmp_path / "out", env=env, check=False, compile="block",
+                 data_dir=make_data(tmp_path / "data"))
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr[-2000:]
+    assert "torch.compile does not work here" in done.stderr
 
 
 def test_what_a_killed_compiler_left_is_compiled_again(tmp_path):
