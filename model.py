@@ -71,9 +71,10 @@ class BertConfig(GPTConfig):
 
 @dataclass
 class LlamaConfig(GPTConfig):
-    """The architecture of Llama (Touvron et al. 2023) and, with qk_norm, of Qwen3; gelu is not read."""
+    """Llama's architecture (Touvron et al. 2023) and, with qk_norm, Qwen3's; gelu is not read."""
     bias: bool = False          # there are none
-    kv_group: int = 1           # query heads that share keys and values: n_kv_head is n_head / kv_group
+    kv_group: int = 1           # query heads that share keys and values, a constant of a run:
+                                # n_kv_head is n_head / kv_group
     rope_theta: float = 10_000.0  # base of the rotary positions' wavelengths
     tie: bool = True            # is the output head the token embedding?
     qk_norm: bool = False       # RMSNorm on each head's queries and keys
@@ -83,9 +84,9 @@ class LlamaConfig(GPTConfig):
 
     def __post_init__(self):
         if self.n_head % self.kv_group:
-            raise ValueError(f"n_head={self.n_head}: no multiple of kv_group={self.kv_group}, the query "
-                             "heads that share keys and values: heads come in whole groups, so that "
-                             "n_kv_head grows in proportion")
+            raise ValueError(f"n_head={self.n_head}: no multiple of kv_group={self.kv_group}, the "
+                             "query heads that share keys and values: heads come in whole groups, "
+                             "so that n_kv_head grows in proportion")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim}: rotary positions turn pairs of "
                              "coordinates: it must be even")
@@ -310,7 +311,7 @@ class GPT(Transformer):
 
 
 class Llama(GPT):
-    """Llama and Qwen3: GPT with RMSNorm, SwiGLU, grouped queries and rotary positions, no biases."""
+    """Llama and Qwen3: RMSNorm, SwiGLU, grouped queries and rotary positions, no biases."""
 
     def positions(self, start, T):
         c = self.config

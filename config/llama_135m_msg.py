@@ -1,5 +1,6 @@
 # A Llama of SmolLM2-135M's shape, grown in all four dimensions (for GPUs; on eight:
-# torchrun --standalone --nproc_per_node=8 train.py config/llama_135m_msg.py). Data: data/text/prepare.py.
+# torchrun --standalone --nproc_per_node=8 train.py config/llama_135m_msg.py).
+# Data: data/text/prepare.py.
 model = "llama"
 data_dir = "data/text"
 out_dir = "out/llama_135m_msg"

@@ -39,8 +39,9 @@ NAMES = {
     "llama": {
         "wte": "model.embed_tokens", "ln_f": "model.norm", "head": "lm_head",
         **{f"blocks.N.{ours}": f"model.layers.N.{theirs}" for ours, theirs in {
-            "attn.q": "self_attn.q_proj", "attn.k": "self_attn.k_proj", "attn.v": "self_attn.v_proj",
-            "attn.proj": "self_attn.o_proj", "attn.ln_q": "self_attn.q_norm",
+            "attn.q": "self_attn.q_proj", "attn.k": "self_attn.k_proj",
+            "attn.v": "self_attn.v_proj", "attn.proj": "self_attn.o_proj",
+            "attn.ln_q": "self_attn.q_norm",
             "attn.ln_k": "self_attn.k_norm", "ln_1": "input_layernorm",
             "ln_2": "post_attention_layernorm", "mlp.gate": "mlp.gate_proj",
             "mlp.up": "mlp.up_proj", "mlp.proj": "mlp.down_proj"}.items()}}}
@@ -101,7 +102,8 @@ def name_pairs(model):
 
 def to_hf(model):
     """The weights as transformers names them, {name: tensor}. Missing biases are written as 0."""
-    if not model.config.bias and kind_of(model) != "llama":  # biases of 0, as a fresh model has, are the same function
+    if not (model.config.bias or model.config.llama):
+        # biases of 0, as a fresh model has, are the same function
         twin = type(model)(replace(model.config, bias=True))
         twin.load_state_dict(model.state_dict(), strict=False)
         model = twin
@@ -121,8 +123,8 @@ def load_hf(model, tensors, where="the checkpoint"):
     params = dict(model.named_parameters())
     for name, theirs, third, transposed in name_pairs(model):
         if theirs not in modern:
-            raise UserError(f"{where}: lacks the weights {theirs}: a {CLASSES[dialect_of(model)]} is "
-                            "needed, with all its heads")
+            raise UserError(f"{where}: lacks the weights {theirs}: a {CLASSES[dialect_of(model)]} "
+                            "is needed, with all its heads")
         value, p = modern[theirs], params[name]
         if third is not None:
             value = value.chunk(3, dim=-1)[third]

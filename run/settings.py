@@ -214,7 +214,7 @@ def check(config):
 
 
 def check_model(config):
-    """What the model has no use for (but for defaults, which say nothing), and what it cannot be."""
+    """What the model has no use for (but a default, which says nothing), and what it cannot be."""
     for key in ("gelu",) if config.model == "llama" else LLAMA_ALONE:
         if getattr(config, key) != getattr(TrainConfig, key):
             raise UserError(f"{key}={getattr(config, key)!r}: model={config.model!r} has no such "

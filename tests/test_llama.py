@@ -1,4 +1,4 @@
-"""Llama in a run, in shards, and to and from transformers: LlamaForCausalLM and Qwen3ForCausalLM."""
+"""Llama in a run, and to and from transformers: LlamaForCausalLM and Qwen3ForCausalLM."""
 import json
 
 import pytest
@@ -8,10 +8,9 @@ from test_grow import VARIANTS, batch, difference, make, outputs
 
 from grow import grow
 from run import ahead, hf
-from run.errors import UserError
 from run.arguments import from_args
+from run.errors import UserError
 from run.settings import from_dict
-from run.watch import Watch
 from tools.export import export
 
 META = dict(tokenizer=dict(name="bytes", bert=False), vocab_size=256, dtype="uint8", eot=0, sep=10)
@@ -35,13 +34,14 @@ def test_a_run(optimizer, tmp_path):
     train_here(out_dir=halves, stages=stages, max_iters=26, init_from="resume", **settings)
     pick = [[x for x in losses(o) if x[0] == "step"] for o in (whole, halves)]
     assert pick[0] == pick[1]
-    assert all(abs(e["val_loss_after"] - e["val_loss_before"]) < 1e-5 for e in events(whole, "grow"))
+    changes = [abs(e["val_loss_after"] - e["val_loss_before"]) for e in events(whole, "grow")]
+    assert len(changes) == 2 and max(changes) < 1e-5
 
 
 def test_graphs_made_ahead():
     """What ahead.py is told is the run's own model."""
-    config = from_dict(dict(model="llama", n_head=3, kv_group=3, head_dim=16, rope_theta=50.0, tie=False,
-                            qk_norm=True, n_layer=1, n_embd=16, n_inner=16, block_size=32,
+    config = from_dict(dict(model="llama", n_head=3, kv_group=3, head_dim=16, rope_theta=50.0,
+                            tie=False, qk_norm=True, n_layer=1, n_embd=16, n_inner=16, block_size=32,
                             batch_tokens=64, micro_batch=2))
     process = ahead.start(config, dict(n_layer=1, n_head=3, n_embd=16, n_inner=16),
                           dict(n_head=6, n_layer=2), 64, "cpu", torch.float32)
@@ -55,10 +55,10 @@ def test_transformers_and_back(choices, tmp_path):
     ours = used(choices, rope_theta=300.0, norm_eps=1e-6)
     export(ours, META, str(tmp_path / "a"))
     cls = getattr(transformers, "Qwen3ForCausalLM" if choices["qk_norm"] else "LlamaForCausalLM")
-    theirs, report = cls.from_pretrain_here(tmp_path / "a", output_loading_info=True)
+    theirs, report = cls.from_pretrained(tmp_path / "a", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert sum(p.numel() for p in theirs.parameters()) == ours.num_params()
-    theirs.eval().save_pretrain_here(tmp_path / "b", max_shard_size="20KB")
+    theirs.eval().save_pretrained(tmp_path / "b", max_shard_size="20KB")
     assert len(list((tmp_path / "b").glob("*.safetensors"))) > 1
     data = batch("llama", ours.config)
     for folder in ("a", "b"):
@@ -74,9 +74,9 @@ def test_a_run_from_a_folder(tmp_path):
     pytest.importorskip("safetensors")
     folder, data = str(tmp_path / "hf"), str(make_data(tmp_path / "data"))
     export(used(dict(kv_group=2, qk_norm=True, tie=False), block_size=32), META, folder)
-    from_it = dict(init_from=folder, n_layer=None, n_head=None, n_embd=None, n_inner=None, head_dim=None)
-    settings = dict(from_it, data_dir=data, block_size=16, batch_tokens=64, micro_batch=2, max_iters=6,
-                    stages=[dict(at=2, n_head=6, n_embd=20, n_layer=3)], ramp_iters=2)
+    sizes = dict.fromkeys(("n_layer", "n_head", "n_embd", "n_inner", "head_dim"))  # the folder's
+    settings = dict(sizes, init_from=folder, data_dir=data, block_size=16, batch_tokens=64,
+                    micro_batch=2, max_iters=6, stages=[dict(at=2, n_head=6, n_embd=20, n_layer=3)], ramp_iters=2)
     train_here(out_dir=str(tmp_path / "out"), **settings)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["kv_group"] == 2 and config["qk_norm"] and not config["tie"]

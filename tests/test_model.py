@@ -185,8 +185,8 @@ def test_llama_equals_transformers(transformers, name, tie, kv_group):
     theirs = getattr(transformers, name + "ForCausalLM")(getattr(transformers, name + "Config")(
         vocab_size=61, max_position_embeddings=12, hidden_size=12, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=c.n_kv_head, intermediate_size=20, head_dim=6,
-        rms_norm_eps=1e-6, rope_theta=500.0, rope_parameters=dict(rope_type="default", rope_theta=500.0),
-        tie_word_embeddings=tie)).eval()
+        rms_norm_eps=1e-6, rope_theta=500.0,
+        rope_parameters=dict(rope_type="default", rope_theta=500.0), tie_word_embeddings=tie)).eval()
     with torch.no_grad():  # norms away from 1: a used model
         for p in theirs.parameters():
             p.add_(0.1 * torch.randn_like(p))
