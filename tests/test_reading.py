@@ -13,7 +13,7 @@ from test_data import TEXT_SCRIPT, documents, fails, many, prepare, shakespeare,
 
 from data.bin_writer import complete
 from data.reading import open_text, read_text
-from data.tokenizer import GPT2, GPT2_CHARS, read_vocab, load
+from data.tokenizer import GPT2, GPT2_CHARS, load, read_vocab
 from run.errors import UserError
 
 TEXT = "one\r\ntwo\rthree\n\n\u2028four\x85é\ufeff\n"
