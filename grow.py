@@ -14,7 +14,8 @@ from dataclasses import asdict, replace
 import torch
 import torch.nn as nn
 
-from model import GROWABLE, WIDTH_AXES
+from model import GROWABLE
+from run.parts import WIDTH_AXES
 
 INITS = ("normal", "zero", "copy")
 DEPTHS = ("stack", "interleave", "top-random")

@@ -1,5 +1,5 @@
 """
-GPT and BERT as two short assemblies of the same parts, and the masks that let both grow.
+GPT, BERT and Llama as three short assemblies of the same parts, and the masks that let them grow.
 
 Every parameter knows what its axes mean ("embd", "inner", "head", ...) and how it is
 initialised (`Spec`), so that growing a model (grow.py) needs no code per layer or per parameter.
@@ -7,12 +7,12 @@ initialised (`Spec`), so that growing a model (grow.py) needs no code per layer 
 While a model grows, its new coordinates carry a mask c that rises from 0 to 1 (Masked Structural
 Growth, Yao et al., ICLR 2024, https://arxiv.org/abs/2305.02869). It acts in four places:
 
-    n_inner   MLP          proj(m * gelu(fc(x)))
-    n_head    Attention    proj(m * heads(x))
-    n_embd    LayerNorm    statistics over the unmasked coordinates, output times m
-    n_layer   Block        c * block(x) + (1 - c) * x
+    n_inner   MLP, SwiGLU         proj(m * gelu(fc(x))), proj(m * silu(gate(x)) * up(x))
+    n_head    Attention           proj(m * heads(x))
+    n_embd    LayerNorm, RMSNorm  statistics over the unmasked coordinates, output times m
+    n_layer   Block               c * block(x) + (1 - c) * x
 
-Nothing but a LayerNorm reads the residual stream, so masking the LayerNorms is enough for n_embd.
+Nothing but a norm reads the residual stream, so masking the norms is enough for n_embd.
 With no growth in progress there are no masks: no tensors, no cost, the same graph as without them.
 """
 import math
@@ -24,10 +24,10 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 from run.loss import RowLoss, head_loss
+from run.parts import Embedding, LayerNorm, Linear, Mask, Masks, RMSNorm, Spec, attend, rotary, turn
 
 # the four sizes that grow, and the axis each of them is
 GROWABLE = {"n_embd": "embd", "n_inner": "inner", "n_head": "head", "n_layer": "layer"}
-WIDTH_AXES = ("embd", "inner", "head")
 
 
 @dataclass
@@ -44,12 +44,18 @@ class GPTConfig:
     bias: bool = True           # biases in Linears and LayerNorms, as in GPT-2
     gelu: str = "tanh"          # "tanh" (GPT-2's gelu_new) or "exact"
 
-    # what makes it a GPT rather than a BERT
-    post_ln, causal, scale_residual, eps = False, True, True, 1e-5
+    # what makes it a GPT rather than a BERT, and what Llama alone has a choice of
+    post_ln, causal, scale_residual, llama = False, True, True, False
+    norm_eps, kv_group, qk_norm, tie = 1e-5, 1, False, True
+
+    @property
+    def n_kv_head(self):
+        return self.n_head // self.kv_group
 
     def axis_sizes(self):
         """The length of every named axis a parameter can have."""
         return dict(embd=self.n_embd, inner=self.n_inner, head=self.n_head * self.head_dim,
+                    kv=self.n_kv_head * self.head_dim, within_head=self.head_dim,
                     vocab=self.vocab_size, position=self.block_size, segment=2, label=2)
 
 
@@ -60,172 +66,63 @@ class BertConfig(GPTConfig):
     vocab_size: int = 30522
     gelu: str = "exact"
 
-    post_ln, causal, scale_residual, eps = True, False, False, 1e-12
+    post_ln, causal, scale_residual, norm_eps = True, False, False, 1e-12
 
 
-class Spec(NamedTuple):
-    """What a parameter is: the meaning of its axes, and the normal distribution it starts from."""
-    axes: tuple
-    mean: float = 0.0
-    std: float = 0.0
+@dataclass
+class LlamaConfig(GPTConfig):
+    """Llama's architecture (Touvron et al. 2023) and, with qk_norm, Qwen3's; gelu is not read."""
+    bias: bool = False          # there are none
+    kv_group: int = 1           # query heads that share keys and values, a constant of a run:
+                                # n_kv_head is n_head / kv_group
+    rope_theta: float = 10_000.0  # base of the rotary positions' wavelengths
+    tie: bool = True            # is the output head the token embedding?
+    qk_norm: bool = False       # RMSNorm on each head's queries and keys
+    norm_eps: float = 1e-5
+
+    llama = True
+
+    def __post_init__(self):
+        if self.n_head % self.kv_group:
+            raise ValueError(f"n_head={self.n_head}: no multiple of kv_group={self.kv_group}, the "
+                             "query heads that share keys and values: heads come in whole groups, "
+                             "so that n_kv_head grows in proportion")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim}: rotary positions turn pairs of "
+                             "coordinates: it must be even")
+        if self.bias:
+            raise ValueError("bias=True: Llama has no biases: leave it out")
 
 
-class Mask(NamedTuple):
-    """The mask of each width axis, (size,) with values in [0, 1]; None where nothing grows."""
-    embd: torch.Tensor | None = None
-    inner: torch.Tensor | None = None
-    head: torch.Tensor | None = None
-
-
-class Masks(nn.Module):
-    """
-    The growth in progress, as buffers, so that a checkpoint taken mid-ramp has it all:
-    `embd`, `inner`, `head`, `layer`: bool, True on the newborn coordinates of a grown axis;
-    `c`: 0-D, the present height of the ramp. All are None when nothing grows.
-    """
-
-    def __init__(self):
-        super().__init__()
-        for name in (*WIDTH_AXES, "layer", "c"):
-            self.register_buffer(name, None)
-        self.new_layers = frozenset()
-
-    def start(self, newborn, device, dtype):
-        """newborn: axis -> bool tensor (size,). The ramp starts at 0."""
-        for axis, new in newborn.items():
-            self.register_buffer(axis, new.to(device))
-        self.register_buffer("c", torch.zeros((), device=device, dtype=dtype))
-        self._find_new_layers(newborn.get("layer"))
-
-    def stop(self):
-        for name in (*WIDTH_AXES, "layer", "c"):
-            self.register_buffer(name, None)
-        self.new_layers = frozenset()
-
-    def _find_new_layers(self, layer):
-        # which blocks are gated is a fact about the graph, so it is known to Python
-        self.new_layers = frozenset(() if layer is None else layer.nonzero().flatten().tolist())
-
-    def width(self):
-        """The present masks of the width axes, as a Mask."""
-        return Mask(*(None if (new := getattr(self, axis)) is None else
-                      torch.where(new, self.c, torch.ones_like(self.c)) for axis in WIDTH_AXES))
-
-    def gate(self, i):
-        """c for a newborn block, None for the others."""
-        return self.c if i in self.new_layers else None
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        # the state dict says whether there is a growth in progress, whatever we had before
-        for name in (*WIDTH_AXES, "layer", "c"):
-            value = state_dict.get(prefix + name)
-            self.register_buffer(name, None if value is None else torch.empty_like(value))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._find_new_layers(self.layer)
-
-
-class Linear(nn.Linear):
-    """
-    nn.Linear with named axes. In: (..., in_axis), out: (..., out_axis). m: the mask of in_axis,
-    (in_axis,): the layer of m * x, reckoned on the weight's columns, which are fewer than x's rows.
-    """
-
-    def __init__(self, config, out_axis, in_axis, std=0.02, bias=None):
-        sizes = config.axis_sizes()
-        super().__init__(sizes[in_axis], sizes[out_axis], config.bias if bias is None else bias)
-        self.spec = dict(weight=Spec((out_axis, in_axis), std=std), bias=Spec((out_axis,)))
-
-    def reset_parameters(self):
-        pass  # Transformer.init_weights draws every parameter from its spec
-
-    def forward(self, x, m=None):
-        return F.linear(x, self.weight if m is None else self.weight * m, self.bias)
-
-
-class Embedding(nn.Embedding):
-    """nn.Embedding with named axes."""
-
-    def __init__(self, config, axis):
-        super().__init__(config.axis_sizes()[axis], config.n_embd)
-        self.spec = dict(weight=Spec((axis, "embd"), std=0.02))
-
-    def reset_parameters(self):
-        pass
-
-
-class LayerNorm(nn.Module):
-    """
-    LayerNorm over the residual stream that can ignore masked coordinates. With n = sum(m):
-    mu = sum(m x) / n, var = sum(m (x - mu)^2) / n, y = m * ((x - mu) / sqrt(var + eps) * w + b).
-    At c = 0 it is plain LayerNorm on the old coordinates and 0 on the new ones, at c = 1 plain
-    LayerNorm on all of them. Computed in float32 at least, as autocast does with layer_norm.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.n_embd))
-        self.bias = nn.Parameter(torch.empty(config.n_embd)) if config.bias else None
-        self.eps = config.eps
-        self.spec = dict(weight=Spec(("embd",), mean=1.0), bias=Spec(("embd",)))
-
-    def forward(self, x, m=None):
-        if m is None:
-            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        n = m.sum()
-        d = x - (m * x).sum(-1, keepdim=True) / n
-        var = (m * d * d).sum(-1, keepdim=True) / n
-        y = d * torch.rsqrt(var + self.eps) * self.weight
-        return m * (y if self.bias is None else y + self.bias)
-
-
-def attend(q, k, v, keep=None, causal=False, dropout=0.0):
-    """
-    softmax(q k^T / sqrt(head_dim)) v. q, k, v: (B, n_head, T, head_dim); keep: None or bool,
-    (B, 1, 1, T), False = not seen; causal: each position sees itself and those before (of as many
-    queries as keys).
-
-    By PyTorch's kernels, but for compiled bfloat16 on the CPU: there the kernel's backward took a
-    third of a small model's step (torch 2.13, AMD EPYC). Plain products need about half the time, a
-    few queries at a time, so that their scores stay in the cache and a causal model skips most of
-    what it masks. Beyond 1024 positions they gain nothing and need memory that grows with T^2.
-    """
-    plain = torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.bfloat16
-    if not plain or k.size(2) > 1024:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=dropout,
-                                              is_causal=causal)
-    T, rows, y = k.size(2), 128, []
-    q = q / math.sqrt(q.size(-1))
-    for i in range(0, q.size(2), rows):
-        j = min(i + rows, T) if causal else T  # these queries see the keys before j
-        scores = q[:, :, i:i + rows] @ k[:, :, :j].transpose(2, 3)
-        if causal:
-            hidden = torch.ones(scores.shape[2:], dtype=torch.bool).triu(i + 1)
-            scores = scores.masked_fill(hidden, -math.inf)
-        if keep is not None:
-            scores = scores.masked_fill(~keep[..., :j], -math.inf)
-        y.append(F.dropout(scores.softmax(-1), dropout) @ v[:, :, :j])
-    return torch.cat(y, dim=2)
+def norm(config):
+    return RMSNorm(config) if config.llama else LayerNorm(config)
 
 
 class Attention(nn.Module):
 
     def __init__(self, config, out_std):
         super().__init__()
-        self.head_dim, self.causal = config.head_dim, config.causal
-        # three matrices rather than one: each has one axis of heads, new heads go at its end
+        self.head_dim, self.causal, self.group = config.head_dim, config.causal, config.kv_group
+        # three matrices rather than one: each has one axis of heads, new heads go at its end.
+        # Query heads j * kv_group and on read kv head j: whole groups at the end stay groups
         self.q = Linear(config, "head", "embd")
-        self.k = Linear(config, "head", "embd")
-        self.v = Linear(config, "head", "embd")
+        self.k = Linear(config, "kv", "embd")
+        self.v = Linear(config, "kv", "embd")
+        self.ln_q, self.ln_k = (RMSNorm(config, "within_head") if config.qk_norm else nn.Identity()
+                                for _ in "qk")
         self.proj = Linear(config, "embd", "head", std=out_std)
         self.attn_dropout, self.dropout = config.dropout, nn.Dropout(config.dropout)
 
-    def forward(self, x, m=None, keep=None, cache=None):
+    def forward(self, x, m=None, keep=None, cache=None, rope=None):
         B, T, _ = x.shape
         q, k, v = (f(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, n_head, T, head_dim)
                    for f in (self.q, self.k, self.v))
+        if rope is not None:
+            q, k = (turn(t, rope).to(v.dtype) for t in (self.ln_q(q), self.ln_k(k)))
         if cache is not None:
             k, v = cache[:] = [torch.cat(kv, dim=2) for kv in zip(cache, (k, v))] if cache else [k, v]
+        if self.group > 1:  # not SDPA's enable_gqa: not all of its kernels know that
+            k, v = (t.repeat_interleave(self.group, dim=1) for t in (k, v))
         y = attend(q, k, v, keep, self.causal and k.size(2) == T,
                    self.attn_dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, n_head * head_dim)
@@ -246,31 +143,48 @@ class MLP(nn.Module):
         return self.dropout(self.proj(h, m))
 
 
+class SwiGLU(nn.Module):
+    """Llama's FFN (Shazeer 2020): one projection, gated by another."""
+
+    def __init__(self, config, out_std):
+        super().__init__()
+        self.gate = Linear(config, "inner", "embd")
+        self.up = Linear(config, "inner", "embd")
+        self.proj = Linear(config, "embd", "inner", std=out_std)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, m=None):
+        return self.dropout(self.proj(F.silu(self.gate(x)) * self.up(x), m))
+
+
 class Block(nn.Module):
-    """A Transformer block, pre-LN (GPT) or post-LN (BERT)."""
+    """A Transformer block, pre-LN (GPT, Llama) or post-LN (BERT)."""
 
     def __init__(self, config):
         super().__init__()
         out_std = 0.02 / math.sqrt(2 * config.n_layer) if config.scale_residual else 0.02
         self.post_ln = config.post_ln
-        self.ln_1 = LayerNorm(config)
+        self.ln_1 = norm(config)
         self.attn = Attention(config, out_std)
-        self.ln_2 = LayerNorm(config)
-        self.mlp = MLP(config, out_std)
+        self.ln_2 = norm(config)
+        self.mlp = SwiGLU(config, out_std) if config.llama else MLP(config, out_std)
 
-    def forward(self, x, m=Mask(), gate=None, keep=None, cache=None):
-        """x: (B, T, n_embd); gate: None or 0-D; keep: None or bool (B, 1, 1, T), False = padding."""
+    def forward(self, x, m=Mask(), gate=None, keep=None, cache=None, rope=None):
+        """
+        x: (B, T, n_embd); gate: None or 0-D; keep: None or bool (B, 1, 1, T), False = padding;
+        rope: None or the positions that rotary() made.
+        """
         if self.post_ln:
             y = self.ln_1(x + self.attn(x, m.head, keep, cache), m.embd)
             y = self.ln_2(y + self.mlp(y, m.inner), m.embd)
         else:
-            y = x + self.attn(self.ln_1(x, m.embd), m.head, keep, cache)
+            y = x + self.attn(self.ln_1(x, m.embd), m.head, keep, cache, rope)
             y = y + self.mlp(self.ln_2(y, m.embd), m.inner)
         return y if gate is None else gate * y + (1 - gate) * x
 
 
 class Transformer(nn.Module):
-    """What GPT and BERT share: a stack of blocks, the masks, the specs."""
+    """What all models share: a stack of blocks, the masks, the specs."""
 
     def __init__(self, config):
         super().__init__()
@@ -279,7 +193,8 @@ class Transformer(nn.Module):
         self.config = config
         self.masks = Masks()
         self.wte = Embedding(config, "vocab")
-        self.wpe = Embedding(config, "position")
+        if not config.llama:
+            self.wpe = Embedding(config, "position")
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.row_loss = RowLoss()  # has no parameters; here so that it is compiled with the blocks
@@ -295,16 +210,20 @@ class Transformer(nn.Module):
         for (_, p), spec in zip(self.named_parameters(), self.specs().values()):
             p.normal_(spec.mean, spec.std)
 
-    def run_blocks(self, x, m, keep=None, cache=None):
+    def run_blocks(self, x, m, keep=None, cache=None, rope=None):
         for i, block in enumerate(self.blocks):
-            x = block(x, m, self.masks.gate(i), keep, None if cache is None else cache[i])
+            x = block(x, m, self.masks.gate(i), keep, None if cache is None else cache[i], rope)
         return x
 
-    def positions(self, idx, start=0):
-        if start + idx.size(1) > self.config.block_size:
-            raise ValueError(f"sequence of {start + idx.size(1)} tokens, but block_size is "
+    def embed(self, idx, start=0):
+        """Tokens and, but for Llama's, which are rotary, their positions; (B, T, n_embd)."""
+        T = idx.size(1)
+        if start + T > self.config.block_size:
+            raise ValueError(f"sequence of {start + T} tokens, but block_size is "
                              f"{self.config.block_size}: crop it")
-        return self.wpe(torch.arange(start, start + idx.size(1), device=idx.device))
+        x = self.wte(idx)
+        return x if self.config.llama else \
+            x + self.wpe(torch.arange(start, start + T, device=idx.device))
 
     def num_params(self):
         return sum(p.numel() for p in self.parameters())
@@ -327,18 +246,27 @@ class GPT(Transformer):
 
     def __init__(self, config):
         super().__init__(config)
-        self.ln_f = LayerNorm(config)
+        self.ln_f = norm(config)
+        if not config.tie:
+            self.head = Linear(config, "vocab", "embd")
         self.init_weights()
 
+    def head_weight(self):
+        return self.wte.weight if self.config.tie else self.head.weight
+
     def head_params(self):
-        return self.wte.weight.numel()
+        return self.head_weight().numel()
+
+    def positions(self, start, T):
+        """What the blocks must be told of the positions of T tokens from `start` on."""
 
     def hidden(self, idx, cache=None):
         """What the head reads, (B, T, n_embd)."""
         start = cache[0][0].size(2) if cache and cache[0] else 0
-        x = self.dropout(self.wte(idx) + self.positions(idx, start))  # (B, T, n_embd)
+        x = self.dropout(self.embed(idx, start))  # (B, T, n_embd)
         m = self.masks.width()
-        return self.ln_f(self.run_blocks(x, m, cache=cache), m.embd)
+        x = self.run_blocks(x, m, cache=cache, rope=self.positions(start, idx.size(1)))
+        return self.ln_f(x, m.embd)
 
     def forward(self, idx, targets=None, cache=None, return_logits=True):
         """
@@ -350,11 +278,11 @@ class GPT(Transformer):
         """
         x = self.hidden(idx, cache)
         if targets is None:
-            return F.linear(x[:, [-1]], self.wte.weight), None
+            return F.linear(x[:, [-1]], self.head_weight()), None
         if not return_logits:
-            return None, head_loss(x.flatten(0, 1), self.wte.weight, targets.flatten(),
+            return None, head_loss(x.flatten(0, 1), self.head_weight(), targets.flatten(),
                                    row_loss=self.row_loss)
-        logits = F.linear(x, self.wte.weight)  # (B, T, vocab_size)
+        logits = F.linear(x, self.head_weight())  # (B, T, vocab_size)
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
 
     @torch.no_grad()
@@ -365,7 +293,7 @@ class GPT(Transformer):
         """
         cache = None
         for _ in range(max_new_tokens):
-            fits = cache is not None and idx.size(1) <= self.config.block_size
+            fits = bool(cache) and idx.size(1) <= self.config.block_size
             if not fits:  # first round, or positions have shifted and all keys with them
                 cache = [[] for _ in self.blocks]
             logits, _ = self(idx[:, -1:] if fits else idx[:, -self.config.block_size:], cache=cache)
@@ -380,6 +308,14 @@ class GPT(Transformer):
                 nxt = torch.multinomial(logits.softmax(-1), 1)
             idx = torch.cat((idx, nxt), dim=1)
         return idx
+
+
+class Llama(GPT):
+    """Llama and Qwen3: RMSNorm, SwiGLU, grouped queries and rotary positions, no biases."""
+
+    def positions(self, start, T):
+        c = self.config
+        return rotary(start, T, c.head_dim, c.rope_theta, self.wte.weight)
 
 
 class BertOutput(NamedTuple):
@@ -410,7 +346,7 @@ class Bert(Transformer):
     def hidden(self, idx, segments=None, keep=None):
         """What the heads read: every token's output (B, T, n_embd), the first's pooled (B, n_embd)."""
         m = self.masks.width()
-        x = self.wte(idx) + self.positions(idx)  # (B, T, n_embd)
+        x = self.embed(idx)  # (B, T, n_embd)
         x = x + (self.wse.weight[0] if segments is None else self.wse(segments))
         x = self.dropout(self.ln_e(x, m.embd))
         x = self.run_blocks(x, m, keep=None if keep is None else keep[:, None, None, :])
@@ -447,4 +383,4 @@ class Bert(Transformer):
 
 
 # model of a config -> (the class, its config's class)
-MODELS = {"gpt": (GPT, GPTConfig), "bert": (Bert, BertConfig)}
+MODELS = {"gpt": (GPT, GPTConfig), "bert": (Bert, BertConfig), "llama": (Llama, LlamaConfig)}

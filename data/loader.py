@@ -193,7 +193,7 @@ class BertLoader(Loader):
         return first[0][-n_a:], (second if is_random else first)[1][:n_b], is_random
 
 
-LOADERS = {"gpt": Loader, "bert": BertLoader}
+LOADERS = {"gpt": Loader, "bert": BertLoader, "llama": Loader}
 
 
 def vocab_needed(model, meta):

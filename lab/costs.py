@@ -123,7 +123,7 @@ def batch(config, vocab_size, rows, device):
     """Random tokens as the loader of config.model would give them, `rows` of them."""
     g, T, B = torch.Generator().manual_seed(0), config.block_size, rows
     idx = torch.randint(vocab_size, (B, T), generator=g)
-    if config.model == "gpt":
+    if config.model != "bert":
         data = dict(idx=idx, targets=torch.randint(vocab_size, (B, T), generator=g))
     else:
         P = max(1, round(config.mask_frac * T))

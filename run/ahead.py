@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import torch
 
@@ -26,8 +27,7 @@ def start(config, sizes, grown, rows, vocab_size, device, dtype):
     Start compiling for a model of `sizes` grown by `grown` (dicts of the four sizes) and batches of
     `rows` sequences. Returns the process; finish() it before its graphs are needed.
     """
-    values = dict(block_size=config.block_size, vocab_size=vocab_size, head_dim=config.head_dim,
-                  dropout=config.dropout, bias=config.bias, gelu=config.model_config(1).gelu, **sizes)
+    values = {**asdict(config.model_config(vocab_size)), **sizes}
     job = dict(model=config.model, values=values, grown=grown, rows=rows,
                device=str(device), dtype=str(dtype).split(".")[1], threads=torch.get_num_threads())
     return subprocess.Popen([sys.executable, "-m", "run.ahead", json.dumps(job)], cwd=ROOT,

@@ -23,7 +23,8 @@ def scores(out, loss, data):
             "nsp_loss": (nsp * rows, rows), "nsp_acc": (nsp_hit, rows)}
 
 
-NAMES = {"gpt": ["val_loss"], "bert": ["mlm_acc", "nsp_acc", "nsp_loss", "val_loss"]}
+NAMES = {"gpt": ["val_loss"], "llama": ["val_loss"],
+         "bert": ["mlm_acc", "nsp_acc", "nsp_loss", "val_loss"]}
 
 
 @torch.no_grad()

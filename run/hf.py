@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from data.tokenizer import read_vocab
-from model import MODELS, Bert
+from model import MODELS
 from run.checkpoint import load_model
 from run.errors import UserError, first_line, library
 from run.given import need, read_json
@@ -35,20 +35,37 @@ NAMES = {
             "mlp.proj": "output.dense", "ln_2": "output.LayerNorm"}.items()},
         "pooler": "bert.pooler.dense", "transform": "cls.predictions.transform.dense",
         "ln_t": "cls.predictions.transform.LayerNorm", "nsp": "cls.seq_relationship",
-        "mlm_bias": "cls.predictions.bias"}}
-CLASSES = {"gpt": "GPT2LMHeadModel", "bert": "BertForPreTraining"}
-MODEL_TYPES = {"gpt": "gpt2", "bert": "bert"}
+        "mlm_bias": "cls.predictions.bias"},
+    "llama": {
+        "wte": "model.embed_tokens", "ln_f": "model.norm", "head": "lm_head",
+        **{f"blocks.N.{ours}": f"model.layers.N.{theirs}" for ours, theirs in {
+            "attn.q": "self_attn.q_proj", "attn.k": "self_attn.k_proj",
+            "attn.v": "self_attn.v_proj", "attn.proj": "self_attn.o_proj",
+            "attn.ln_q": "self_attn.q_norm",
+            "attn.ln_k": "self_attn.k_norm", "ln_1": "input_layernorm",
+            "ln_2": "post_attention_layernorm", "mlp.gate": "mlp.gate_proj",
+            "mlp.up": "mlp.up_proj", "mlp.proj": "mlp.down_proj"}.items()}}}
+# by what transformers calls it: our "llama" is their llama or, with qk_norm, their qwen3
+CLASSES = {"gpt": "GPT2LMHeadModel", "bert": "BertForPreTraining", "llama": "LlamaForCausalLM",
+           "qwen3": "Qwen3ForCausalLM"}
+MODEL_TYPES = {"gpt": "gpt2", "bert": "bert", "llama": "llama", "qwen3": "qwen3"}
+LLAMA = dict(vocab_size="vocab_size", max_position_embeddings="block_size", hidden_size="n_embd",
+             num_hidden_layers="n_layer", num_attention_heads="n_head", intermediate_size="n_inner",
+             head_dim="head_dim", rms_norm_eps="norm_eps", tie_word_embeddings="tie")
 CONFIG = {  # their setting: ours
     "gpt": dict(vocab_size="vocab_size", n_positions="block_size", n_embd="n_embd",
                 n_layer="n_layer", n_head="n_head", n_inner="n_inner", activation_function="gelu"),
     "bert": dict(vocab_size="vocab_size", max_position_embeddings="block_size",
                  hidden_size="n_embd", num_hidden_layers="n_layer", num_attention_heads="n_head",
-                 intermediate_size="n_inner", hidden_act="gelu")}
+                 intermediate_size="n_inner", hidden_act="gelu"),
+    "llama": LLAMA, "qwen3": LLAMA}  # num_key_value_heads and rope_theta: see llama_config()
 FIXED = {  # what we have no choice of: a folder with anything else would be another function
     "gpt": dict(layer_norm_epsilon=1e-5, scale_attn_weights=True, tie_word_embeddings=True,
                 scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
     "bert": dict(layer_norm_eps=1e-12, type_vocab_size=2, position_embedding_type="absolute",
-                 tie_word_embeddings=True, is_decoder=False)}
+                 tie_word_embeddings=True, is_decoder=False),
+    "llama": dict(hidden_act="silu", attention_bias=False, mlp_bias=False),
+    "qwen3": dict(hidden_act="silu", attention_bias=False, use_sliding_window=False)}
 GELU = {"gelu_new": "tanh", "gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_python": "exact"}
 OURS = "nanogrow.json"  # our own extra file: the tokenizer, as a dataset's meta.json has it
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -58,7 +75,12 @@ GPT2_IDS = {0: "!", 256: "\u0120t", 262: "\u0120the", 50255: "\u0120gazed", 5025
 
 
 def kind_of(model):
-    return "bert" if isinstance(model, Bert) else "gpt"
+    return next(kind for kind, (cls, _) in MODELS.items() if type(model) is cls)
+
+
+def dialect_of(model):
+    """kind_of(model) as transformers tells them apart: a key of CLASSES."""
+    return "qwen3" if model.config.qk_norm else kind_of(model)
 
 
 # -----------------------------------------------------------------------------
@@ -80,7 +102,8 @@ def name_pairs(model):
 
 def to_hf(model):
     """The weights as transformers names them, {name: tensor}. Missing biases are written as 0."""
-    if not model.config.bias:  # biases of 0, as a fresh model has, are the same function
+    if not (model.config.bias or model.config.llama):
+        # biases of 0, as a fresh model has, are the same function
         twin = type(model)(replace(model.config, bias=True))
         twin.load_state_dict(model.state_dict(), strict=False)
         model = twin
@@ -100,8 +123,8 @@ def load_hf(model, tensors, where="the checkpoint"):
     params = dict(model.named_parameters())
     for name, theirs, third, transposed in name_pairs(model):
         if theirs not in modern:
-            raise UserError(f"{where}: lacks the weights {theirs}: a {CLASSES[kind_of(model)]} is "
-                            "needed, with all its heads")
+            raise UserError(f"{where}: lacks the weights {theirs}: a {CLASSES[dialect_of(model)]} "
+                            "is needed, with all its heads")
         value, p = modern[theirs], params[name]
         if third is not None:
             value = value.chunk(3, dim=-1)[third]
@@ -154,6 +177,8 @@ def folder_config(folder):
     for key, value in FIXED[kind].items():
         if theirs.get(key, value) != value:
             raise UserError(f"{path}: {key}={theirs[key]!r}: only {value!r} is supported")
+    if CONFIG[kind] is LLAMA:
+        return "llama", llama_config(path, theirs, kind)
     if theirs.get("n_inner", 0) is None:
         del theirs["n_inner"]  # GPT-2's way to say four times n_embd
     ours = {}
@@ -173,6 +198,31 @@ def folder_config(folder):
         raise UserError(f"{path}: {ours['n_embd']} coordinates do not divide among "
                         f"{ours['n_head']} heads")
     return kind, dict(ours, bias=True, head_dim=ours["n_embd"] // ours["n_head"])
+
+
+def llama_config(path, theirs, kind):
+    """Our settings from the config.json of a Llama or Qwen3, which leaves out what is usual."""
+    theirs = {k: v for k, v in theirs.items() if v is not None}
+    heads, width = need(path, theirs, num_attention_heads=int, hidden_size=int)
+    usual = dict(num_key_value_heads=heads, rms_norm_eps=1e-6, tie_word_embeddings=False,
+                 head_dim=128 if kind == "qwen3" else width // max(1, heads))
+    theirs = {**usual, **theirs}
+    ours = {mine: theirs.get(key) for key, mine in LLAMA.items()}
+    need(path, theirs, **{key: (int, float) if mine == "norm_eps" else int
+                          for key, mine in LLAMA.items() if mine != "tie"}, num_key_value_heads=int)
+    rope = {"rope_theta": 10_000.0, **theirs}
+    for key in {"rope_scaling", "rope_parameters"} & {*theirs}:  # the older name and the newer
+        [said] = need(path, theirs, **{key: dict})
+        rope.update(said)
+        if (found := said.get("rope_type", said.get("type", "default"))) != "default":
+            raise UserError(f"{path}: {key} of type {found!r}: only 'default' is supported")
+    [theta] = need(path, rope, rope_theta=(int, float))
+    kv = theirs["num_key_value_heads"]
+    if min(kv, *(v for k, v in ours.items() if k not in ("tie", "norm_eps"))) < 1 or heads % kv:
+        raise UserError(f"{path}: sizes must be at least 1, and {heads} query heads divide among "
+                        f"num_key_value_heads={kv}")
+    return dict(ours, tie=bool(ours["tie"]), norm_eps=float(ours["norm_eps"]), kv_group=heads // kv,
+                rope_theta=float(theta), qk_norm=kind == "qwen3")
 
 
 def read_tensors(folder):
@@ -200,7 +250,7 @@ def folder_meta(folder, kind):
                         "meta.json")
     if kind == "bert" and uncased:
         return dict(tokenizer=dict(name="wordpiece", vocab=words))
-    if kind == "gpt" and len(words) == 50257 and all(words[i] == t for i, t in GPT2_IDS.items()):
+    if kind != "bert" and len(words) == 50257 and all(words[i] == t for i, t in GPT2_IDS.items()):
         return dict(tokenizer="gpt2")
     raise UserError(f"{folder}: has a tokenizer of its own: only GPT-2's, BERT's uncased WordPiece "
                     "and those of tools.export are known")

@@ -21,7 +21,8 @@ n_layer = 0 (its new layers are then random) or 1, in one stage.
 import torch
 
 from grow import fill_normal, grow, grown_config, layer_sources
-from model import GROWABLE, WIDTH_AXES, LayerNorm, Linear
+from model import GROWABLE
+from run.parts import WIDTH_AXES, LayerNorm, Linear
 
 SPLIT_NOISE = 0.01  # on the copies of split units, as a share of their tensor's std
 WIDTH = tuple(k for k, axis in GROWABLE.items() if axis in WIDTH_AXES)
@@ -49,8 +50,12 @@ def net2net(model, optimizer=None, *, init=None, depth=None, noise=SPLIT_NOISE, 
     is kept only if every coordinate is there equally often. noise: 0 leaves copies symmetric.
     """
     old, new = model.config, grown_config(model.config, **sizes)
-    maps = {axis: split_map(n, m, old.head_dim if axis == "head" else 1)
+    group = old.kv_group * old.head_dim  # heads that share keys and values are split together
+    maps = {axis: split_map(n, m, group if axis == "head" else 1)
             for axis, n, m in grown_axes(old, new)}
+    if "head" in maps:
+        kv = maps["head"][::group, None] // old.kv_group + torch.arange(old.head_dim)
+        maps["kv"] = kv.flatten()
     maps = {axis: index.to(next(model.parameters()).device) for axis, index in maps.items()}
     shares = {axis: 1 / torch.bincount(index)[index] for axis, index in maps.items()}
 
@@ -98,19 +103,21 @@ def zero_output(model, optimizer=None, *, init=None, depth="stack", **sizes):
     output projections are 0, nothing reads new heads and FFN units. For n_embd, LEMON's average
     expansion: each new coordinate is the mean of the old ones, which leaves a LayerNorm's mean
     alone, shrinks its variance by r = n_old / n_new (made up for in its weight) and makes the new
-    coordinates' output 0. Exact but for LayerNorm's eps, which should be r eps.
+    coordinates' output 0; for RMSNorm, which knows no mean, each is 0. Exact but for the norm's
+    eps, which should be r eps.
     """
     if model.config.post_ln:
         raise ValueError("zero_output keeps the function of pre-LN models only, this one is post-LN")
     old = model.config
     r = old.n_embd / sizes.get("n_embd", old.n_embd)
+    share = 0 if old.llama else 1  # of the old coordinates' mean in the new ones
 
     def fill(new, old, spec):
         fill_normal(new, old, spec)
         if old is None:
             return
         corner = tuple(slice(n) for n in old.shape)
-        if spec.mean:  # a LayerNorm's weight
+        if spec.mean:  # a norm's weight
             new[corner] = old * r**0.5
             return
         new[corner] = old
@@ -118,9 +125,9 @@ def zero_output(model, optimizer=None, *, init=None, depth="stack", **sizes):
         if new.dim() == 2 and reads in ("inner", "head"):
             new[:, old.size(1):] = 0
         if writes == "embd" and new.size(0) > old.size(0):  # a Linear into the residual stream
-            new[old.size(0):] = new[:old.size(0)].mean(0)
+            new[old.size(0):] = new[:old.size(0)].mean(0) * share
         if new.dim() == 2 and writes in ("vocab", "position", "segment"):
-            new[:, old.size(1):] = old.mean(1, keepdim=True)
+            new[:, old.size(1):] = old.mean(1, keepdim=True) * share
 
     layers = layer_sources(old.n_layer, sizes.get("n_layer", old.n_layer), depth)
     model, optimizer = grow(model, optimizer, **sizes, init=fill, depth=depth, masked=False)
@@ -152,7 +159,7 @@ def refusal(operator, sizes, before):
     if operator == "aki" and before.n_layer == 0:
         return "operator='aki' takes new units from the layer above, but there is no layer: use another"
     if operator == "zero_output" and before.post_ln:
-        return "operator='zero_output' is for pre-LN models (model='gpt') only: use another"
+        return "operator='zero_output' is for pre-LN models (gpt, llama) only: use another"
     return ""
 
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, field, fields
 
 from grow import DEPTHS, INITS, grown_config, sizes_of
-from model import GROWABLE, MODELS, GPTConfig
+from model import GROWABLE, MODELS
 from run.errors import UserError
 from run.operators import OPERATORS, refusal
 
@@ -24,11 +24,12 @@ class TrainConfig:
     out_dir: str = "out"            # checkpoints, logs and metrics of this run
     data_dir: str = "data/pystdlib"  # folder with train.bin, val.bin, meta.json
     init_from: str = "scratch"      # "scratch"; "resume"; "auto": resume if there is a checkpoint;
-                                    # a Hugging Face folder or OWNER/NAME of a GPT-2 or BERT, which
-                                    # then says what the sizes are; or RUN/ckpt_0003000.pt: branch
-                                    # off from there, with all that this run had set
+                                    # a Hugging Face folder or OWNER/NAME of a GPT-2, BERT, Llama or
+                                    # Qwen3, which then says what the sizes are; or
+                                    # RUN/ckpt_0003000.pt: branch off from there, with all that this
+                                    # run had set
     # model: where the run starts (GPT-2 small and Bert-base by default)
-    model: str = "gpt"              # "gpt" or "bert"
+    model: str = "gpt"              # "gpt", "bert" or "llama" (Qwen3 too)
     block_size: int = 256           # tokens in a sequence
     vocab_size: int = 0             # 0: the dataset's, rounded up to a multiple of 64
     n_layer: int = 6
@@ -37,8 +38,15 @@ class TrainConfig:
     n_inner: int = 768
     head_dim: int = 32              # width of a head, a constant of the run
     dropout: float = 0.0
-    bias: bool = True
+    bias: bool = True               # in GPT and BERT; Llama has none
     gelu: str = ""                  # "tanh", "exact", or "": tanh for GPT, exact for BERT
+    # Llama alone
+    kv_group: int = 1               # query heads that share keys and values, a constant of the run:
+                                    # n_kv_head is n_head / kv_group, and grows with it
+    rope_theta: float = 10_000.0    # base of the rotary positions' wavelengths
+    tie: bool = True                # the output head is the token embedding
+    qk_norm: bool = False           # RMSNorm on each head's queries and keys, as in Qwen3
+    norm_eps: float = 1e-5          # of the RMSNorms
     # growth: [dict(at=600, n_inner=768), dict(at=900, n_layer=6, n_embd=192, ramp_iters=50), ...]
     stages: list = field(default_factory=list)
     grow_when: str = "iters"        # "iters": at `at`; "rate": when the next stage learns faster per
@@ -87,8 +95,9 @@ class TrainConfig:
     def model_config(self, vocab_size):
         """The model's config at the start of the run."""
         _, cls = MODELS[self.model]
-        chosen = {f.name: getattr(self, f.name) for f in fields(GPTConfig)}
-        chosen.update(vocab_size=vocab_size, gelu=self.gelu or cls().gelu)
+        chosen = {f.name: getattr(self, f.name) for f in fields(cls)}
+        chosen.update(vocab_size=vocab_size, gelu=self.gelu or cls().gelu,
+                      bias=self.bias and cls().bias)
         return cls(**chosen)
 
     def sizes(self):
@@ -125,6 +134,7 @@ class TrainConfig:
         return operator if operator in DEPTHS else stage.get("depth", self.depth)
 
 
+LLAMA_ALONE = ("kv_group", "rope_theta", "tie", "qk_norm", "norm_eps")
 CHOICES = dict(model=tuple(MODELS), init=INITS, depth=DEPTHS, optimizer=("adamw", "muon"),
                operator=tuple(OPERATORS),
                schedule=("wsd", "cosine", "constant"), grow_when=("iters", "rate"),
@@ -132,6 +142,7 @@ CHOICES = dict(model=tuple(MODELS), init=INITS, depth=DEPTHS, optimizer=("adamw"
                compile=("auto", "block", "model", "none"), compile_ahead=("auto", "on", "off"),
                dtype=("auto", "float32", "bfloat16", "float16"))
 AT_LEAST = dict(block_size=1, vocab_size=0, n_layer=0, n_head=1, n_embd=1, n_inner=1, head_dim=1,
+                kv_group=1, rope_theta=1, norm_eps=0,
                 dropout=0, ramp_iters=0, max_iters=1, batch_tokens=1, micro_batch=1,
                 learning_rate=0, muon_learning_rate=0, warmup_iters=0, decay_frac=0, decay_iters=0,
                 min_lr_frac=0,
@@ -196,6 +207,7 @@ def check(config):
                             (f" and at most {high}" if key in AT_MOST else " and finite"))
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
         raise UserError(f"device={config.device}: must be auto, cpu, cuda, cuda:0 ..., or mps")
+    check_model(config)
     if config.batch_tokens % config.block_size:
         raise UserError(f"batch_tokens={config.batch_tokens}: must be a multiple of "
                         f"block_size={config.block_size}, one sequence")
@@ -205,6 +217,18 @@ def check(config):
     if config.decay_iters > config.max_iters:
         raise UserError(f"decay_iters={config.decay_iters}: more than max_iters={config.max_iters}")
     check_stages(config)
+
+
+def check_model(config):
+    """What the model has no use for (but a default, which says nothing), and what it cannot be."""
+    for key in ("gelu",) if config.model == "llama" else LLAMA_ALONE:
+        if getattr(config, key) != getattr(TrainConfig, key):
+            raise UserError(f"{key}={getattr(config, key)!r}: model={config.model!r} has no such "
+                            "choice: leave it out")
+    try:
+        config.model_config(1)
+    except ValueError as e:
+        raise UserError(e) from None
 
 
 def check_stages(config):

@@ -183,7 +183,7 @@ def steps(run, strict, n):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("model", ["gpt", "bert"])
+@pytest.mark.parametrize("model", ["gpt", "bert", "llama"])
 def test_a_run(model, optimizer, dtype, strict, tmp_path):
     data = str(make_data(tmp_path / "data"))
     stages = [dict(at=2, n_inner=48, n_embd=32, n_head=2, ramp_iters=2),
@@ -200,5 +200,5 @@ def test_a_run(model, optimizer, dtype, strict, tmp_path):
         assert run.is_finite()
         state = run.state_dict()
     assert all(t.device == DEVICE for t in tensors((state["model"], state["optimizers"])))
-    if model == "gpt":
+    if model != "bert":
         run.model.generate(torch.zeros(1, 3, dtype=torch.long, device=DEVICE), 2, top_k=5)

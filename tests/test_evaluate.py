@@ -360,7 +360,7 @@ def test_what_is_done_is_kept(gpt, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("kind, tasks, said", [
     ("gpt", "mlm", "is a gpt model, and mlm is for bert: use ppl, lambada, choice"),
-    ("bert", "ppl:{a}", "is a bert model, and ppl is for gpt: use mlm"),
+    ("bert", "ppl:{a}", "is a bert model, and ppl is for gpt and llama: use mlm"),
     ("gpt", "blimp", "'blimp' is no task: use ppl:FILE"),
     ("gpt", "ppl", "ppl needs a file: ppl:FILE"),
     ("gpt", "ppl:{a}.missing", "a.txt.missing: no such file"),

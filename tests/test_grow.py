@@ -12,18 +12,24 @@ import torch
 
 import grow as grow_module
 from grow import COPY_NOISE, grow, layer_sources, role, set_mask, sizes_of
-from model import GPT, Bert, BertConfig, GPTConfig
+from model import MODELS
+from run.parts import RMSNorm
 
 START = dict(block_size=12, vocab_size=61, n_layer=2, n_head=2, n_embd=12, n_inner=20, head_dim=4)
-BIGGER = dict(n_layer=5, n_head=3, n_embd=20, n_inner=33)
-CASES = {"gpt": (GPT, GPTConfig), "bert": (Bert, BertConfig)}
+BIGGER = dict(n_layer=5, n_head=4, n_embd=20, n_inner=33)
+CASES = {**MODELS, "qwen": MODELS["llama"]}
+# the llama case has what is simplest, the qwen case all that Llama has a choice of
+CHOICES = {"qwen": dict(kv_group=2, qk_norm=True, tie=False, rope_theta=100.0)}
+VARIANTS = [(kind, dict(bias=bias)) for kind in ("gpt", "bert") for bias in (True, False)] + [
+    ("llama", dict(kv_group=kv_group, qk_norm=qk_norm, tie=tie))
+    for kv_group in (1, 2) for qk_norm in (False, True) for tie in (True, False)]
 EVERY_SUBSET = [c for r in (1, 2, 4) for c in itertools.combinations(BIGGER, r)]
 
 
 def make(kind, dtype=torch.float64, seed=0, **kw):
     torch.manual_seed(seed)
     cls, config = CASES[kind]
-    model = cls(config(**{**START, **kw})).to(dtype)
+    model = cls(config(**{**START, **CHOICES.get(kind, {}), **kw})).to(dtype)
     with torch.no_grad():  # biases and LayerNorm weights away from 0 and 1: a used model
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -34,7 +40,7 @@ def batch(kind, config, seed=1):
     g = torch.Generator().manual_seed(seed)
     B, T, V = 3, config.block_size, config.vocab_size
     idx, targets = (torch.randint(V, (B, T), generator=g) for _ in range(2))
-    if kind == "gpt":
+    if kind != "bert":
         return dict(idx=idx, targets=targets)
     lengths = torch.tensor([T, T - 3, T - 5])
     keep = torch.arange(T) < lengths[:, None]
@@ -46,7 +52,7 @@ def batch(kind, config, seed=1):
 def outputs(kind, model, data):
     """Everything the model says, as a list of tensors (padding positions left out)."""
     out, loss = model(**data)
-    if kind == "gpt":
+    if kind != "bert":
         return [out, loss]
     return [out.mlm_logits[data["keep"]], out.nsp_logits,
             out.pooled[:, :START["n_embd"]], loss]
@@ -65,11 +71,10 @@ def check_preserved(kind, model, tol=1e-12, data=None, **growth):
     return grown
 
 
-@pytest.mark.parametrize("kind", CASES)
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind, choices", VARIANTS)
 @pytest.mark.parametrize("dims", EVERY_SUBSET, ids="+".join)
-def test_function_preserved(kind, bias, dims):
-    grown = check_preserved(kind, make(kind, bias=bias), **{d: BIGGER[d] for d in dims})
+def test_function_preserved(kind, choices, dims):
+    grown = check_preserved(kind, make(kind, **choices), **{d: BIGGER[d] for d in dims})
     assert sizes_of(grown.config) == {d: BIGGER[d] if d in dims else START[d] for d in BIGGER}
 
 
@@ -96,15 +101,19 @@ def test_random_sizes(kind):
     """Property test: random starts, random growths, chains of three with a ramp in between."""
     rng = random.Random(0)
     for case in range(25):
-        head_dim = rng.choice([1, 2, 4, 8])
-        model = make(kind, seed=case, n_layer=rng.randint(0, 3), n_head=rng.randint(1, 4),
-                     n_embd=rng.randint(1, 24), n_inner=rng.randint(1, 40), head_dim=head_dim,
-                     bias=rng.random() < 0.5, gelu=rng.choice(["tanh", "exact"]))
+        group = rng.randint(1, 3) if kind == "qwen" else 1  # heads come in whole groups
+        choices = dict(kv_group=group, tie=rng.random() < 0.5, qk_norm=rng.random() < 0.5,
+                       head_dim=rng.choice([2, 4, 8])) if kind in ("llama", "qwen") else dict(
+            bias=rng.random() < 0.5, gelu=rng.choice(["tanh", "exact"]),
+            head_dim=rng.choice([1, 2, 4, 8]))
+        model = make(kind, seed=case, n_layer=rng.randint(0, 3), n_head=group * rng.randint(1, 4),
+                     n_embd=rng.randint(1, 24), n_inner=rng.randint(1, 40), **choices)
         if model.config.n_embd < 3:  # post-LN of one or two coordinates is a step function
             continue
         data = batch(kind, model.config)
         for _ in range(3):
-            steps = {d: rng.randint(0, 5) for d in BIGGER if rng.random() < 0.6}
+            steps = {d: rng.randint(0, 5) * (group if d == "n_head" else 1) for d in BIGGER
+                     if rng.random() < 0.6}
             sizes = {d: getattr(model.config, d) + n for d, n in steps.items() if n}
             if not sizes:
                 continue
@@ -151,6 +160,52 @@ def test_gradients(kind, depth):
         newborn = p.grad.clone()
         newborn[corner] = 0
         assert newborn.count_nonzero() == 0, name
+
+
+@pytest.mark.parametrize("kind, choices", [("gpt", {}), ("bert", {}), *VARIANTS[4:]])
+def test_all_at_once_with_large_new_weights(kind, choices):
+    """New weights N(0, 3): outputs to a few roundings, newborn gradients exactly 0."""
+    def large(new, old, spec):
+        new.normal_(0, 3)
+    model = make(kind, **choices)
+    data = batch(kind, model.config)
+    before = outputs(kind, model, data)
+    grown, _ = grow(model, **BIGGER, init=large)
+    assert difference(before, outputs(kind, grown, data)) < 1e-14
+    grown(**data)[1].backward()
+    small = dict(type(model)(model.config).named_parameters())  # on top are only new layers
+    for name, p in grown.named_parameters():
+        newborn = p.grad.clone()
+        if name in small:
+            newborn[tuple(slice(n) for n in small[name].shape)] = 0
+        assert newborn.count_nonzero() == 0, name
+
+
+def test_rms_norm_must_not_count_newborn_coordinates(monkeypatch):
+    """With the mean over all coordinates instead, logits of size 1 move by 1."""
+    def over_all(self, x, m=None):
+        y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        return y if m is None else m * y
+
+    def large(new, old, spec):
+        new.normal_(0, 3)
+    model = make("llama")
+    data = batch("llama", model.config)
+    before = outputs("llama", model, data)[0]
+    grown, _ = grow(model, **BIGGER, init=large)
+    assert (outputs("llama", grown, data)[0] - before).abs().max() < 1e-13
+    monkeypatch.setattr(RMSNorm, "forward", over_all)
+    assert (outputs("llama", grown, data)[0] - before).abs().max() > 0.5 * before.abs().max()
+
+
+def test_heads_grow_in_whole_groups():
+    model = make("qwen")
+    with pytest.raises(ValueError, match="n_head=3: .* kv_group=2.*whole groups.*n_kv_head"):
+        grow(model, n_head=3)
+    k = model.blocks[0].attn.k.weight.detach().clone()
+    grown, _ = grow(model, n_head=6)
+    assert grown.config.n_kv_head == 3 and grown.config.axis_sizes()["kv"] == 12
+    assert torch.equal(grown.blocks[0].attn.k.weight[:4], k)
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -221,9 +276,10 @@ def train(model, optimizers, data, steps):
 
 @pytest.mark.parametrize("names", [["adamw"], ["fused"], ["muon", "adamw"]], ids="+".join)
 @pytest.mark.parametrize("n_layer", [0, 2])
-def test_optimizer_state_travels(names, n_layer):
-    model = make("gpt", torch.float32, n_layer=n_layer)
-    data = batch("gpt", model.config)
+@pytest.mark.parametrize("kind", CASES)
+def test_optimizer_state_travels(kind, names, n_layer):
+    model = make(kind, torch.float32, n_layer=n_layer)
+    data = batch(kind, model.config)
     optimizers = optimizers_of(model, names)
     train(model, optimizers, data, 4)
     old = {n: {k: v.clone() if torch.is_tensor(v) else v for k, v in o.state[p].items()}
@@ -291,26 +347,28 @@ def test_newborn_updates_stay_within_the_learning_rate(kind, steps_before, beta2
     assert most <= 1.2
 
 
-def test_old_weights_move_as_if_nothing_had_grown():
+@pytest.mark.parametrize("kind", CASES)
+def test_old_weights_move_as_if_nothing_had_grown(kind):
     """AdamW at mask 0: the old weights take exactly the steps they would have taken."""
-    small, big = make("gpt"), make("gpt")
-    data = batch("gpt", small.config)
+    small, big = make(kind), make(kind)
+    data = batch(kind, small.config)
     opt_small, opt_big = (torch.optim.AdamW(m.parameters(), lr=1e-2) for m in (small, big))
     train(small, [opt_small], data, 3)
     train(big, [opt_big], data, 3)
-    big, _ = grow(big, opt_big, n_embd=20, n_inner=33, n_head=3, n_layer=3)
+    big, _ = grow(big, opt_big, **BIGGER)
     a, b = train(small, [opt_small], data, 5), train(big, [opt_big], data, 5)
     assert max(abs(x - y) for x, y in zip(a, b)) < 1e-10
 
 
-def test_wholly_new_parameters_get_bias_correction():
-    model = make("gpt", torch.float32)
-    data = batch("gpt", model.config)
+@pytest.mark.parametrize("kind", CASES)
+def test_wholly_new_parameters_get_bias_correction(kind):
+    model = make(kind, torch.float32)
+    data = batch(kind, model.config)
     opt = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
     train(model, [opt], data, 50)
     model, _ = grow(model, opt, n_layer=3)
     set_mask(model, 0.5)
-    w = model.blocks[2].mlp.fc.weight
+    w = model.blocks[2].mlp.proj.weight
     before = w.detach().clone()
     train(model, [opt], data, 1)
     assert (w - before).abs().max() < 1.01e-3  # one step of lr, not three
@@ -324,16 +382,20 @@ def test_optimizer_is_optional_and_single():
     assert grow(make("gpt"), n_inner=30)[1] is None
 
 
-def test_old_tensors_are_freed():
-    model = make("gpt")
+@pytest.mark.parametrize("kind", CASES)
+def test_old_tensors_are_freed(kind):
+    model = make(kind)
     opt = torch.optim.AdamW(model.parameters())
-    train(model, [opt], batch("gpt", model.config), 1)
-    refs = [weakref.ref(p) for p in model.parameters()]
-    refs += [weakref.ref(s["exp_avg"]) for s in opt.state.values()]
+    train(model, [opt], batch(kind, model.config), 1)
+    shapes = {n: p.shape for n, p in model.named_parameters()}
+    refs = {n: (weakref.ref(p), weakref.ref(opt.state[p]["exp_avg"]))
+            for n, p in model.named_parameters()}
     big, _ = grow(model, opt, **BIGGER)
     assert sum(p.numel() for p in model.parameters()) == 0
     del model
-    assert not any(r() is not None and r().numel() for r in refs)
+    grown = [n for n, p in big.named_parameters() if n in shapes and p.shape != shapes[n]]
+    assert len(grown) > 20  # all but a few that have no axis that grows
+    assert not any(r() is not None and r().numel() for n in grown for r in refs[n])
 
 
 def test_copy_is_a_noisy_copy_head_by_head():

@@ -8,9 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("run", "data", "lab", "tools")
-GROUND = ("run.errors", "run.loss")  # what model.py stands on
+GROUND = ("run.errors", "run.loss", "run.parts")  # what model.py stands on
 FLOORS = dict(model=1, grow=2, run=3, data=3, train=4, lab=5, tools=5, sample=5)
-LINES = {"model": 450}  # 400 for all others
 FILES = sorted([*ROOT.glob("*.py"), *(f for room in ROOMS for f in (ROOT / room).rglob("*.py"))])
 MODULES = {".".join(f.relative_to(ROOT).with_suffix("").parts): f.read_text() for f in FILES}
 TREES = {module: ast.parse(text) for module, text in MODULES.items()}
@@ -58,7 +57,7 @@ def test_no_import_of_the_house_in_a_function():
 
 def test_no_file_is_too_long():
     lines = {m: len(text.splitlines()) for m, text in MODULES.items()}
-    assert not {m: n for m, n in lines.items() if n > LINES.get(m, 400)}
+    assert not {m: n for m, n in lines.items() if n > 400}
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
 
 

@@ -1,36 +1,44 @@
 """The models by themselves: shapes, attention, generation, counts, and equality with transformers."""
 import pytest
 import torch
-from test_grow import CASES, START, batch, make, outputs
+from test_grow import BIGGER, CASES, CHOICES, START, batch, make, outputs
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import GPT, Bert, BertConfig, GPTConfig, attend
+from grow import grow, set_mask
+from model import GPT, Bert, BertConfig, GPTConfig, Llama, LlamaConfig
 from run import compiler
 from run.hf import load_hf
+from run.parts import attend
+
+DECODERS = ["gpt", "llama", "qwen"]
 
 
-def test_gpt_forward():
-    model = make("gpt", torch.float32)
-    data = batch("gpt", model.config)
+@pytest.mark.parametrize("kind", DECODERS)
+def test_forward(kind):
+    model = make(kind, torch.float32)
+    data = batch(kind, model.config)
     logits, loss = model(**data)
     assert logits.shape == (3, 12, 61) and loss.dim() == 0
     last, none = model(data["idx"])
     assert none is None and torch.allclose(last[:, 0], logits[:, -1], atol=1e-5)
 
 
-def test_gpt_is_causal():
-    model = make("gpt")
-    idx = batch("gpt", model.config)["idx"]
+@pytest.mark.parametrize("kind", DECODERS)
+def test_is_causal(kind):
+    model = make(kind)
+    idx = batch(kind, model.config)["idx"]
     other = idx.clone()
     other[:, 7:] = (other[:, 7:] + 1) % 61
     a, b = (model(i, i)[0] for i in (idx, other))
     assert torch.equal(a[:, :7], b[:, :7]) and not torch.equal(a[:, 7:], b[:, 7:])
 
 
-def test_generate_cache_agrees_with_full_forward():
+@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize("n_layer", [0, 2])
+def test_generate_cache_agrees_with_full_forward(kind, n_layer):
     """Greedy, beyond block_size: the same tokens as the model without a cache."""
-    model = make("gpt").eval()
-    idx = batch("gpt", model.config)["idx"][:2, :3]
+    model = make(kind, n_layer=n_layer).eval()
+    idx = batch(kind, model.config)["idx"][:2, :3]
     got = model.generate(idx, 20, temperature=0)
     want = idx
     for _ in range(20):
@@ -39,15 +47,31 @@ def test_generate_cache_agrees_with_full_forward():
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("kind", DECODERS)
+def test_cached_logits_are_the_same(kind):
+    """Token by token, and in the middle of a ramp."""
+    model, _ = grow(make(kind).eval(), **BIGGER)
+    set_mask(model, 0.5)
+    idx = batch(kind, model.config)["idx"]
+    cache = [[] for _ in model.blocks]
+    for i in range(0, 12, 3):
+        cached, _ = model(idx[:, i:i + 3] if i == 0 else idx[:, i:i + 1], cache=cache)
+        if i:
+            for j in (i + 1, i + 2):
+                cached, _ = model(idx[:, j:j + 1], cache=cache)
+        assert (cached - model(idx[:, :i + 3])[0]).abs().max() < 1e-12
+
+
 def test_generate_top_k_one_is_greedy():
     model = make("gpt").eval()
     idx = torch.zeros(1, 1, dtype=torch.long)
     assert torch.equal(model.generate(idx, 8, top_k=1), model.generate(idx, 8, temperature=0))
 
 
-def test_too_long_a_sequence():
+@pytest.mark.parametrize("kind", CASES)
+def test_too_long_a_sequence(kind):
     with pytest.raises(ValueError, match="block_size is 12"):
-        make("gpt")(torch.zeros(1, 13, dtype=torch.long))
+        make(kind)(torch.zeros(1, 13, dtype=torch.long))
 
 
 def test_init_is_gpt2s():
@@ -65,6 +89,12 @@ def test_params_of_the_standard_sizes():
         assert GPT(GPTConfig(vocab_size=50257)).num_params() == 124_439_808
         large = BertConfig(n_layer=24, n_head=16, n_embd=1024, n_inner=4096)
         assert Bert(large).num_params() == 336_226_108
+        smollm = LlamaConfig(block_size=2048, vocab_size=49152, n_layer=30, n_head=9, kv_group=3,
+                             n_embd=576, n_inner=1536)
+        assert Llama(smollm).num_params() == 134_515_008
+        qwen = LlamaConfig(vocab_size=151_936, n_layer=28, n_head=16, kv_group=2, n_embd=1024,
+                           n_inner=3072, head_dim=128, qk_norm=True)  # Qwen3-0.6B
+        assert Llama(qwen).num_params() == 596_049_920
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -72,7 +102,7 @@ def test_flops(kind):
     """Our count against torch's, forward and backward, within 2 %."""
     cls, config = CASES[kind]
     model = cls(config(block_size=128, vocab_size=512, n_layer=3, n_head=4, n_embd=128, n_inner=512,
-                       head_dim=32))
+                       head_dim=32, **CHOICES.get(kind, {})))
     data = batch(kind, model.config)
     data["targets"] = data["targets"].clamp(min=0)
     # the math form of attention: torch counts its two products, forward and backward, one by one
@@ -141,6 +171,53 @@ def test_bert_equals_transformers(transformers):
     keep = data["keep"]
     assert (out.mlm_logits - want.prediction_logits)[keep].abs().max() < 1e-5
     assert (out.nsp_logits - want.seq_relationship_logits).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3"])
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("kv_group", [1, 2, 4])
+def test_llama_equals_transformers(transformers, name, tie, kv_group):
+    """Rotary, SwiGLU, RMSNorm, grouped queries, heads of another width than n_embd / n_head."""
+    torch.manual_seed(0)
+    ours = make("llama", torch.float32, n_head=4, kv_group=kv_group, tie=tie, rope_theta=500.0,
+                qk_norm=name == "Qwen3", head_dim=6, norm_eps=1e-6).eval()
+    c = ours.config
+    theirs = getattr(transformers, name + "ForCausalLM")(getattr(transformers, name + "Config")(
+        vocab_size=61, max_position_embeddings=12, hidden_size=12, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=c.n_kv_head, intermediate_size=20, head_dim=6,
+        rms_norm_eps=1e-6, rope_theta=500.0,
+        rope_parameters=dict(rope_type="default", rope_theta=500.0), tie_word_embeddings=tie)).eval()
+    with torch.no_grad():  # norms away from 1: a used model
+        for p in theirs.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    load_hf(ours, theirs.state_dict())
+    idx = torch.randint(61, (3, 12))
+    with torch.no_grad():
+        assert (ours(idx, idx)[0] - theirs(idx).logits).abs().max() < 1e-5
+        want = theirs.generate(idx[:, :4], attention_mask=torch.ones(3, 4), max_new_tokens=8,
+                               do_sample=False, pad_token_id=0, eos_token_id=None)
+    assert torch.equal(ours.generate(idx[:, :4], 8, temperature=0), want)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_chunked_loss_of_llama(tie, monkeypatch):
+    """The loss without all logits in memory, and its gradients, tied and untied."""
+    monkeypatch.setattr("run.loss.LOGITS_AT_ONCE", 9 * 61)
+    found = []
+    for return_logits in (True, False):
+        model = make("llama", tie=tie)
+        loss = model(**batch("llama", model.config), return_logits=return_logits)[1]
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+    assert all((a - b).abs().max() < 1e-6 for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("changes, says", [
+    (dict(n_head=3, kv_group=2), "n_head=3: no multiple of kv_group=2"),
+    (dict(head_dim=5), "head_dim=5.*even"), (dict(bias=True), "no biases")])
+def test_llamas_that_cannot_be(changes, says):
+    with pytest.raises(ValueError, match=says):
+        make("llama", **changes)
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -4,7 +4,7 @@ import copy
 import pytest
 import torch
 from runs import TINY, events, losses, make_data, train_here
-from test_grow import START, batch, difference, make, outputs
+from test_grow import CASES, START, batch, difference, make, outputs
 
 from run import operators
 from run.errors import UserError
@@ -36,7 +36,7 @@ def change(operator, kind="gpt", eps=None, start=None, **growth):
     return difference(before, after)
 
 
-@pytest.mark.parametrize("kind", ["gpt", "bert"])
+@pytest.mark.parametrize("kind", CASES)
 def test_layernorm_breaks_uneven_splits_but_not_masks(kind):
     """The comparison of the MSG paper's Figure 1: splitting 12 into 20 counts 8 of them twice."""
     assert change("net2net", kind, **UNEVEN, noise=0) > BROKEN
@@ -45,26 +45,29 @@ def test_layernorm_breaks_uneven_splits_but_not_masks(kind):
     assert change("msg", kind, **EVEN) < EXACT
 
 
-@pytest.mark.parametrize("kind", ["gpt", "bert"])
+@pytest.mark.parametrize("kind", CASES)
 def test_net2net_keeps_what_no_layernorm_reads(kind):
-    assert change("net2net", kind, n_inner=33, n_head=3, noise=0) < EXACT
-    assert 1e-8 < change("net2net", kind, n_inner=33, n_head=3) < 0.1  # the noise it trains with
+    wider = dict(n_inner=33, n_head=4 if kind == "qwen" else 3)
+    assert change("net2net", kind, **wider, noise=0) < EXACT
+    assert 1e-8 < change("net2net", kind, **wider) < 0.1  # the noise it trains with
 
 
-def test_what_the_others_do_not_keep():
-    wider, deeper = dict(n_inner=33, n_head=3), dict(n_layer=4)
+@pytest.mark.parametrize("kind", ["gpt", "qwen"])
+def test_what_the_others_do_not_keep(kind):
+    wider, deeper = dict(n_inner=33, n_head=4), dict(n_layer=4)
     for operator, growth in [("direct", wider), ("direct", UNEVEN), ("direct", deeper),
                              ("aki", wider), ("aki", EVEN), ("stack", deeper),
                              ("interleave", deeper)]:
-        assert change(operator, **growth) > BROKEN, (operator, growth)
+        assert change(operator, kind, **growth) > BROKEN, (operator, growth)
 
 
-def test_zero_output():
-    assert change("zero_output", n_inner=33, n_head=3, n_layer=5) < EXACT
-    assert change("zero_output", n_layer=5, depth="interleave") < EXACT
-    every = dict(n_inner=33, n_head=3, n_embd=20, n_layer=5)
-    assert change("zero_output", **every, eps=0.0) < EXACT
-    assert EXACT < change("zero_output", **every) < 1e-3  # LayerNorm's eps is not to scale
+@pytest.mark.parametrize("kind", ["gpt", "llama", "qwen"])
+def test_zero_output(kind):
+    assert change("zero_output", kind, n_inner=33, n_head=4, n_layer=5) < EXACT
+    assert change("zero_output", kind, n_layer=5, depth="interleave") < EXACT
+    every = dict(n_inner=33, n_head=4, n_embd=20, n_layer=5)
+    assert change("zero_output", kind, **every, eps=0.0) < EXACT
+    assert EXACT < change("zero_output", kind, **every) < 2e-3  # the norm's eps is not to scale
     with pytest.raises(ValueError, match="pre-LN"):
         change("zero_output", "bert", n_layer=3)
 
@@ -110,13 +113,14 @@ def test_split_map_is_as_even_as_possible_and_keeps_heads_whole():
         assert (heads - heads[:, :1] == torch.arange(unit)).all() and (heads[:, 0] % unit == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["gpt", "qwen"])
 @pytest.mark.parametrize("operator", [o for o in operators.OPERATORS if o != "msg"])
-def test_every_rival_trains(operator):
+def test_every_rival_trains(kind, operator):
     """Optimizer state travels: a step before and a step after the growth."""
-    model = make("gpt", torch.float32)
+    model = make(kind, torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    data = batch("gpt", model.config)
-    sizes = {k: v for k, v in dict(n_embd=20, n_inner=33, n_head=3, n_layer=5).items()
+    data = batch(kind, model.config)
+    sizes = {k: v for k, v in dict(n_embd=20, n_inner=33, n_head=4, n_layer=5).items()
              if k in operators.OPERATORS[operator][1]}
     for growth in (sizes, None):
         optimizer.zero_grad()
@@ -133,6 +137,12 @@ def test_every_rival_trains(operator):
     (dict(operator="stack"), "stages[0]: operator='stack' grows n_layer only, not n_inner"),
     (dict(operator="net2net"), "stages[2]: operator='net2net' grows n_embd, n_inner, n_head"),
     (dict(operator="zero_output", model="bert"), "pre-LN"),
+    (dict(qk_norm=True), "qk_norm=True: model='gpt' has no such choice"),
+    (dict(model="bert", rope_theta=5e5), "rope_theta=500000.0: model='bert' has no such choice"),
+    (dict(model="llama", gelu="exact"), "gelu='exact': model='llama' has no such choice"),
+    (dict(model="llama", kv_group=2), "n_head=1: no multiple of kv_group=2"),
+    (dict(model="llama", n_head=2, kv_group=2, stages=[dict(at=1, n_head=3)]),
+     "stages[0]: n_head=3: no multiple of kv_group=2"),
     (dict(operator="net3net"), "must be one of 'msg', 'direct'"),
     (dict(stages=[dict(at=3, n_layer=2, operator="x")]), "stages[0]: operator='x': must be one of"),
 ])

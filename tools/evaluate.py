@@ -75,7 +75,7 @@ class Evaluator:
         x = self.model.hidden(idx.to(self.device))[where]  # (N, n_embd): only what is scored
         nats, hits = [], []
         for part, want in zip(x.split(HEAD_ROWS), targets[where].split(HEAD_ROWS)):
-            logits = F.linear(part, self.model.wte.weight).float()
+            logits = F.linear(part, self.model.head_weight()).float()
             nats.append(F.cross_entropy(logits, want, reduction="none").double())
             hits.append(logits.argmax(-1) == want)
         counts = where.sum(1).tolist()
@@ -190,7 +190,8 @@ class Evaluator:
                             f"{self.config.vocab_size} ids: it has another tokenizer")
 
 
-TASKS = dict(ppl="gpt", lambada="gpt", choice="gpt", mlm="bert")
+DECODERS = ("gpt", "llama")
+TASKS = dict(ppl=DECODERS, lambada=DECODERS, choice=DECODERS, mlm=("bert",))
 
 
 def exp(nats):
@@ -244,11 +245,11 @@ def main():
     args = parse(sys.argv[1:])
     tasks = parse_tasks(args.tasks)
     e = Evaluator(args.checkpoint, args.device, args.batch, args.stride, args.limit, args.join)
-    fitting = [name for name, kind in TASKS.items() if kind == e.kind]
+    fitting = [name for name, kinds in TASKS.items() if e.kind in kinds]
     for name, _ in tasks:
         if name not in fitting:
             raise UserError(f"{args.checkpoint}: is a {e.kind} model, and {name} is for "
-                            f"{TASKS[name]}: use {', '.join(fitting)}")
+                            f"{' and '.join(TASKS[name])}: use {', '.join(fitting)}")
     result = dict(checkpoint=args.checkpoint, iter=e.info.get("iter"), params=e.model.num_params(),
                   stride=e.stride, limit=e.limit, results=[])
     for name, path in tasks:

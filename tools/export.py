@@ -1,6 +1,6 @@
 """
-A trained model as a Hugging Face folder, which transformers opens as GPT2LMHeadModel or
-BertForPreTraining with the same logits.
+A trained model as a Hugging Face folder, which transformers opens as GPT2LMHeadModel,
+BertForPreTraining, LlamaForCausalLM or Qwen3ForCausalLM with the same logits.
 
     python -m tools.export out/pystdlib_msg hf/pystdlib
 
@@ -55,13 +55,13 @@ def export(model, meta, folder, source="the checkpoint"):
 
 def fits(model, source):
     """UserError where transformers has no such model."""
-    c, cls = model.config, hf.CLASSES[hf.kind_of(model)]
+    c, cls = model.config, hf.CLASSES[hf.dialect_of(model)]
     width = c.n_head * c.head_dim
     if model.masks.c is not None:
         raise UserError(f"{source}: a growth is in progress (mask {model.masks.c.item():.3g}), "
                         f"which no {cls} can express: train on until its ramp has ended, "
                         "or export a checkpoint from before or after it")
-    if width != c.n_embd:
+    if width != c.n_embd and not c.llama:
         heads = f"n_head to {c.n_embd / c.head_dim:g}"
         advice = heads if width < c.n_embd else f"n_embd to {width}"
         raise UserError(f"{source}: n_head={c.n_head} heads of {c.head_dim} are {width} wide, but "
@@ -70,16 +70,22 @@ def fits(model, source):
 
 
 def hf_config(model, tok):
-    kind, c = hf.kind_of(model), asdict(model.config)
+    kind, c = hf.dialect_of(model), asdict(model.config)
     names = {ours: theirs for theirs, ours in reversed(hf.GELU.items())}
     ids = dict(pad_token_id=tok.special.get("pad")) if kind == "bert" else \
         dict(bos_token_id=tok.eot, eos_token_id=tok.eot)
     rates = ("hidden_dropout_prob", "attention_probs_dropout_prob") if kind == "bert" else \
         ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+    more = {}
+    if model.config.llama:
+        rates = ("attention_dropout",)
+        more = dict(num_key_value_heads=model.config.n_kv_head, rope_theta=c["rope_theta"],
+                    rope_parameters=dict(rope_type="default", rope_theta=c["rope_theta"]))
     return {"architectures": [hf.CLASSES[kind]], "model_type": hf.MODEL_TYPES[kind],
             **{theirs: names[c[ours]] if ours == "gelu" else c[ours]
                for theirs, ours in hf.CONFIG[kind].items()},
-            **hf.FIXED[kind], **dict.fromkeys(rates, c["dropout"]), **ids, "torch_dtype": "float32"}
+            **hf.FIXED[kind], **dict.fromkeys(rates, c["dropout"]), **more, **ids,
+            "torch_dtype": "float32"}
 
 
 def write_json(folder, name, content):
@@ -146,7 +152,7 @@ def main():
     for name in export(model, info["meta"], args.folder, args.checkpoint):
         path = os.path.join(args.folder, name)
         print(f"{path}  {os.path.getsize(path):,} bytes")
-    cls = hf.CLASSES[hf.kind_of(model)]
+    cls = hf.CLASSES[hf.dialect_of(model)]
     print(f"open it with transformers.{cls}.from_pretrained({args.folder!r})")
 
 
