@@ -11,21 +11,19 @@ as if nothing had happened.
 import math
 import sys
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import torch
-from torch.nn.parallel import DistributedDataParallel as DDP
 
 from data.loader import LOADERS, read_meta, vocab_needed
 from grow import describe, set_mask, sizes_of
 from model import GROWABLE, MODELS
-from run import ahead, checkpoint, compiler, hf
+from run import ahead, checkpoint, compiler, hf, shard
 from run.errors import UserError, exits_cleanly, first_line
 from run.operators import OPERATORS
 from run.optim import learning_rate, make_optimizers
-from run.ranks import Ranks, Zero1, common_dtype
+from run.ranks import Ranks, common_dtype
 from run.resume import saved_state
 from run.settings import OWN_STARTS, from_args
 from run.watch import Watch
@@ -45,7 +43,9 @@ class Run:
         if config.init_from not in OWN_STARTS:
             hf.check_tokenizer(config.init_from, self.meta, config.data_dir)
         self.ranks.barrier()  # rank 0 has the lock: nobody else writes there
-        self.saved = saved_state(config, self.meta)
+        self.saved = shard.agree(self.ranks, lambda: saved_state(config, self.meta,
+                                                                 self.ranks.restarted))
+        self.mesh = shard.make_mesh(self.ranks, config.shard)
         self.dtype = common_dtype(config.dtype, self.ranks, self.saved)
         self.compile, self.warning = compiler.choose(config.compile, self.device)
         self.vocab_size = self.padded_vocabulary()
@@ -53,11 +53,11 @@ class Run:
                                             self.ranks.world)
         self.feeder = ThreadPoolExecutor(1)
         self.make_model()
-        self.optimizers = make_optimizers(config, self.model)
+        self.optimizers = make_optimizers(config, self.model, self.dtype, self.compile != "none")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.zero1 = self.shard()
         if self.saved:
-            self.load_optimizers(self.saved["optimizers"])
+            for o, state in zip(self.optimizers, self.saved["optimizers"]):
+                shard.load_optimizer(o, state, self.ranks, self.mesh)
             self.scaler.load_state_dict(self.saved["scaler"])
         for k, v in self.PROGRESS.items():
             setattr(self, k, self.saved.get(k, v) if self.saved else v)
@@ -77,24 +77,19 @@ class Run:
         c = self.config
         torch.manual_seed(c.seed)
         cls, config_cls = MODELS[c.model]
-        self.model = cls(config_cls(**self.saved["model_config"]) if self.saved else
-                         c.model_config(self.vocab_size))
-        if self.saved:
-            self.model.load_state_dict(self.saved["model"])
-        elif c.init_from not in OWN_STARTS:
+        theirs = not self.saved and c.init_from not in OWN_STARTS
+        with torch.device("cpu" if theirs else "meta"):
+            self.model = cls(config_cls(**self.saved["model_config"]) if self.saved else
+                             c.model_config(self.vocab_size))
+        if theirs:
             hf.start_from(self.model, c.init_from)
-        self.model.to(self.device)
+        shard.fill(self.model, self.ranks, self.mesh, self.saved["model"] if self.saved else
+                   self.model.state_dict() if theirs else None)
 
     def wrap(self):
-        """Compile the model and wrap it in DDP: at the start, and again after every growth."""
+        """Compile the model, then DDP or FSDP: at the start, and again after every growth."""
         compiler.compile_model(self.model, self.compile)
-        self.parallel = self.model
-        if self.ranks.several:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            with warnings.catch_warnings():  # the new name came after torch 2.11
-                warnings.simplefilter("ignore", FutureWarning)
-                self.parallel = DDP(self.model, device_ids=ids, broadcast_buffers=False,
-                                    gradient_as_bucket_view=True)
+        self.parallel = shard.wrap(self.model, self.ranks, self.mesh)
         self.compiling = ahead.start_next(self)
         self.flops_per_token = self.model.flops_per_token(self.config.head_fraction())
 
@@ -102,24 +97,13 @@ class Run:
 
     def state_dict(self):
         """All that a checkpoint must hold to go on exactly from here (but what Watch adds)."""
-        self.bad = int(self.bad)
+        self.bad, first = int(self.bad), self.ranks.rank == 0
         return dict(
-            model=self.model.state_dict(), model_config=asdict(self.model.config),
-            optimizers=self.zero1.gather() if self.zero1 else
-            [o.state_dict() for o in self.optimizers],
+            model=shard.whole(self.model.state_dict(), first), model_config=asdict(self.model.config),
+            optimizers=shard.whole([o.state_dict() for o in self.optimizers], first),
             autocast=[self.device.type, str(self.dtype).split(".")[1]],
             scaler=self.scaler.state_dict(), config=asdict(self.config), meta=self.meta,
             **{k: getattr(self, k) for k in self.PROGRESS})
-
-    def load_optimizers(self, saved):
-        if self.zero1:
-            return self.zero1.load(saved)
-        for o, state in zip(self.optimizers, saved):
-            o.load_state_dict(state)
-
-    def shard(self):
-        """The sharing-out of optimizer state, at the start and after every growth; or None."""
-        return Zero1(self.ranks, self.optimizers) if self.config.zero1 and self.ranks.several else None
 
     # -- a batch
 
@@ -152,7 +136,7 @@ class Run:
         for i in range(rounds):
             rows = slice(i * c.micro_batch, (i + 1) * c.micro_batch)
             data = self.to_device({k: v[rows] for k, v in batch.items()})
-            if self.ranks.several:  # gradients are averaged once, in the last round
+            if self.ranks.several:  # DDP averages once, in the last round; FSDP keeps shards alone
                 self.parallel.require_backward_grad_sync = i == rounds - 1
             with self.autocast():
                 loss = self.parallel(**data, return_logits=False)[1] / rounds
@@ -160,7 +144,8 @@ class Run:
             total += loss.detach()
         for o in self.optimizers:
             self.scaler.unscale_(o)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip or math.inf)
+        norm = shard.full(torch.nn.utils.clip_grad_norm_(self.model.parameters(),
+                                                         c.grad_clip or math.inf))
         self.update(~torch.isfinite(norm))
         self.iter += 1
         self.tokens += c.batch_tokens
@@ -171,21 +156,15 @@ class Run:
         """Step the optimizers, but not on gradients that are infinite or NaN (`bad`, 0-D bool)."""
         self.bad_run = (self.bad_run + 1) * bad
         self.bad = self.bad + bad
-        if self.zero1:
-            self.zero1.drop_gradients()
         for o in self.optimizers:
             if self.scaler.is_enabled():
                 self.scaler.step(o)
-            elif isinstance(o, torch.optim.AdamW):
-                o.found_inf = bad.float()  # fused AdamW skips on the device, without a sync
-                o.step()
-            elif not bad:
+            else:
+                o.found_inf = bad.float()  # both skip on the device, without a sync
                 o.step()
         for o in self.optimizers:
             o.zero_grad(set_to_none=True)
         self.scaler.update()
-        if self.zero1:
-            self.zero1.share()
 
     # -- a growth
 
@@ -226,7 +205,6 @@ class Run:
             raise UserError(out_of_memory(c, self.stage, self.vocab_size, e)) from None
         times.append(time.perf_counter())
         self.stage, self.grown_at, self.grow_at = self.stage + 1, self.iter, None
-        self.zero1 = self.shard()
         self.wrap()
         times.append(time.perf_counter())
         return [b - a for a, b in zip(times, times[1:])]

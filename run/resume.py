@@ -9,12 +9,14 @@ from run.settings import TrainConfig
 # what a resumed run may change, because it says nothing about the steps already taken
 FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "eval_seqs",
         "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
-        "max_bad_steps", "data_dir", "zero1", "compile_ahead", "tensorboard", "wandb"}
+        "max_bad_steps", "data_dir", "zero1", "shard", "compile_ahead", "tensorboard", "wandb"}
 
 
-def saved_state(config, meta):
-    """The checkpoint that this run goes on from, or None. Raises UserError."""
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def saved_state(config, meta, restarted=False):
+    """
+    The checkpoint that this run goes on from, or None. restarted: the launcher started it again, by
+    itself. Raises UserError.
+    """
     found = checkpoint.exists(config.out_dir)
     if config.init_from not in ("resume", "auto") and not restarted:
         if found:

@@ -17,6 +17,7 @@ from run.errors import UserError
 from run.operators import OPERATORS, refusal
 
 OWN_STARTS = ("scratch", "resume", "auto")
+WHOLE = ("net2net", "aki", "zero_output")  # they mend the grown model's tensors one against another
 STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "init", "depth", "operator", "rate")
 
 
@@ -80,7 +81,9 @@ class TrainConfig:
     compile: str = "auto"           # "block", "model", "none", or "auto": block where it works
     compile_ahead: str = "auto"     # make the next stage's graphs while this one trains: "on", "off",
                                     # or "auto": on CPUs, where no memory of a GPU is at stake
-    zero1: bool = False             # several processes: each keeps a share of the optimizer state
+    shard: str = "none"             # several processes: "none", the whole model in each (DDP), or
+                                    # "fsdp", shards of it, its gradients and optimizer state
+    zero1: bool = False             # the former name of shard="fsdp"
     peak_flops: float = 0.0         # of the device, for mfu; 0: known for common GPUs
     max_bad_steps: int = 5          # stop after so many steps in a row with loss inf or NaN
 
@@ -116,7 +119,7 @@ CHOICES = dict(model=tuple(MODELS), init=INITS, depth=DEPTHS, optimizer=("adamw"
                operator=tuple(OPERATORS),
                schedule=("wsd", "cosine", "constant"), grow_when=("iters", "rate"),
                gelu=("", "tanh", "exact"),
-               compile=("auto", "block", "model", "none"), compile_ahead=("auto", "on", "off"),
+               compile=("auto", "block", "model", "none"), shard=("none", "fsdp"), compile_ahead=("auto", "on", "off"),
                dtype=("auto", "float32", "bfloat16", "float16"))
 AT_LEAST = dict(block_size=1, vocab_size=0, n_layer=0, n_head=1, n_embd=1, n_inner=1, head_dim=1,
                 dropout=0, ramp_iters=0, max_iters=1, batch_tokens=1, micro_batch=1,
@@ -226,6 +229,10 @@ def from_dict(values):
             raise UserError(f"{key}={value!r}: must be {plain_name(kind)}")
         typed[key] = value
     config = TrainConfig(**typed)
+    if config.zero1:
+        config.zero1, config.shard = False, "fsdp"
+        if int(os.environ.get("RANK", 0)) == 0:
+            print("zero1=True is shard='fsdp' now, which shards weights and gradients too")
     check(config)
     return config
 
@@ -257,6 +264,9 @@ def check(config):
     if config.warmup_iters > config.max_iters:
         raise UserError(f"warmup_iters={config.warmup_iters}: more than max_iters="
                         f"{config.max_iters}, the whole run: lower it too")
+    if config.shard == "fsdp" and config.compile == "model":
+        raise UserError("compile='model': shard='fsdp' gathers a block at a time, between the graphs: "
+                        "use compile='block'")
     check_stages(config)
 
 
@@ -293,6 +303,9 @@ def check_stages(config):
                       {k: v for k, v in stage.items() if k in GROWABLE}, sizes.post_ln)
         if why:
             raise UserError(f"{what}: {why}")
+        if config.shard == "fsdp" and stage.get("operator", config.operator) in WHOLE:
+            raise UserError(f"{what}: operator={stage.get('operator', config.operator)!r} needs whole "
+                            "tensors, which shard='fsdp' has none of: use shard='none'")
         free = max(stage["at"] + config.ramp_of(stage), stage["at"] + 1)
 
 
