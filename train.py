@@ -8,7 +8,9 @@ Every setting is in run/settings.py. Batch, mask, dropout and learning rate are 
 (seed, iteration), so a run can be cut off anywhere and on any number of processes and continue
 as if nothing had happened.
 """
+import contextlib
 import math
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +19,16 @@ from dataclasses import asdict, replace
 import torch
 
 from data.loader import LOADERS, read_meta, vocab_needed
-from grow import describe, set_mask, sizes_of
+from grow import describe, set_mask
 from model import GROWABLE, MODELS
 from run import ahead, checkpoint, compiler, hf, shard
-from run.errors import UserError, exits_cleanly, first_line
+from run.errors import UserError, exits_cleanly, first_line, is_out_of_memory
 from run.operators import OPERATORS
 from run.optim import learning_rate, make_optimizers
-from run.ranks import Ranks, common_dtype
+from run.precision import common_dtype
+from run.ranks import Ranks
 from run.resume import saved_state
+from run.runlog import unbreakable_screen
 from run.settings import OWN_STARTS, from_args
 from run.watch import Watch
 
@@ -52,7 +56,8 @@ class Run:
         self.loader = LOADERS[config.model](config, self.meta, self.vocab_size, self.ranks.rank,
                                             self.ranks.world)
         self.feeder = ThreadPoolExecutor(1)
-        self.make_model()
+        with self.fits(self.saved["stage"] if self.saved else 0):
+            self.make_model()
         self.optimizers = make_optimizers(config, self.model, self.dtype, self.compile != "none")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if self.saved:
@@ -63,6 +68,13 @@ class Run:
             setattr(self, k, self.saved.get(k, v) if self.saved else v)
         self.bad_run = torch.zeros((), device=self.device)  # non-finite steps in a row
         self.wrap()
+
+    def resolved(self):
+        """What the settings left to this machine and its data, for the record."""
+        return dict(device=str(self.device), dtype=str(self.dtype).split(".")[1],
+                    compile=self.compile, processes=self.ranks.world, vocab_size=self.vocab_size,
+                    threads=torch.get_num_threads(), torch=torch.__version__,
+                    data_dir=os.path.abspath(self.config.data_dir))
 
     def padded_vocabulary(self):
         """vocab_size, or the dataset's rounded up to a multiple of 64, which kernels like."""
@@ -104,6 +116,11 @@ class Run:
             autocast=[self.device.type, str(self.dtype).split(".")[1]],
             scaler=self.scaler.state_dict(), config=asdict(self.config), meta=self.meta,
             **{k: getattr(self, k) for k in self.PROGRESS})
+
+    def is_finite(self):
+        """Are all weights numbers?"""
+        norms = torch._foreach_norm([p.detach() for p in self.model.parameters()])
+        return bool(torch.isfinite(shard.full(torch.stack(norms))).all())
 
     # -- a batch
 
@@ -194,15 +211,11 @@ class Run:
         self.parallel = None
         if set(sizes) != {"n_layer"}:
             compiler.forget_graphs()  # their shapes will not come back; new layers reuse a graph
-        try:
-            operator, _ = OPERATORS[stage.get("operator", c.operator)]
+        operator, _ = OPERATORS[stage.get("operator", c.operator)]
+        with self.fits(self.stage + 1):
             self.model, self.optimizers = operator(
                 self.model, self.optimizers, **sizes, init=stage.get("init", c.init),
                 depth=c.depth_of(stage))
-        except (RuntimeError, MemoryError) as e:
-            if not isinstance(e, (torch.OutOfMemoryError, MemoryError)) and "memory" not in str(e):
-                raise
-            raise UserError(out_of_memory(c, self.stage, self.vocab_size, e)) from None
         times.append(time.perf_counter())
         self.stage, self.grown_at, self.grow_at = self.stage + 1, self.iter, None
         self.wrap()
@@ -214,6 +227,27 @@ class Run:
         self.parallel = None  # DDP, before the process group that it talks through
         self.ranks.close()
 
+    @contextlib.contextmanager
+    def fits(self, stage):
+        """Around making the model of a stage: if memory runs out, say what was asked and needed."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as e:
+            if not is_out_of_memory(e):
+                raise
+            c, sizes = self.config, self.config.sizes()[stage]
+            cls, _ = MODELS[c.model]
+            with torch.device("meta"):
+                n = cls(replace(c.model_config(self.vocab_size), **sizes)).num_params()
+            states = 4 if c.optimizer == "adamw" else 3  # weight, gradient, moments; float32
+            raise UserError(
+                (f"stages[{stage - 1}] ({describe(sizes)})" if stage else describe(sizes)) +
+                f" does not fit in memory ({first_line(e)}): its {n:,} parameters, gradients and "
+                f"optimizer state take {4 * states * n / 2**30:.1f} GiB and activations come on "
+                "top; lower its sizes or micro_batch" + (
+                    ", then --resume: the checkpoint from before this growth is safe"
+                    if stage else "")) from None
+
     def move_mask(self):
         """c = (k + 1) / ramp_iters in the k-th iteration of a ramp; at 1 the masks are gone."""
         if self.model.masks.c is None:
@@ -224,17 +258,6 @@ class Run:
         return value >= 1
 
 
-def out_of_memory(config, stage, vocab_size, e):
-    """What to tell a user whose model cannot grow: what was asked, what it takes, what to do."""
-    cls, _ = MODELS[config.model]
-    with torch.device("meta"):
-        model = cls(replace(config.model_config(vocab_size), **config.sizes()[stage + 1]))
-    states = 4 if config.optimizer == "adamw" else 3  # weight, gradient, moments; float32
-    need = 4 * states * model.num_params() / 2**30
-    return (f"stages[{stage}] ({describe(sizes_of(model.config))}) does not fit in memory "
-            f"({first_line(e)}): its {model.num_params():,} parameters, gradients and "
-            f"optimizer state take {need:.1f} GiB and activations come on top; lower its sizes or "
-            "micro_batch, then --resume: the checkpoint from before this growth is safe")
 
 
 def train(run, watch):
@@ -265,10 +288,13 @@ def train(run, watch):
 
 @exits_cleanly
 def main():
+    unbreakable_screen()
     run = Run(from_args(sys.argv[1:]))
     watch = Watch(run)
-    train(run, watch)
-    watch.close()
+    try:
+        train(run, watch)
+    finally:
+        watch.close()  # the progress bar, too: an error is a line of its own
     run.close()
 
 

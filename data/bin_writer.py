@@ -4,7 +4,6 @@ and meta.json, which says what they are. Shared by the prepare scripts.
 
 A document reaches the writer in pieces (split, text, ends), so that none need fit in memory.
 """
-import argparse
 import hashlib
 import json
 import os
@@ -12,9 +11,7 @@ import re
 import shutil
 import signal
 import sys
-import tempfile
 import threading
-import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,8 +19,8 @@ from multiprocessing import parent_process
 
 import numpy as np
 
-from data.tokenizer import get_tokenizer
-from run.errors import UserError
+from data.tokenizer import cut, get_tokenizer
+from run.errors import Parser, UserError, exits_cleanly
 
 JOB_CHARS = 1 << 20  # characters tokenized at a time: the most a piece of a document should have
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -39,7 +36,8 @@ class BinWriter:
     """
 
     def __init__(self, out, tok, source, **note):
-        self.out, self.tok = os.fspath(out), tok
+        self.out, self.tok = os.path.expanduser(out), tok
+        self.tmp = os.path.join(self.out, ".unfinished")
         self.count = dict(train=0, val=0)  # tokens
         self.meta = dict(tokenizer=tok.meta(), vocab_size=tok.vocab_size, dtype=tok.dtype,
                          eot=tok.eot, sep=tok.sep, source=source, **note)
@@ -48,8 +46,8 @@ class BinWriter:
         self.made = not os.path.isdir(self.out)
         try:
             os.makedirs(self.out, exist_ok=True)
-            _drop_abandoned(self.out)
-            self.tmp = tempfile.mkdtemp(prefix=".unfinished-", dir=self.out)
+            shutil.rmtree(self.tmp, ignore_errors=True)  # what a killed run left behind
+            os.mkdir(self.tmp)
         except OSError as e:
             raise UserError(f"cannot write to {self.out}: {e.strerror}: "
                             "choose another folder with --out") from None
@@ -77,7 +75,8 @@ class BinWriter:
         for split, n in self.count.items():
             if n == 0:
                 raise UserError(f"{split}.bin would be empty: give more text"
-                                + (", --val FILE or a larger --val-fraction" * (split == "val")))
+                                + (", --val FILE, a larger --val-fraction or --val-within"
+                                   * (split == "val")))
             self.meta[split + "_tokens"] = n
         with open(os.path.join(self.tmp, "meta.json"), "w") as f:
             json.dump(self.meta, f)
@@ -90,18 +89,9 @@ class BinWriter:
             os.replace(os.path.join(self.tmp, name), os.path.join(self.out, name))
 
 
-def _drop_abandoned(out):
-    """Remove what a killed run left behind; a day old, for fear of one that is still at work."""
-    for entry in os.scandir(out):
-        if entry.name.startswith(".unfinished-"):
-            train = os.path.join(entry.path, "train.bin")
-            last = os.path.getmtime(train if os.path.exists(train) else entry.path)
-            if time.time() - last > 24 * 3600:
-                shutil.rmtree(entry.path, ignore_errors=True)
-
-
 def complete(out):
     """The meta.json (dict) of the whole dataset in folder `out`, or None if there is none."""
+    out = os.path.expanduser(out)
     try:
         with open(os.path.join(out, "meta.json")) as f:
             meta = json.load(f)
@@ -128,23 +118,31 @@ def already_there(out, force):
     return meta is not None
 
 
+def place(name):
+    """A number in [0, 1) that depends on the bytes `name` alone."""
+    return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
+
+
 def pick_split(number, val_share, seed=0):
     """"train" or "val" for the document of that number, by a hash: val_share of them to "val"."""
-    digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
-    return "val" if int.from_bytes(digest[:8], "big") < val_share * 2**64 else "train"
+    return "val" if place(f"{seed}:{number}".encode()) < val_share else "train"
 
 
-def cut(text):
-    """
-    Where to cut a document that is too long for one piece: before the white space at the end of
-    its last whole line, else of its last whole word. No tokenizer here joins what is before
-    white space with what follows, so the tokens are those of the uncut text.
-    """
-    head = text[:text.rfind("\n") + 1].rstrip()
-    if not head:
-        words = text.rsplit(None, 1)
-        head = words[0] if len(words) == 2 else text
-    return len(head)
+def script_parser(doc, out):
+    """The arguments that all prepare scripts have."""
+    parser = Parser(description=doc.split("\n\n")[0])
+    parser.add_argument("--out", default=out, help="folder for the dataset")
+    parser.add_argument("--force", action="store_true", help="make it again if it is there")
+    return parser
+
+
+def in_pieces(text):
+    """A whole document as (part, ends), no part longer than JOB_CHARS."""
+    while len(text) > JOB_CHARS:
+        n = cut(text[:JOB_CHARS])
+        yield text[:n], False
+        text = text[n:]
+    yield text, True
 
 
 def encode_pieces(pieces, tok, bert=False):
@@ -176,31 +174,12 @@ def write_pieces(writer, pieces, bert=False, workers=1):
     not depend on `workers`. At most three jobs of JOB_CHARS a worker are in memory.
     """
     if workers <= 1:
-        for job in _jobs(pieces):
-            for split, ids in encode_pieces(job, writer.tok, bert).items():
-                writer.write(split, ids)
-        return
-    pool = ProcessPoolExecutor(workers, initializer=_start_worker,
-                               initargs=(writer.tok.meta(), bert))
-    waiting, done = deque(), False
-    try:
-        for job in _jobs(pieces):
-            waiting.append(pool.submit(_work, job))
-            while len(waiting) >= 3 * workers or waiting and waiting[0].done():
-                _take(writer, waiting)
-        while waiting:
-            _take(writer, waiting)
-        done = True
-    except BrokenProcessPool:
-        raise UserError("a tokenizing process died, perhaps for want of memory: "
-                        "use fewer --workers") from None
-    finally:
-        pool.shutdown(wait=done, cancel_futures=True)  # a pool cut off at a bad moment may never end
-
-
-def _take(writer, waiting):
-    for split, ids in waiting.popleft().result().items():
-        writer.write(split, ids)
+        done = (encode_pieces(job, writer.tok, bert) for job in _jobs(pieces))
+    else:
+        done = _in_parallel(_jobs(pieces), workers, writer.tok.meta(), bert)
+    for ids in done:
+        for split, part in ids.items():
+            writer.write(split, part)
 
 
 def _jobs(pieces):
@@ -214,6 +193,23 @@ def _jobs(pieces):
             job, size = [], 0
     if job:
         yield job
+
+
+def _in_parallel(jobs, workers, *how):
+    """encode_pieces of each job, in order. Executor.map would read all jobs first."""
+    pool, waiting = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=how), deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(_work, job))
+            if len(waiting) >= 3 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise UserError("a tokenizing process died, perhaps for want of memory: "
+                        "use fewer --workers") from None
+    finally:
+        pool.shutdown(wait=not waiting, cancel_futures=True)  # cut off, a pool may never end
 
 
 def _start_worker(meta, bert):
@@ -234,30 +230,23 @@ def _work(job):
     return encode_pieces(job, _tok, _bert)
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with errors of one line."""
-
-    def error(self, message):
-        raise UserError(f"{message}: see --help")
-
-
 def run(main):
     """Call main() as a script's last line: its errors end in one line and exit code 2."""
     def stop(*_):
         raise KeyboardInterrupt(143)  # so that temporary files are removed
+
+    @exits_cleanly
+    def guarded():
+        try:
+            main()
+        except OSError as e:  # a full disk, a file that vanished
+            raise UserError(f"{e.filename or 'reading or writing'}: {e.strerror or e}") from None
+
     signal.signal(signal.SIGTERM, stop)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # no work is lost over the name of a file
     try:
-        main()
-    except UserError as e:
-        sys.exit(_say(str(e), 2))
-    except OSError as e:  # a full disk, a file that vanished
-        sys.exit(_say(f"{e.filename or 'reading or writing'}: {e.strerror or e}", 2))
+        guarded()
     except KeyboardInterrupt as e:
-        _say("interrupted: nothing was written", 130)
-        sys.stderr.flush()
+        print("error: interrupted: nothing was written", file=sys.stderr, flush=True)
         os._exit(e.args[0] if e.args else 130)  # without waiting for the workers: they follow
-
-
-def _say(message, code):
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return code

@@ -3,66 +3,17 @@ Batches out of memory-mapped .bin files. The batch of an iteration is a function
 iteration) alone, cut up by rank: N processes train on exactly the batch that one process would,
 evaluation never disturbs it, and a resumed run sees what it would have seen.
 """
-import json
 import os
 
 import numpy as np
 import torch
 
+from data.dataset import check_ids, fingerprint, how_to_prepare, open_tokens, read_meta
 from data.tokenizer import get_tokenizer
 from run.errors import UserError
 
-CHECK_TOKENS = 1 << 22  # ids looked at when a file is opened; the loader checks every batch
-
-
-def read_meta(data_dir):
-    """The dataset's meta.json; a folder without one is taken for nanoGPT's (uint16, GPT-2 BPE)."""
-    path = os.path.join(data_dir, "meta.json")
-    if not os.path.isdir(data_dir):
-        raise UserError(f"data_dir={data_dir}: no such folder: {how_to_prepare(data_dir)}")
-    if not os.path.exists(path):
-        return dict(tokenizer="gpt2", vocab_size=50257, dtype="uint16", eot=50256)
-    try:
-        with open(path) as f:
-            return json.load(f)
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: cannot be read ({e}): {how_to_prepare(data_dir)}") from None
-
-
-def how_to_prepare(data_dir):
-    script = os.path.join(data_dir, "prepare.py")
-    if os.path.exists(script):
-        return f"make it with: python {script}"
-    return "make one with: python data/text/prepare.py --input FILE --out " + data_dir
-
-
-def open_tokens(data_dir, split, meta, vocab_size, at_least):
-    """The tokens of `split` as a read-only memmap (N,), checked."""
-    path = os.path.join(data_dir, split + ".bin")
-    dtype = np.dtype(meta["dtype"])
-    try:
-        size = os.path.getsize(path)
-        if size == 0:
-            raise UserError(f"{path}: is empty: {how_to_prepare(data_dir)}")
-        tokens = np.memmap(path, dtype=dtype, mode="r") if size % dtype.itemsize == 0 else None
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}: {how_to_prepare(data_dir)}") from None
-    if tokens is None:
-        raise UserError(f"{path}: {size} bytes is no whole number of {dtype} tokens: "
-                        f"cut short? {how_to_prepare(data_dir)}")
-    if len(tokens) < at_least:
-        raise UserError(f"{path}: {len(tokens)} tokens, but one sequence takes {at_least}: "
-                        "use more text or a smaller block_size")
-    step = max(1, len(tokens) // 64)
-    for start in range(0, len(tokens), step):
-        check_ids(tokens[start:start + CHECK_TOKENS // 64], vocab_size, path)
-    return tokens
-
-
-def check_ids(ids, vocab_size, where):
-    if len(ids) and (top := int(ids.max())) >= vocab_size:
-        raise UserError(f"{where}: holds token id {top}, but the vocabulary has {vocab_size}: "
-                        "the file belongs to another tokenizer, or vocab_size is too small")
+__all__ = ["LOADERS", "BertLoader", "Loader", "fingerprint", "how_to_prepare", "read_meta",
+           "vocab_needed"]
 
 
 class Loader:
@@ -121,8 +72,9 @@ class Loader:
 class BertLoader(Loader):
     """
     Rows [CLS] A [SEP] B [SEP] for BERT (Devlin et al. 2018): B follows A in its document, or, half
-    of the time, comes from elsewhere; a fixed number of predictions a row, 80 % of them masked,
-    10 % random, 10 % left. All drawn afresh for each (seed, iteration, row).
+    of the time, comes from elsewhere. mask_frac of a row's words are predicted, 80 % of them masked,
+    10 % random, 10 % left: positions and targets (B, P), P = mask_frac * block_size, where rows
+    with fewer end in position 0 and target -1. All drawn afresh for each (seed, iteration, row).
     """
 
     def __init__(self, config, meta, *args, **kwargs):
@@ -143,68 +95,95 @@ class BertLoader(Loader):
     def draw(self, split, keys):
         rngs = [np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, r, it])) for seed, it, r
                 in (keys if split == "train" else [(0, 0, r) for r, _ in keys])]
-        rows = [self.row(self.split[split], rng, split) for rng in rngs]
-        rows = {k: torch.from_numpy(np.stack([row[k] for row in rows])) for k in rows[0]}
-        check_ids(rows["idx"], self.vocab_size, os.path.join(self.config.data_dir, split + ".bin"))
-        return rows
+        B, T = len(keys), self.T
+        idx, segments = np.full((B, T), self.special["pad"]), np.zeros((B, T), dtype=np.int64)
+        keep, words = np.zeros((B, T), dtype=bool), np.zeros((B, T), dtype=bool)
+        next_sentence, chance = np.zeros(B, dtype=np.int64), np.empty((B, T + 2 * self.predictions))
+        for r, rng in enumerate(rngs):
+            a, b, next_sentence[r] = self.pair(split, rng)
+            sep, n = len(a) + 1, len(a) + len(b) + 3  # of A; the row's length
+            idx[r, 0], idx[r, sep], idx[r, n - 1] = (self.special[s] for s in ("cls", "sep", "sep"))
+            idx[r, 1:sep], idx[r, sep + 1:n - 1] = a, b
+            segments[r, sep + 1:n], keep[r, :n] = 1, True
+            words[r, 1:sep] = words[r, sep + 1:n - 1] = True
+            chance[r] = rng.random(chance.shape[1])
+        check_ids(idx, self.vocab_size, os.path.join(self.config.data_dir, split + ".bin"))
+        positions, targets = self.hide(idx, words, chance)
+        return {k: torch.from_numpy(v) for k, v in dict(
+            idx=idx, segments=segments, keep=keep, positions=positions, targets=targets,
+            next_sentence=next_sentence).items()}
 
-    def window(self, tokens, rng):
-        """From the start of a sentence, no further than its document's end: T - 3 words or fewer."""
-        start = int(rng.integers(len(tokens) - 2 * self.T))
-        w = np.asarray(tokens[start:start + 2 * self.T], dtype=np.int64)
-        ends = np.flatnonzero((w == self.tok.sep) | (w == self.tok.eot))
-        if not len(ends):
-            return w[:0]
-        w = w[ends[0] + 1:]
-        stop = np.flatnonzero(w == self.tok.eot)
+    def hide(self, idx, words, chance):
+        """
+        Choose what is predicted, mask_frac of each row's words, and mask it in idx (B, T), in place.
+        words: (B, T) bool; chance: (B, T + 2 P) in [0, 1). Returns positions, targets, both (B, P).
+        """
+        P = self.predictions
+        where = np.where(words, chance[:, :self.T], 1).argsort(1)[:, :P]  # words come first
+        wanted = np.maximum(1, np.round(self.config.mask_frac * words.sum(1)))[:, None]
+        chosen = np.arange(P) < wanted
+        targets, kind = np.take_along_axis(idx, where, 1), chance[:, self.T:-P]
+        others = (chance[:, -P:] * self.tok.stream_size).astype(np.int64)
+        hidden = np.where(kind < 0.8, self.special["mask"], np.where(kind < 0.9, others, targets))
+        np.put_along_axis(idx, where, np.where(chosen, hidden, targets), 1)
+        return np.where(chosen, where, 0), np.where(chosen, targets, -1)
+
+    def window(self, tokens, start):
+        """
+        Words from anywhere in a document to its end, or far enough, and where its sentences end
+        among them, (N,) and (S,); (), () where there is no sentence to follow another.
+        """
+        w = tokens[start:start + 2 * self.T]
+        stop = (w == self.tok.eot).nonzero()[0]
         w = w[:stop[0]] if len(stop) else w
-        return w[self.is_word(w).cumsum() <= self.T - 3]
+        ends = (w == self.tok.sep).nonzero()[0]
+        if self.tok.sep in self.special.values():  # a mark, no text
+            w, ends = np.delete(w, ends), ends - np.arange(len(ends))
+        else:
+            ends = ends + 1
+        ends = ends[(ends > 0) & (ends < len(w))]
+        return (w, ends) if len(ends) else ((), ())
 
-    def is_word(self, w):
-        """False for the marks of ends of sentences that are no text."""
-        return (w != self.tok.sep) | (self.tok.sep not in self.special.values())
-
-    def pair(self, tokens, rng, split):
+    def halves(self, split, rng, share, away_from=None):
         """
-        Segments A and B, together at most T - 3 tokens, and 0 if B follows A, else 1. A random B
-        is as long as the one it stands for, or the row's length would tell them apart.
+        Where in the data, and what is before and after the end of a sentence: at about `share` of
+        a row, or of what its document has left. away_from: not about that place in the data.
         """
-        is_random = int(rng.random() < 0.5)
+        tokens, room = self.split[split], self.T - 3
+        apart = min(2 * self.T, len(tokens) // 8)
         for _ in range(1000):
-            w = self.window(tokens, rng)
-            cuts = np.flatnonzero(w == self.tok.sep) + 1
-            cuts = cuts[cuts < len(w)]
-            if not len(cuts):
+            start = int(rng.integers(len(tokens) - 2 * self.T))
+            if away_from is not None and abs(start - away_from) < apart:
                 continue
-            cut = cuts[np.abs(cuts - rng.uniform(0.25, 0.75) * len(w)).argmin()]
-            a, b = (half[self.is_word(half)] for half in (w[:cut], w[cut:]))
-            if not len(a) or not len(b) or len(a) + len(b) < self.predictions:
-                continue
-            if not is_random:
-                return a, b, 0
-            for _ in range(20):
-                other = self.window(tokens, rng)
-                other = other[self.is_word(other)][:len(b)]
-                if len(other) == len(b):
-                    return a, other, 1
+            w, ends = self.window(tokens, start)
+            if len(ends):
+                cut = ends[np.abs(ends - share * min(len(w), room)).argmin()]
+                return start, w[max(0, cut - 3 * room // 4):cut], w[cut:cut + room]
         raise UserError(f"{os.path.join(self.config.data_dir, split)}.bin: no documents of two "
-                        f"sentences and {self.predictions} tokens found: use longer texts or a "
-                        "smaller block_size")
+                        "sentences found: use longer texts or a smaller block_size")
 
-    def row(self, tokens, rng, split):
-        a, b, is_random = self.pair(tokens, rng, split)
-        s, n = self.special, len(a) + len(b) + 3
-        idx = np.full(self.T, s["pad"], dtype=np.int64)
-        idx[:n] = np.concatenate(([s["cls"]], a, [s["sep"]], b, [s["sep"]]))
-        segments = np.zeros(self.T, dtype=np.int64)
-        segments[len(a) + 2:n] = 1
-        where = np.delete(np.arange(1, n - 1), len(a))  # all but the special tokens
-        where = np.sort(rng.permutation(where)[:self.predictions])
-        targets, kind = idx[where].copy(), rng.random(self.predictions)
-        others = rng.integers(self.tok.stream_size, size=self.predictions)
-        idx[where] = np.where(kind < 0.8, s["mask"], np.where(kind < 0.9, others, targets))
-        return dict(idx=idx, segments=segments, keep=np.arange(self.T) < n, positions=where,
-                    targets=targets, next_sentence=np.int64(is_random))
+    def pair(self, split, rng):
+        """
+        Segments A and B, together at most T - 3 tokens, and 0 if B follows A, else 1. Two pieces of
+        the data are drawn, a fair coin says which is the first, and both give as much as both can
+        give: A is the first's, B is the first's or the second's. So neither B nor the lengths can
+        tell whether B follows A. A begins and B ends anywhere, not with a sentence or a document.
+        """
+        share = rng.uniform(0.25, 0.75)
+        start, *first = self.halves(split, rng, share)
+        n_a = n_b = 0
+        for _ in range(8):  # not to give up much, the second should be about as long
+            _, *other = self.halves(split, rng, share, start)
+            a = min(len(first[0]), len(other[0]))
+            b = min(len(first[1]), len(other[1]), self.T - 3 - a)
+            if a + b > n_a + n_b:
+                n_a, n_b, second = a, b, other
+            if n_a + n_b >= 0.75 * min(self.T - 3, len(first[0]) + len(first[1])):
+                break
+        if rng.random() < 0.5:
+            first, second = second, first
+        is_random = int(rng.random() < 0.5)
+        return first[0][-n_a:], (second if is_random else first)[1][:n_b], is_random
 
 
 LOADERS = {"gpt": Loader, "bert": BertLoader}

@@ -13,18 +13,21 @@ A tokenizer has
   meta()       everything needed to build it again, as JSON
 """
 import difflib
+import functools
 import hashlib
 import os
 import tempfile
 
 import numpy as np
 
-from run.errors import UserError
+from data.reading import read_text
+from run.errors import UserError, library
 
 NAMES = ("bytes", "char", "gpt2", "wordpiece")
 SPECIALS = ("cls", "sep", "mask", "pad")
 UNKNOWN = "\ufffd"
-WORDS = 1 << 18
+WORDS = 1 << 18  # that WordPiece remembers
+GPT2_CHARS = 1 << 16  # that are encoded at a time
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
 
@@ -45,6 +48,19 @@ def load(name, vocab=None, bert=False):
     near = difflib.get_close_matches(str(name), NAMES, 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise UserError(f"tokenizer {name!r} is unknown: use one of {', '.join(NAMES)}{hint}")
+
+
+def cut(text):
+    """
+    Where to cut a document that is too long for one piece: before the white space at the end of
+    its last whole line, else of its last whole word. No tokenizer here joins what is before
+    white space with what follows, so the tokens are those of the uncut text.
+    """
+    head = text[:text.rfind("\n") + 1].rstrip()
+    if not head:
+        words = text.rsplit(None, 1)
+        head = words[0] if len(words) == 2 else text
+    return len(head)
 
 
 def get_tokenizer(meta, bert=None):
@@ -81,11 +97,8 @@ class Tokenizer:
 
     @property
     def dtype(self):
-        """Of the ids in a .bin file: "uint8" where they fit, else "uint16"."""
-        if self.stream_size > 1 << 16:
-            raise UserError(f"{self.stream_size} token ids do not fit in the 16 bits of a "
-                                 f".bin file: use a vocabulary of at most {1 << 16}")
-        return "uint8" if self.stream_size <= 1 << 8 else "uint16"
+        """Of the ids in a .bin file: the smallest of "uint8", "uint16", "uint32" they fit in."""
+        return np.min_scalar_type(self.stream_size - 1).name
 
     def _append_special(self, bert):
         self.special = {s: self.vocab_size + i for i, s in enumerate(SPECIALS)} if bert else {}
@@ -158,7 +171,16 @@ class GPT2(Tokenizer):
         self.stream_size = self.vocab_size
 
     def encode(self, text):
-        return self.bpe.encode_ordinary(text)  # "<|endoftext|>" in a text is text, not an end
+        # "<|endoftext|>" in a text is text, not an end. A million spaces make tiktoken panic, and
+        # so many letters may take it for ever: both are taken in parts, an ordinary text as it is
+        ids, start = [], 0
+        while start < len(text):
+            part = text[start:start + GPT2_CHARS]
+            if start + GPT2_CHARS < len(text):
+                part = part[:cut(part)]
+            ids += self.bpe.encode_ordinary(part)
+            start += len(part)
+        return ids
 
     def _bytes(self, i):
         return self.bpe.decode_single_token_bytes(i) if 0 <= i <= self.eot else self._marker(i)
@@ -168,26 +190,19 @@ class GPT2(Tokenizer):
 
 
 def _gpt2_encoding():
-    try:
-        import tiktoken
-    except ImportError:
-        raise UserError("tokenizer gpt2 needs tiktoken: pip install tiktoken, or use "
-                             "--tokenizer=bytes, which needs nothing") from None
+    tiktoken = library("tiktoken", "tiktoken")
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception as e:  # requests' errors, a proxy's, a bad hash: all mean no file
-        names = ("vocab.bpe", "encoder.json")
         files = ", ".join(f"{n} (kept as {hashlib.sha1((GPT2_URL + n).encode()).hexdigest()})"
-                          for n in names)
+                          for n in ("vocab.bpe", "encoder.json"))
         here = os.environ.get("TIKTOKEN_CACHE_DIR")
-        looked = f"TIKTOKEN_CACHE_DIR={here}" if here is not None else \
-            "TIKTOKEN_CACHE_DIR, which is not set, so in " + os.environ.get(
-                "DATA_GYM_CACHE_DIR", os.path.join(tempfile.gettempdir(), "data-gym-cache"))
+        looked = f"={here}" if here is not None else ", which is not set, so in " + os.environ.get(
+            "DATA_GYM_CACHE_DIR", os.path.join(tempfile.gettempdir(), "data-gym-cache"))
         raise UserError(
-            f"tokenizer gpt2 needs {files} from {GPT2_URL}: tiktoken looked in {looked}, and the "
-            f"download failed ({type(e).__name__}); run once with a network and point "
-            "TIKTOKEN_CACHE_DIR at a copy of that folder, or use --tokenizer=bytes, which needs "
-            "no files") from None
+            f"tokenizer gpt2 needs {files} from {GPT2_URL}: looked in TIKTOKEN_CACHE_DIR{looked}, "
+            f"and the download failed ({type(e).__name__}): run once with a network and point "
+            "TIKTOKEN_CACHE_DIR at a copy of that folder, or use --tokenizer=bytes") from None
 
 
 class WordPiece(Tokenizer):
@@ -198,11 +213,7 @@ class WordPiece(Tokenizer):
     name = "wordpiece"
 
     def __init__(self, vocab):
-        try:
-            import tokenizers
-        except ImportError:
-            raise UserError("tokenizer wordpiece needs the tokenizers library: "
-                                 "pip install tokenizers") from None
+        tokenizers = library("tokenizers", "tokenizers")
         self.vocab = _read_vocab(vocab) if isinstance(vocab, (str, os.PathLike)) else vocab
         if not self.vocab:
             raise UserError("tokenizer wordpiece needs a vocabulary: give --vocab=vocab.txt, "
@@ -221,24 +232,18 @@ class WordPiece(Tokenizer):
         self.library = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
         self.library.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
         self.library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-        self.words = {}  # ids of the words met, at most WORDS of them
+        self.known_word = functools.lru_cache(WORDS)(self._encode_word)
         self.join = tokenizers.decoders.WordPiece().decode
 
     def encode(self, text):
         # the library takes words one by one anyhow; remembering them is 2 to 4 times as fast
         ids = []
         for word in text.replace("\n", " ").split(" "):
-            found = self.words.get(word)
-            ids += self._encode_word(word) if found is None else found
+            ids += self.known_word(word) if len(word) < 64 else self._encode_word(word)
         return ids
 
     def _encode_word(self, word):
-        found = self.library.encode(word.encode("utf-8", errors="replace").decode()).ids
-        if len(self.words) >= WORDS:
-            self.words.clear()
-        if len(word) < 64:
-            self.words[word] = found
-        return found
+        return self.library.encode(word.encode("utf-8", errors="replace").decode()).ids
 
     def decode(self, ids):
         ids = [int(i) for i in ids]
@@ -250,10 +255,8 @@ class WordPiece(Tokenizer):
 
 def _read_vocab(path):
     try:
-        with open(path, encoding="utf-8") as f:
-            lines = f.read().rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = getattr(e, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"vocabulary {path}: {reason}: give --vocab=vocab.txt, BERT's list "
-                             "of one token a line") from None
+        lines = read_text(path).rstrip("\r\n").split("\n")
+    except UserError as e:
+        raise UserError(f"vocabulary {e}: give --vocab=vocab.txt, BERT's list of one token a "
+                        "line") from None
     return [line.rstrip("\r") for line in lines] if lines != [""] else []

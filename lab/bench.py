@@ -27,7 +27,8 @@ from lab.rates import read_run, shape
 from model import MODELS
 from run import compiler
 from run.errors import UserError, exits_cleanly
-from run.ranks import PEAK_FLOPS, hold_memory, pick_dtype
+from run.precision import PEAK_FLOPS, pick_dtype
+from run.ranks import hold_memory
 from run.runlog import read_metrics
 
 PRESETS = {

@@ -128,7 +128,7 @@ class Campaign:
         for name in only:
             if name not in self.contestants:
                 raise UserError("only: " + unknown(name, self.contestants).replace(
-                    "setting", "contestant").replace("see TrainConfig in run/settings.py",
+                    "setting", "contestant").replace("python train.py --help lists them all",
                                                      f"there are {', '.join(self.contestants)}"))
         wanted = {*only, *(a for name in only for a in self.contestants[name].against)}
         self.contestants = {n: c for n, c in self.contestants.items() if n in wanted}
@@ -277,7 +277,7 @@ def check_experiment(experiment):
     for key, value in experiment.items():
         if key not in EXPERIMENT:
             raise UserError("experiment: " + unknown(key, EXPERIMENT).replace(
-                "see TrainConfig in run/settings.py", f"{', '.join(EXPERIMENT)} are known"))
+                "python train.py --help lists them all", f"{', '.join(EXPERIMENT)} are known"))
         if not isinstance(value, EXPERIMENT[key]):
             raise UserError(f"experiment: {key}={value!r}: must be a {EXPERIMENT[key].__name__}")
     if not experiment.get("contestants"):

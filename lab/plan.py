@@ -25,7 +25,7 @@ from model import MODELS
 from run import compiler
 from run.errors import UserError, exits_cleanly
 from run.optim import make_optimizers
-from run.ranks import PEAK_FLOPS, pick_dtype
+from run.precision import PEAK_FLOPS, pick_dtype
 from run.settings import from_args
 
 WORTH_IT = 1.05  # a ceiling on the speedup below this is within the noise of any comparison

@@ -1,8 +1,11 @@
 """
-Checkpoints that survive: written aside, flushed, renamed; checked before they are believed;
-loaded without running any code from the file. One run at a time owns an out_dir.
+Checkpoints that survive: written aside, flushed, renamed; checked before they are believed, by a
+checksum over the whole file that stands at its end; loaded without running any code from the file.
+One run at a time owns an out_dir.
 """
 import contextlib
+import errno
+import hashlib
 import json
 import os
 import re
@@ -15,6 +18,7 @@ from model import MODELS
 from run.errors import UserError, first_line
 
 LATEST, BEST = "ckpt.pt", "best.pt"
+SEAL = b"nanogrow sha256:"  # at a checkpoint's end, the digest of all before it follows
 
 
 def save(out_dir, state, keep, best=False):
@@ -28,7 +32,9 @@ def save(out_dir, state, keep, best=False):
     try:
         remove(temporary)  # a killed run's may be a link to a good checkpoint: never write into it
         with open(temporary, "wb") as f:
-            torch.save(state, f)
+            sealed = Sealed(f)
+            torch.save(state, sealed)
+            f.write(SEAL + sealed.digest.digest())
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
@@ -43,6 +49,40 @@ def save(out_dir, state, keep, best=False):
                         "continues from it") from None
     for old in numbered(out_dir)[keep:]:
         remove(old)
+
+
+class Sealed:
+    """A file to write to, in order, and the digest of what was written."""
+
+    def __init__(self, file):
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data):
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self):
+        self.file.flush()
+
+
+def check_seal(path):
+    """Raise ValueError if the file is not what was written; an old one, unsealed, is a zip's matter."""
+    with open(path, "rb") as f:
+        digest, left = hashlib.sha256(), os.path.getsize(path) - len(SEAL) - 32
+        f.seek(max(left, 0))
+        seal = f.read()
+        if not seal.startswith(SEAL):
+            with zipfile.ZipFile(path) as z:
+                if (damaged := z.testzip()) is not None:
+                    raise ValueError(f"record {damaged} is damaged")
+            return
+        f.seek(0)
+        while left > 0:
+            data = f.read(min(left, 1 << 20))
+            digest.update(data)
+            left -= len(data)
+    if SEAL + digest.digest() != seal:
+        raise ValueError("its checksum is wrong")
 
 
 def point(path, name, temporary):
@@ -62,10 +102,9 @@ def remove(path):
 def sync_dir(path):
     if os.name == "posix":
         fd = os.open(path, os.O_RDONLY)
-        try:
+        with contextlib.suppress(OSError):  # some file systems cannot sync a folder
             os.fsync(fd)
-        finally:
-            os.close(fd)
+        os.close(fd)
 
 
 def numbered(out_dir):
@@ -75,22 +114,29 @@ def numbered(out_dir):
 
 
 def exists(out_dir):
-    return os.path.isdir(out_dir) and bool(
-        numbered(out_dir) or os.path.exists(os.path.join(out_dir, LATEST)))
+    return os.path.isdir(out_dir) and bool(numbered(out_dir) or any(
+        os.path.exists(os.path.join(out_dir, name)) for name in (LATEST, BEST)))
 
 
-def load(path, device="cpu"):
+def remains(out_dir):
+    """What is left of a run that got as far as a step, although its checkpoints are gone; or None."""
+    path = os.path.join(out_dir, "metrics.jsonl")
+    with contextlib.suppress(OSError), open(path, errors="replace") as f:
+        if any('"event": "step"' in line for line in f):
+            return path
+    return None
+
+
+def load(path):
     """
     The state saved in `path`, or in the newest whole checkpoint of the folder `path`.
-    Every record's checksum is verified first. Raises UserError naming the file and the fault.
+    Its checksum is verified first. Raises UserError naming the file and the fault.
     """
     if os.path.isdir(path):
-        return load_newest(path, device)
+        return load_newest(path)
     try:
-        with zipfile.ZipFile(path) as z:
-            if (damaged := z.testzip()) is not None:
-                raise zipfile.BadZipFile(f"record {damaged} is damaged")
-        state = torch.load(path, map_location=device, weights_only=True)
+        check_seal(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
     except Exception as e:  # whatever a damaged file provokes
@@ -100,14 +146,14 @@ def load(path, device="cpu"):
     return state
 
 
-def load_newest(out_dir, device="cpu"):
+def load_newest(out_dir):
     tried, faults = numbered(out_dir), []
     for name in (LATEST, BEST):  # last resorts: the same files, or all that is left of them
         if os.path.exists(os.path.join(out_dir, name)):
             tried.append(os.path.join(out_dir, name))
     for path in tried:
         try:
-            state = load(path, device)
+            state = load(path)
         except UserError as e:
             faults.append(str(e))
             continue
@@ -120,7 +166,7 @@ def load_newest(out_dir, device="cpu"):
 
 def load_model(path, device="cpu"):
     """The model in a checkpoint (a file, or a run's folder) and that checkpoint's other contents."""
-    state = load(path, device)
+    state = load(path)
     cls, config_cls = MODELS[state["config"]["model"]]
     model = cls(config_cls(**state["model_config"]))
     model.load_state_dict(state.pop("model"))
@@ -137,15 +183,17 @@ def make_out_dir(out_dir):
     try:
         os.makedirs(out_dir, exist_ok=True)
         lock = open(os.path.join(out_dir, "lock"), "w")
-    except OSError as e:
-        raise UserError(f"out_dir={out_dir}: cannot be written ({e.strerror}): choose another "
-                        "with --out_dir=PATH") from None
+    except (OSError, ValueError) as e:  # a NUL in the name is a ValueError
+        raise UserError(f"out_dir={out_dir}: cannot be written ({getattr(e, 'strerror', e)}): choose "
+                        "another with --out_dir=PATH") from None
     try:
         import fcntl
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:
         pass  # no flock on this platform: nothing to check with
-    except OSError:
+    except OSError as e:
+        if e.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return lock  # a file system that has no locks
         raise UserError(f"out_dir={out_dir}: another run is writing there: stop it, or choose "
                         "another --out_dir") from None
     return lock

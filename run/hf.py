@@ -1,24 +1,20 @@
 """
-To and from the Hugging Face format: config.json, model.safetensors, tokenizer files.
+Hugging Face's names for our weights and settings, and models from its folders.
 
-    python -m tools.export out/pystdlib_msg hf/pystdlib
     python train.py --init_from=hf/pystdlib --stages='[dict(at=100, n_layer=12)]'
 
-transformers opens the folder as GPT2LMHeadModel or BertForPreTraining with the same logits. The
-vocabulary keeps its padding (vocab_size rounded up to 64): cutting it off would change the
-softmax. The padded ids belong to no token, and a trained model gives them next to no probability.
+A model is opened with its tokenizer, which the folder must name: nothing is guessed.
 """
-import json
 import os
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 
-from data.tokenizer import get_tokenizer
 from model import MODELS, Bert
 from run.checkpoint import load_model
-from run.errors import UserError, library
+from run.errors import UserError, first_line, library
+from run.given import need, read_json, read_text
 
 # ours: theirs. A block's names are looked up with its number taken out.
 NAMES = {
@@ -42,8 +38,8 @@ NAMES = {
 CLASSES = {"gpt": "GPT2LMHeadModel", "bert": "BertForPreTraining"}
 MODEL_TYPES = {"gpt": "gpt2", "bert": "bert"}
 CONFIG = {  # their setting: ours
-    "gpt": dict(vocab_size="vocab_size", n_positions="block_size", n_embd="n_embd", n_layer="n_layer",
-                n_head="n_head", n_inner="n_inner", activation_function="gelu"),
+    "gpt": dict(vocab_size="vocab_size", n_positions="block_size", n_embd="n_embd",
+                n_layer="n_layer", n_head="n_head", n_inner="n_inner", activation_function="gelu"),
     "bert": dict(vocab_size="vocab_size", max_position_embeddings="block_size",
                  hidden_size="n_embd", num_hidden_layers="n_layer", num_attention_heads="n_head",
                  intermediate_size="n_inner", hidden_act="gelu")}
@@ -54,6 +50,10 @@ FIXED = {  # what we have no choice of: a folder with anything else would be ano
                  tie_word_embeddings=True, is_decoder=False)}
 GELU = {"gelu_new": "tanh", "gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_python": "exact"}
 OURS = "nanogrow.json"  # our own extra file: the tokenizer, as a dataset's meta.json has it
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+TOKENIZER_FILES = (OURS, "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+                   "vocab.txt")
+GPT2_IDS = {0: "!", 256: "\u0120t", 262: "\u0120the", 50255: "\u0120gazed", 50256: "<|endoftext|>"}
 
 
 def kind_of(model):
@@ -93,7 +93,7 @@ def to_hf(model):
 
 @torch.no_grad()
 def load_hf(model, tensors, where="the checkpoint"):
-    """Weights named as transformers does, {name: tensor}, into `model`; positions may be cropped."""
+    """Weights as transformers names them, {name: tensor}, into `model`; positions are cropped."""
     modern = {k.removeprefix("transformer.").replace("LayerNorm.gamma", "LayerNorm.weight")
               .replace("LayerNorm.beta", "LayerNorm.bias"): v for k, v in tensors.items()}
     params = dict(model.named_parameters())
@@ -115,137 +115,25 @@ def load_hf(model, tensors, where="the checkpoint"):
 
 
 # -----------------------------------------------------------------------------
-# out
-
-def export(model, meta, folder, source="the checkpoint"):
-    """Write `model` as a Hugging Face folder. Returns the names of the files written."""
-    safetensors = library("safetensors.torch", "safetensors")
-    c, kind = model.config, kind_of(model)
-    if model.masks.c is not None:
-        raise UserError(f"{source}: a growth is in progress (mask {model.masks.c.item():.3g}), which "
-                        f"no {CLASSES[kind]} can express: train on until its ramp has ended, "
-                        "or export a checkpoint from before or after it")
-    if c.n_head * c.head_dim != c.n_embd:
-        raise UserError(
-            f"{source}: n_head={c.n_head} heads of {c.head_dim} are {c.n_head * c.head_dim} wide, "
-            f"but n_embd={c.n_embd}, and {CLASSES[kind]} wants them equal: grow "
-            + (f"n_head to {c.n_embd / c.head_dim:g}" if c.n_head * c.head_dim < c.n_embd else
-               f"n_embd to {c.n_head * c.head_dim}") + " in a last stage, then export")
-    if os.path.exists(os.path.join(folder, "config.json")) and not is_hf(folder):
-        raise UserError(f"{folder}: holds the config.json of something else: choose another folder")
-    tok = get_tokenizer(meta, bert=kind == "bert")
-    try:
-        os.makedirs(folder, exist_ok=True)
-        write_json(folder, "config.json", hf_config(model, tok))
-        safetensors.save_file(to_hf(model), os.path.join(folder, "model.safetensors"),
-                                   metadata=dict(format="pt"))
-        write_json(folder, OURS, dict(tokenizer=meta["tokenizer"], vocab_size=tok.vocab_size))
-        return ["config.json", "model.safetensors", OURS, *write_tokenizer(folder, tok, c.block_size)]
-    except OSError as e:
-        raise UserError(f"{folder}: cannot be written ({e.strerror}): choose another") from None
-
-
-def hf_config(model, tok):
-    kind, c = kind_of(model), asdict(model.config)
-    names = {ours: theirs for theirs, ours in reversed(GELU.items())}
-    ids = dict(pad_token_id=tok.special.get("pad")) if kind == "bert" else \
-        dict(bos_token_id=tok.eot, eos_token_id=tok.eot)
-    rates = ("hidden_dropout_prob", "attention_probs_dropout_prob") if kind == "bert" else \
-        ("embd_pdrop", "attn_pdrop", "resid_pdrop")
-    return {"architectures": [CLASSES[kind]], "model_type": MODEL_TYPES[kind],
-            **{theirs: names[c[ours]] if ours == "gelu" else c[ours]
-               for theirs, ours in CONFIG[kind].items()},
-            **FIXED[kind], **dict.fromkeys(rates, c["dropout"]), **ids, "torch_dtype": "float32"}
-
-
-def write_json(folder, name, content):
-    with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
-        json.dump(content, f, indent=1, ensure_ascii=False)
-
-
-def write_tokenizer(folder, tok, block_size):
-    """tokenizer.json and tokenizer_config.json (and BERT's vocab.txt); [] without the library."""
-    try:
-        import tokenizers
-    except ImportError:
-        print("no tokenizer files: they need the tokenizers library (pip install tokenizers)")
-        return []
-    from tokenizers import decoders, models, pre_tokenizers, processors
-    written = ["tokenizer.json", "tokenizer_config.json"]
-    if tok.name == "wordpiece":
-        lib = tok.library
-        lib.decoder = decoders.WordPiece()
-        with open(os.path.join(folder, "vocab.txt"), "w", encoding="utf-8") as f:
-            f.write("\n".join(tok.vocab) + "\n")
-        written.append("vocab.txt")
-    elif tok.name == "char":
-        lib = tokenizers.Tokenizer(models.BPE(dict(tok.stoi), []))
-        lib.decoder = decoders.Fuse()
-    else:  # bytes are byte-pair encoding without a pair
-        ranks = tok.bpe._mergeable_ranks if tok.name == "gpt2" else {bytes([i]): i for i in range(256)}
-        look = byte_looks()
-        shown = {t: "".join(look[b] for b in t) for t in ranks}
-        lib = tokenizers.Tokenizer(models.BPE(
-            {shown[t]: i for t, i in ranks.items()},
-            [("".join(look[b] for b in x), "".join(look[b] for b in y)) for x, y in merges(ranks)]))
-        lib.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False,
-                                                     use_regex=tok.name == "gpt2")
-        lib.decoder = decoders.ByteLevel()
-    special = {f"{s}_token": f"[{s.upper()}]" for s in tok.special}
-    if tok.name == "gpt2":
-        special.update(bos_token="<|endoftext|>", eos_token="<|endoftext|>")
-    by_id = sorted(((tok.special[s] if s in tok.special else tok.eot, text) for s, text in
-                    {k.removesuffix("_token"): v for k, v in special.items()}.items()))
-    lib.add_special_tokens(list(dict.fromkeys(text for _, text in by_id)))  # in the order of ids
-    if tok.special:
-        lib.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-            special_tokens=[(f"[{s.upper()}]", tok.special[s]) for s in ("cls", "sep")])
-    lib.save(os.path.join(folder, "tokenizer.json"))
-    write_json(folder, "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
-        "clean_up_tokenization_spaces": False, **special})
-    return written
-
-
-def byte_looks():
-    """The printable character that stands for each byte in GPT-2's vocabulary."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [b for b in range(256) if b not in plain]
-    return {**{b: chr(b) for b in plain}, **{b: chr(256 + i) for i, b in enumerate(rest)}}
-
-
-def merges(ranks):
-    """The pairs that byte-pair encoding merged, in order, from {token: rank} alone."""
-    for token in sorted(ranks, key=ranks.get):
-        parts = [bytes([b]) for b in token]
-        while len(parts) > 2:  # the earliest merges first, until its last two parts are left
-            order = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:])]
-            i = order.index(min(order))
-            parts[i:i + 2] = [parts[i] + parts[i + 1]]
-        if len(parts) == 2:
-            yield tuple(parts)
-
-
-# -----------------------------------------------------------------------------
 # in
 
 def is_hf(folder):
     return os.path.isfile(os.path.join(folder, "config.json")) and any(
-        os.path.isfile(os.path.join(folder, "model.safetensors" + end)) for end in ("", ".index.json"))
+        os.path.isfile(os.path.join(folder, name)) for name in WEIGHTS)
 
 
 def find(where):
     """The local folder of a model, given that folder or its name on the Hugging Face hub."""
-    if is_hf(where):
-        return where
-    if os.path.isdir(where) or not re.fullmatch(r"[\w.-]+/[\w.-]+", where):
+    folder = os.path.expanduser(where)
+    if is_hf(folder):
+        return folder
+    if os.path.isdir(folder) or not re.fullmatch(r"[\w.-]+/[\w.-]+", where):
         raise UserError(f"init_from={where!r}: must be scratch, resume, auto, a folder with "
                         "config.json and model.safetensors, or a hub name OWNER/NAME")
     try:
         from huggingface_hub import snapshot_download
         return snapshot_download(where, allow_patterns=[
-            "config.json", "model*.safetensors", "model.safetensors.index.json", "vocab.txt"])
+            "config.json", "model*.safetensors", *WEIGHTS, *TOKENIZER_FILES])
     except ImportError:
         why = "huggingface_hub is not installed"
     except Exception as e:  # no network, no such name, not allowed, ...
@@ -257,88 +145,122 @@ def find(where):
 def folder_config(folder):
     """(kind, {our setting: value}) of a Hugging Face folder."""
     path = os.path.join(folder, "config.json")
-    try:
-        with open(path, encoding="utf-8") as f:
-            theirs = json.load(f)
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: cannot be read ({e})") from None
+    theirs = read_json(path, model_type=str)
     kinds = {v: k for k, v in MODEL_TYPES.items()}
-    kind = kinds.get(theirs.get("model_type") if isinstance(theirs, dict) else None)
+    kind = kinds.get(theirs["model_type"])
     if kind is None:
         raise UserError(f"{path}: model_type must be {' or '.join(kinds)}")
     for key, value in FIXED[kind].items():
         if theirs.get(key, value) != value:
             raise UserError(f"{path}: {key}={theirs[key]!r}: only {value!r} is supported")
-    if missing := [k for k in CONFIG[kind] if k not in theirs and k != "n_inner"]:
-        raise UserError(f"{path}: lacks {missing[0]}")
-    ours = {mine: theirs.get(k) for k, mine in CONFIG[kind].items()}
-    if ours["gelu"] not in GELU:
-        raise UserError(f"{path}: activation {ours['gelu']!r}: must be one of {', '.join(GELU)}")
-    ours.update(gelu=GELU[ours["gelu"]], n_inner=ours["n_inner"] or 4 * ours["n_embd"], bias=True,
-                head_dim=ours["n_embd"] // ours["n_head"])
-    return kind, ours
+    if theirs.get("n_inner", 0) is None:
+        del theirs["n_inner"]  # GPT-2's way to say four times n_embd
+    ours = {}
+    for key, mine in CONFIG[kind].items():
+        if mine == "gelu":
+            [value] = need(path, theirs, **{key: str})
+            if value not in GELU:
+                raise UserError(f"{path}: activation {value!r}: must be one of {', '.join(GELU)}")
+            ours[mine] = GELU[value]
+        elif key == "n_inner" and key not in theirs:
+            ours[mine] = 4 * ours["n_embd"]
+        else:
+            [ours[mine]] = need(path, theirs, **{key: int})
+            if ours[mine] < 1:
+                raise UserError(f"{path}: {key}={ours[mine]}: must be at least 1")
+    if ours["n_embd"] % ours["n_head"]:
+        raise UserError(f"{path}: {ours['n_embd']} coordinates do not divide among "
+                        f"{ours['n_head']} heads")
+    return kind, dict(ours, bias=True, head_dim=ours["n_embd"] // ours["n_head"])
 
 
 def read_tensors(folder):
     load_file = library("safetensors.torch", "safetensors").load_file
-    path, index = (os.path.join(folder, "model.safetensors" + end) for end in ("", ".index.json"))
+    path, index = (os.path.join(folder, name) for name in WEIGHTS)
+    names = ["model.safetensors"]
+    if not os.path.exists(path):
+        names = sorted(set(read_json(index, weight_map=dict)["weight_map"].values()))
     try:
-        if os.path.exists(path):
-            return load_file(path)
-        with open(index) as f:
-            names = set(json.load(f)["weight_map"].values())
-        return {k: v for n in sorted(names) for k, v in load_file(os.path.join(folder, n)).items()}
+        return {k: v for n in names for k, v in load_file(os.path.join(folder, n)).items()}
     except Exception as e:  # whatever a damaged file provokes
-        raise UserError(f"{path}: cannot be read ({e})".splitlines()[0]) from None
+        raise UserError(f"{folder}: {', '.join(names)} cannot be read ({first_line(e)})") from None
 
 
-def folder_meta(folder, kind, vocab_size):
-    """What is known of the folder's tokenizer, in the form of a dataset's meta.json."""
-    path = os.path.join(folder, OURS)
-    if os.path.exists(path):
-        try:
-            with open(path, encoding="utf-8") as f:
-                return json.load(f)
-        except (OSError, ValueError) as e:
-            raise UserError(f"{path}: cannot be read ({e}): export the model again") from None
-    words = os.path.join(folder, "vocab.txt")
-    if kind == "bert" and os.path.exists(words):
-        with open(words, encoding="utf-8") as f:
-            return dict(tokenizer=dict(name="wordpiece", vocab=f.read().rstrip("\n").split("\n")))
-    return dict(tokenizer="gpt2") if kind == "gpt" and 50257 <= vocab_size <= 50304 else {}
+def folder_meta(folder, kind):
+    """The folder's tokenizer, in the form of a dataset's meta.json. UserError if it names none."""
+    files = {n: os.path.join(folder, n) for n in TOKENIZER_FILES
+             if os.path.exists(os.path.join(folder, n))}
+    if OURS in files:
+        return read_json(files[OURS], tokenizer=(str, dict))
+    words, uncased = said_tokens(files)
+    if not words:
+        raise UserError(f"{folder}: nothing in it says what its tokenizer is: put its "
+                        f"tokenizer.json there, or {OURS} with the \"tokenizer\" of the dataset's "
+                        "meta.json")
+    if kind == "bert" and uncased:
+        return dict(tokenizer=dict(name="wordpiece", vocab=words))
+    if kind == "gpt" and len(words) == 50257 and all(words[i] == t for i, t in GPT2_IDS.items()):
+        return dict(tokenizer="gpt2")
+    raise UserError(f"{folder}: has a tokenizer of its own: only GPT-2's, BERT's uncased WordPiece "
+                    "and those of tools.export are known")
 
 
-def from_hf(folder):
-    """(model, info) of a Hugging Face folder; info has config, model_config and meta."""
-    kind, sizes = folder_config(folder)
-    cls, config_cls = MODELS[kind]
-    model = cls(config_cls(**sizes))
-    load_hf(model, read_tensors(folder), folder)
-    return model.eval(), dict(config=dict(model=kind), model_config=asdict(model.config),
-                              meta=folder_meta(folder, kind, sizes["vocab_size"]))
-
-
-def open_model(path, device="cpu"):
-    """The model and its info from a checkpoint, a run's folder or a Hugging Face folder."""
-    if is_hf(path):
-        model, info = from_hf(path)
-        if not info["meta"]:
-            raise UserError(f"{path}: nothing in it says what its tokenizer is: only GPT-2's own "
-                            "vocabulary, a BERT vocab.txt and the folders of tools.export are known")
-        return model.to(device), info
-    return load_model(path, device)
+def said_tokens(files):
+    """(tokens in the order of their ids, are capitals ignored?) of {name: path}; [] if unsaid."""
+    config = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+    uncased, vocab = config.get("do_lower_case") is not False, {}
+    if "tokenizer.json" in files:
+        said = read_json(files["tokenizer.json"], model=dict)
+        [vocab] = need(files["tokenizer.json"], said["model"], vocab=dict)
+        normalizer = said.get("normalizer")
+        uncased = uncased and isinstance(normalizer, dict) and normalizer.get("lowercase") is True
+    elif "vocab.json" in files and "merges.txt" in files:
+        vocab = read_json(files["vocab.json"])
+    elif "vocab.txt" in files:
+        vocab = {w: i for i, w in enumerate(read_text(files["vocab.txt"]).rstrip("\n").split("\n"))}
+    if not all(isinstance(i, int) for i in vocab.values()):
+        raise UserError(f"{', '.join(files.values())}: a token whose id is no number")
+    return sorted(vocab, key=vocab.get), uncased
 
 
 def start_from(model, folder):
-    """Weights for train.py's init_from."""
+    """A folder's weights into `model`: train.py's init_from."""
     load_hf(model, read_tensors(folder), folder)
+
+
+def from_hf(folder):
+    """The model in a Hugging Face folder."""
+    kind, sizes = folder_config(folder)
+    cls, config_cls = MODELS[kind]
+    model = cls(config_cls(**sizes))
+    start_from(model, folder)
+    return model.eval()
+
+
+def open_model(path, device="cpu"):
+    """
+    The model and its info (config and meta; iter) from a checkpoint, a run's folder or a Hugging
+    Face folder: what every tool opens. Raises UserError.
+    """
+    try:
+        if is_hf(path):
+            model = from_hf(path)
+            kind = kind_of(model)
+            info = dict(config=dict(model=kind), meta=folder_meta(path, kind))
+        else:
+            model, info = load_model(path)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as e:
+        said = (str(e).strip() or type(e).__name__).splitlines()[-1].strip()
+        raise UserError(f"{path}: not a whole model of this project ({type(e).__name__}: {said})") \
+            from None
+    need(path, info, config=dict, meta=dict)
+    return model.to(device), info
 
 
 def check_tokenizer(folder, meta, data_dir):
     """Refuse to train a model on the ids of another tokenizer."""
-    kind, sizes = folder_config(folder)
-    theirs = folder_meta(folder, kind, sizes["vocab_size"])
-    if theirs and not same_tokenizer(theirs, meta):
+    theirs = folder_meta(folder, folder_config(folder)[0])
+    if not same_tokenizer(theirs, meta):
         a, b = tokenizer_of(meta)[0], tokenizer_of(theirs)[0]
         raise UserError(f"data_dir={data_dir}: made with tokenizer {a}, but {folder} was trained "
                         f"with {b}" + (" of another vocabulary" if a == b else ""))
@@ -347,7 +269,7 @@ def check_tokenizer(folder, meta, data_dir):
 def tokenizer_of(meta):
     """(name, vocabulary or None) of the tokenizer in a meta.json."""
     spec = meta.get("tokenizer")
-    return (spec["name"], spec.get("vocab")) if isinstance(spec, dict) else (spec, None)
+    return (spec.get("name"), spec.get("vocab")) if isinstance(spec, dict) else (spec, None)
 
 
 def same_tokenizer(a, b):

@@ -142,14 +142,16 @@ OPERATORS = {"msg": (grow, tuple(GROWABLE)), "direct": (direct, tuple(GROWABLE))
              "zero_output": (zero_output, tuple(GROWABLE))}
 
 
-def refusal(operator, sizes, post_ln):
-    """Why `operator` cannot grow `sizes` (a dict), or ""."""
+def refusal(operator, sizes, before):
+    """Why `operator` cannot grow the config `before` to `sizes` (a dict), or ""."""
     grows = OPERATORS[operator][1]
     wrong = [k for k in sizes if k not in grows]
     if wrong:
         return (f"operator={operator!r} grows {', '.join(grows)} only, not {wrong[0]}: grow that "
                 "in another stage with another operator")
-    if operator == "zero_output" and post_ln:
+    if operator == "aki" and before.n_layer == 0:
+        return "operator='aki' takes new units from the layer above, but there is no layer: use another"
+    if operator == "zero_output" and before.post_ln:
         return "operator='zero_output' is for pre-LN models (model='gpt') only: use another"
     return ""
 

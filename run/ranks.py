@@ -1,9 +1,8 @@
 """
-The processes that train together and the devices under them: who is who, which number format pays
-here, memory kept rather than given back.
+The processes that train together and the devices under them: who is who, and memory kept rather than
+given back.
 """
 import ctypes
-import functools
 import gc
 import os
 import time
@@ -14,9 +13,6 @@ import torch
 import torch.distributed as dist
 
 from run.errors import UserError
-
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12,
-              "V100": 125e12, "T4": 65e12}  # dense, half precision, from the data sheets
 
 
 class Ranks:
@@ -105,49 +101,3 @@ def hold_memory():
     if mallopt is not None:
         mallopt(-3, 32 << 20)     # M_MMAP_THRESHOLD: the largest it takes
         mallopt(-1, 2**31 - 1)    # M_TRIM_THRESHOLD
-
-
-def peak_flops(config, device):
-    """The device's FLOP/s in half precision, given or known by its name; 0 if neither."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return config.peak_flops or next((v for k, v in PEAK_FLOPS.items() if k in name), 0)
-
-
-def common_dtype(wanted, ranks, saved=None):
-    """The dtype to autocast to, the same on all ranks, and the same as before a resume."""
-    if wanted == "auto" and saved and saved.get("autocast", [""])[0] == ranks.device.type:
-        wanted = saved["autocast"][1]
-    dtype = pick_dtype(wanted, ranks.device)
-    if wanted == "auto" and ranks.device.type == "cpu" and \
-            ranks.any(dtype == torch.float32):  # measured, so ranks may differ
-        dtype = torch.float32
-    return dtype
-
-
-def pick_dtype(wanted, device):
-    """The dtype to autocast to. "auto": bfloat16 where it is faster, else float16 (CUDA) or float32."""
-    if device.type == "cuda":
-        best = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    elif wanted in ("auto", "float16"):
-        best = "bfloat16" if device.type == "cpu" and bfloat16_pays() else "float32"
-    if wanted == "float16" and device.type != "cuda":
-        raise UserError(f"dtype=float16: only on CUDA devices (this is {device.type}), where its "
-                        f"gradients are scaled; use --dtype={best}")
-    return getattr(torch, best if wanted == "auto" else wanted)
-
-
-@functools.cache
-def bfloat16_pays():
-    """
-    Is bfloat16 the faster format on this CPU? Tried rather than looked up: there are CPUs that
-    have its instructions and yet are twice as fast with float32.
-    """
-    def seconds(dtype):
-        x, w = torch.randn(2048, 256, dtype=dtype), torch.randn(1024, 256, dtype=dtype)
-        best = float("inf")
-        for _ in range(8):
-            started = time.perf_counter()
-            torch.nn.functional.linear(x, w)
-            best = min(best, time.perf_counter() - started)
-        return best
-    return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)

@@ -18,6 +18,9 @@ def saved_state(config, meta, restarted=False):
     itself. Raises UserError.
     """
     found = checkpoint.exists(config.out_dir)
+    if not found and config.init_from != "resume" and (left := checkpoint.remains(config.out_dir)):
+        raise UserError(f"out_dir={config.out_dir} holds a run without its checkpoints ({left}): "
+                        "choose another --out_dir, or delete that folder")
     if config.init_from not in ("resume", "auto") and not restarted:
         if found:
             raise UserError(f"out_dir={config.out_dir} holds a run already: --resume continues it, "

@@ -4,7 +4,11 @@ assignments, then --key=value overrides. Whatever is wrong ends in one line, wit
 """
 import ast
 import difflib
+import inspect
+import itertools
+import json
 import os
+import re
 import runpy
 import sys
 import types
@@ -13,7 +17,7 @@ from dataclasses import dataclass, field, fields
 from grow import DEPTHS, INITS, grown_config, sizes_of
 from model import GROWABLE, MODELS, GPTConfig
 from run import hf
-from run.errors import UserError
+from run.errors import UserError, first_line
 from run.operators import OPERATORS, refusal
 
 OWN_STARTS = ("scratch", "resume", "auto")
@@ -119,7 +123,8 @@ CHOICES = dict(model=tuple(MODELS), init=INITS, depth=DEPTHS, optimizer=("adamw"
                operator=tuple(OPERATORS),
                schedule=("wsd", "cosine", "constant"), grow_when=("iters", "rate"),
                gelu=("", "tanh", "exact"),
-               compile=("auto", "block", "model", "none"), shard=("none", "fsdp"), compile_ahead=("auto", "on", "off"),
+               compile=("auto", "block", "model", "none"), compile_ahead=("auto", "on", "off"),
+               shard=("none", "fsdp"),
                dtype=("auto", "float32", "bfloat16", "float16"))
 AT_LEAST = dict(block_size=1, vocab_size=0, n_layer=0, n_head=1, n_embd=1, n_inner=1, head_dim=1,
                 dropout=0, ramp_iters=0, max_iters=1, batch_tokens=1, micro_batch=1,
@@ -132,19 +137,68 @@ AT_MOST = dict(dropout=0.999, decay_frac=1, min_lr_frac=1, beta1=0.9999, beta2=0
 
 
 def from_args(argv):
-    """argv: at most one config file, then --key=value ... . Returns a checked TrainConfig."""
+    """
+    argv: at most one config file, then --key=value ... . With --resume (a run's folder may stand in
+    the place of the config file) the settings are those that the run recorded, and only the command
+    line changes them. Returns a checked TrainConfig.
+    """
+    if help := [a for a in argv if a == "-h" or a.startswith("--help")]:
+        print(describe_settings(help[0].partition("=")[2]))
+        sys.exit(0)
     files = [a for a in argv if not a.startswith("--")]
     if len(files) > 1:
         raise UserError(f"{files[1]}: only one config file is read; settings are --key=value")
-    values = read_file(files[0]) if files else {}
-    for arg in argv:
-        if arg.startswith("--") and arg != "--resume":
-            values.update([parse_override(arg)])
+    given = dict(parse_override(a) for a in argv if a.startswith("--") and a != "--resume")
+    if "--resume" in argv:
+        return from_dict({**recorded(files, given), **given, "init_from": "resume"})
+    values = {**(read_file(files[0]) if files else {}), **given}
     if values.get("init_from", "scratch") not in OWN_STARTS:
         values = sized_by_folder(values)
-    if "--resume" in argv:
-        values["init_from"] = "resume"
     return from_dict(values)
+
+
+def recorded(files, given):
+    """The settings that the run to resume was started with, from its out_dir's config.json."""
+    values = {} if not files or os.path.isdir(files[0]) else read_file(files[0])
+    folder = given.get("out_dir") or (files[0] if files and not values else
+                                      values.get("out_dir", TrainConfig.out_dir))
+    path = os.path.join(os.path.expanduser(str(folder)), "config.json")
+    try:
+        with open(path, encoding="utf-8") as f:
+            had = json.load(f)
+    except FileNotFoundError:
+        return {**values, "out_dir": folder}  # of a run that says no more: let its checkpoint speak
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: cannot be read ({first_line(e)}): it says how the run was started; "
+                        "write it again, or resume with the run's config file in another out_dir") \
+            from None
+    known = {f.name for f in fields(TrainConfig)}
+    old = {k: v for k, v in had.items() if k in known} if isinstance(had, dict) else {}
+    for key in sorted(values.keys() & old.keys() - given.keys() - {"out_dir", "init_from"}):
+        if values[key] != old[key] and int(os.environ.get("RANK", 0)) == 0:
+            print(f"resuming with the run's own {key}={old[key]!r}, not {files[0]}'s "
+                  f"{values[key]!r}: give --{key}=... to change it")
+    if not os.path.isdir(str(old.get("data_dir"))):  # the run was started from another folder
+        there = (had.get("resolved") or {}).get("data_dir", "")
+        old.update(data_dir=there if os.path.isdir(there) else old.get("data_dir", "data"))
+    return {**old, "out_dir": folder}
+
+
+def describe_settings(wanted=""):
+    """Every setting with its default and meaning, from TrainConfig's own lines; or one of them."""
+    lines = inspect.getsource(TrainConfig).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.lstrip().startswith("#"))
+    end = next(i for i, line in enumerate(lines) if line.lstrip().startswith("def "))
+    text = [line[4:].replace(" = field(default_factory=list)", " = []") for line in lines[start:end]]
+    if not wanted:
+        return "python train.py [CONFIG] [--key=value ...]     python train.py --resume OUT_DIR\n\n" + \
+            "\n".join(text).rstrip()
+    known = [f.name for f in fields(TrainConfig)]
+    if wanted not in known:
+        raise UserError(unknown(wanted, known))
+    i = next(i for i, line in enumerate(text) if line.startswith(wanted + ":"))
+    more = list(itertools.takewhile(lambda line: line.startswith("     "), text[i + 1:]))
+    return "\n".join([text[i], *more])
 
 
 def sized_by_folder(values):
@@ -172,16 +226,17 @@ def read_file(path):
                                                 if f.endswith(".py")], 1)
         raise UserError(f"{path}: no such config file" + (f", did you mean {near[0]}?" if near
                                                           else f": see {folder}/ for examples"))
-    sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]  # a config may build on another
+    sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
     try:
-        names = runpy.run_path(path)
-    except Exception as e:
+        names = runpy.run_path(path)  # which may build on another: from config.gpt2_msg import *
+    except (Exception, SystemExit) as e:
         raise UserError(f"{path}: not a config file of plain Python assignments: "
                         f"{type(e).__name__}: {e}".splitlines()[0]) from None
     finally:
         del sys.path[0]
-    return {k: v for k, v in names.items() if not k.startswith("_") and
-            not isinstance(v, (types.ModuleType, types.FunctionType, type))}
+    known = {f.name for f in fields(TrainConfig)}
+    return {k: v for k, v in names.items() if not k.startswith("_") and (
+        k in known or not isinstance(v, (types.ModuleType, types.FunctionType, type)))}
 
 
 def parse_override(arg):
@@ -226,8 +281,10 @@ def from_dict(values):
         if kind is int and type(value) is float and value.is_integer():
             value = int(value)  # 1e6 is a whole number too
         if type(value) is not kind:
-            raise UserError(f"{key}={value!r}: must be {plain_name(kind)}")
-        typed[key] = value
+            raise UserError(f"{key}={shortened(value)}: must be {plain_name(kind)}")
+        if kind is str and "\0" in value:
+            raise UserError(f"{key}={value!r}: holds a NUL, which no name can")
+        typed[key] = os.path.expanduser(value) if key in PATHS else value
     config = TrainConfig(**typed)
     if config.zero1:
         config.zero1, config.shard = False, "fsdp"
@@ -237,15 +294,24 @@ def from_dict(values):
     return config
 
 
+PATHS = ("out_dir", "data_dir", "init_from")
+
+
 def plain_name(kind):
     return {int: "a whole number", float: "a number", bool: "True or False", str: "text",
             list: "a list of dict(at=..., n_embd=..., ...)"}[kind]
 
 
-def unknown(key, known):
-    near = difflib.get_close_matches(key, known, 1)
-    return f"{key}: no such setting" + (f", did you mean {near[0]}?" if near else
-                                        ": see TrainConfig in run/settings.py")
+def shortened(value):
+    """A value as it is shown, however long somebody made it."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "(too long)"
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def unknown(key, known, otherwise="python train.py --help lists them all"):
+    near = difflib.get_close_matches(str(key), known, 1)
+    return f"{shortened(key) if not isinstance(key, str) else key}: no such setting" + \
+        (f", did you mean {near[0]}?" if near else f": {otherwise}")
 
 
 def check(config):
@@ -254,10 +320,13 @@ def check(config):
             raise UserError(f"{key}={getattr(config, key)!r}: must be one of "
                             f"{', '.join(repr(a) for a in allowed)}")
     for key, low in AT_LEAST.items():
-        value, high = getattr(config, key), AT_MOST.get(key, float("inf"))
-        if not low <= value <= high or value == float("inf"):
-            raise UserError(f"{key}={value}: must be at least {low}"
-                            + (f" and at most {high}" if key in AT_MOST else " and finite"))
+        value = getattr(config, key)
+        high = AT_MOST.get(key, 2**53 if type(value) is int else sys.float_info.max)
+        if not low <= value <= high:
+            raise UserError(f"{key}={shortened(value)}: must be at least {low}" +
+                            (f" and at most {high}" if key in AT_MOST else " and finite"))
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
+        raise UserError(f"device={config.device}: must be auto, cpu, cuda, cuda:0 ..., or mps")
     if config.batch_tokens % config.block_size:
         raise UserError(f"batch_tokens={config.batch_tokens}: must be a multiple of "
                         f"block_size={config.block_size}, one sequence")
@@ -278,16 +347,16 @@ def check_stages(config):
             raise UserError(f"{what}={stage!r}: must be dict(at=..., n_embd=..., ...)")
         for key, value in stage.items():
             if key not in STAGE_KEYS:
-                raise UserError(f"{what}: " + unknown(key, STAGE_KEYS).replace(
-                    "TrainConfig in run/settings.py", f"{', '.join(STAGE_KEYS)} are known"))
+                raise UserError(f"{what}: " + unknown(key, STAGE_KEYS,
+                                                      f"{', '.join(STAGE_KEYS)} are known"))
             if key == "rate":
                 check_rate(what, value)
                 continue
             allowed = CHOICES.get(key)
             if allowed and value not in allowed:
                 raise UserError(f"{what}: {key}={value!r}: must be one of {', '.join(allowed)}")
-            if not allowed and (type(value) is not int or value < 0):
-                raise UserError(f"{what}: {key}={value!r}: must be a whole number, 0 or more")
+            if not allowed and (type(value) is not int or not 0 <= value < 2**53):
+                raise UserError(f"{what}: {key}={shortened(value)}: must be a whole number, 0 or more")
         if "at" not in stage:
             raise UserError(f"{what}: has no at=ITERATION, when to grow")
         if stage["at"] >= config.max_iters:
@@ -295,12 +364,13 @@ def check_stages(config):
         if stage["at"] < free:
             raise UserError(f"{what}: at={stage['at']} is before iteration {free}, when the ramp of "
                             "the stage before it ends: grow later, or lower ramp_iters")
+        before = sizes
         try:
             sizes = grown_config(sizes, **{k: v for k, v in stage.items() if k in GROWABLE})
         except ValueError as e:
             raise UserError(f"{what}: {e}") from None
         why = refusal(stage.get("operator", config.operator),
-                      {k: v for k, v in stage.items() if k in GROWABLE}, sizes.post_ln)
+                      {k: v for k, v in stage.items() if k in GROWABLE}, before)
         if why:
             raise UserError(f"{what}: {why}")
         if config.shard == "fsdp" and stage.get("operator", config.operator) in WHOLE:

@@ -6,7 +6,6 @@ import math
 import os
 import shlex
 import signal
-import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -16,7 +15,7 @@ from grow import describe, sizes_of
 from run import checkpoint
 from run.errors import UserError
 from run.evaluation import evaluate
-from run.ranks import peak_flops
+from run.precision import peak_flops
 from run.runlog import Clock, RunLog, open_trackers
 
 
@@ -37,9 +36,13 @@ class Watch:
         if run.warning:
             self.log.say(run.warning)
         if run.ranks.rank == 0:
-            checkpoint.write_json(os.path.join(config.out_dir, "config.json"), asdict(config))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.on_signal)
+            checkpoint.write_json(os.path.join(config.out_dir, "config.json"),
+                                  dict(asdict(config), resolved=run.resolved()))
+        self.note("start", **run.resolved())
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores
+                signal.signal(number, self.on_signal)
 
     def note(self, event, **values):
         """A line of metrics.jsonl: where the run is, and `values`."""
@@ -66,10 +69,22 @@ class Watch:
                   mfu=speed * run.flops_per_token / (peak * run.ranks.world) if peak else None,
                   skipped=run.bad or None)
         self.log.progress(loss=f"{loss:.3f}", tok_s=f"{speed:,.0f}")
-        if int(run.bad_run) >= c.max_bad_steps:
-            raise UserError(f"loss was infinite or NaN in the last {int(run.bad_run)} steps: lower "
-                            f"learning_rate; the last good checkpoint is "
-                            f"{os.path.join(c.out_dir, checkpoint.LATEST)}")
+        self.check_steps()
+
+    def patience(self):
+        """Bad steps in a row that end a run. float16's scale may need 16 of them to come down to 1."""
+        return self.run.config.max_bad_steps + 24 * self.run.scaler.is_enabled()
+
+    def check_steps(self):
+        if int(self.run.bad_run) >= self.patience():
+            raise self.diverged(f"in the last {int(self.run.bad_run)} steps")
+
+    def diverged(self, where):
+        """The error that ends a run whose loss or weights are no numbers any more."""
+        out_dir = self.run.config.out_dir
+        good = f"the last good checkpoint is {os.path.join(out_dir, checkpoint.LATEST)}" \
+            if checkpoint.exists(out_dir) else "no checkpoint was written yet"
+        return UserError(f"loss was infinite or NaN {where}: lower learning_rate; {good}")
 
     def log_growth(self, before, after, wait_s, grow_s, wrap_s):
         """before, after: validation losses; seconds of waiting for graphs, growing, wrapping."""
@@ -94,6 +109,9 @@ class Watch:
         self.log.say(f"iter {run.iter}: val loss {result['val_loss']:.4f}, " + "".join(
             f"{k} {v:.4f}, " for k, v in result.items() if k != "val_loss") +
             f"{run.tokens / 1e6:.1f}M tokens, {self.clock.read():.0f} s of training")
+        self.check_steps()
+        if not math.isfinite(result["val_loss"]):
+            raise self.diverged(f"in the evaluation of iteration {run.iter}")
         with self.clock.paused():
             if best := result["val_loss"] < self.best:
                 self.best = result["val_loss"]
@@ -101,8 +119,13 @@ class Watch:
             self.save(best)
 
     def save(self, best=False):
-        """Every rank holds the same state but what is sharded; rank 0 writes it."""
+        """
+        Every rank holds the same state but what is sharded; rank 0 writes it. Weights that are no
+        numbers are never written: the checkpoint before them stays the last.
+        """
         with self.clock.paused():
+            if not self.run.is_finite():
+                raise self.diverged(f"before iteration {self.run.iter}")
             state = self.run.state_dict()
             if self.run.ranks.rank == 0:
                 self.train_s = self.clock.read()
@@ -148,17 +171,20 @@ class Watch:
                          f"the next stage: growing")
 
     def stopping(self):
-        """Asked to stop by a signal? All ranks agree; the state is saved; a second signal kills."""
+        """Asked to stop by a signal? All ranks agree; the state is saved; a second Ctrl-C kills."""
         if not self.run.ranks.any(self.stop is not None):
             return False
         self.save()
-        again = shlex.join([a for a in sys.argv if a != "--resume"] + ["--resume"])
-        self.log.say(f"stopped at iteration {self.run.iter}; continue with: python {again}")
+        ranks, out_dir = self.run.ranks, shlex.quote(self.run.config.out_dir)
+        start = "python" if not ranks.several else f"torchrun --nproc_per_node={ranks.world}"
+        self.log.say(f"stopped at iteration {self.run.iter}; continue with: {start} train.py "
+                     f"--resume {out_dir}")
         return True
 
     def on_signal(self, number, frame):
         self.stop = number
-        signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGINT:  # others come twice: from a scheduler and from torchrun
+            signal.signal(number, signal.SIG_DFL)
 
     def close(self):
         self.log.close()

@@ -36,12 +36,12 @@ def flags(**settings):
     return [f"--{k}={v}" for k, v in {**TINY, **settings}.items() if v is not None]
 
 
-def train(*args, torchrun=0, check=True, env=ENV, **settings):
+def train(*args, torchrun=0, check=True, env=ENV, cwd=ROOT, **settings):
     """Run train.py to its end; returns the finished process, output captured."""
-    command = [sys.executable, "train.py"] if not torchrun else [
+    command = [sys.executable, str(ROOT / "train.py")] if not torchrun else [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         f"--nproc_per_node={torchrun}", "train.py"]
-    done = subprocess.run([*command, *args, *flags(**settings)], cwd=ROOT, env=env,
+    done = subprocess.run([*command, *args, *flags(**settings)], cwd=cwd, env=env,
                           capture_output=True, text=True, timeout=300)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done

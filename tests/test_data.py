@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import types
 import urllib.error
 from pathlib import Path
@@ -21,9 +20,8 @@ import numpy as np
 import pytest
 
 from data import bin_writer
-from data.bin_writer import BinWriter, complete, cut, encode_pieces, pick_split, write_pieces
-from data.loader import BertLoader
-from data.tokenizer import Tokenizer, get_tokenizer, load
+from data.bin_writer import BinWriter, complete, encode_pieces, pick_split, write_pieces
+from data.tokenizer import Tokenizer, cut, get_tokenizer, load
 from run.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,8 +111,8 @@ def test_text_round_trips_as_bytes():
     from hypothesis import given, settings
     from hypothesis import strategies as st
 
-    @settings(deadline=None)
-    @given(st.text())
+    @settings(deadline=None, max_examples=30)
+    @given(st.text(max_size=200))
     def check(s):
         for bert in (False, True):
             tok = load("bytes", bert=bert)
@@ -178,9 +176,8 @@ def test_gpt2_with_bert_specials(gpt2):
 
 
 def test_gpt2_offline_says_what_is_missing_and_where(monkeypatch, tmp_path):
-    tiktoken = pytest.importorskip("tiktoken")
-    import tiktoken.load
-    import tiktoken.registry
+    tiktoken = pytest.importorskip("tiktoken.load") and sys.modules["tiktoken"]
+    pytest.importorskip("tiktoken.registry")
 
     def no_network(url):
         raise ConnectionError("unreachable\nover two lines")
@@ -273,8 +270,8 @@ def test_larger_vocabularies_take_two_bytes(tmp_path):
         w.write("val", [0])
     assert stream(tmp_path, "train").tolist() == [0x100 - 32]
     assert complete(tmp_path)["dtype"] == "uint16"
-    with pytest.raises(UserError, match="at most 65536"):
-        load("char", [chr(i) for i in range(70000)]).dtype
+    assert [load("char", [chr(i) for i in range(n)]).dtype for n in (256, 257, 65536, 65537)] == \
+        ["uint8", "uint16", "uint16", "uint32"]
 
 
 def write_some(out, value, error=None):
@@ -332,12 +329,11 @@ def test_complete_notices_a_file_cut_short(tmp_path):
     assert complete(tmp_path) is None
 
 
-def test_leftovers_of_a_killed_run_go_after_a_day(tmp_path):
-    for name, age in (("old", 2), ("new", 0)):
-        (tmp_path / f".unfinished-{name}").mkdir()
-        os.utime(tmp_path / f".unfinished-{name}", (time.time() - age * 86400,) * 2)
+def test_what_a_killed_run_left_goes(tmp_path):
+    (tmp_path / ".unfinished").mkdir()
+    (tmp_path / ".unfinished" / "train.bin").write_bytes(b"half")
     write_some(tmp_path, 1)
-    assert [n for n in os.listdir(tmp_path) if n.startswith(".")] == [".unfinished-new"]
+    assert sorted(os.listdir(tmp_path)) == ["meta.json", "train.bin", "val.bin"]
 
 
 def _die(job):
@@ -372,25 +368,6 @@ def test_sentences_and_documents_of_a_bert_stream():
     assert plain["train"].tolist() == [0, 1, 2, 3, 4, 5, 6, eot]
 
 
-@pytest.mark.parametrize("marks", [True, False])
-def test_a_bert_row_does_not_tell_the_next_sentence_by_its_length(marks):
-    """With ends of sentences that are marks of their own (WordPiece) or text (bytes)."""
-    rng, sep, eot = np.random.default_rng(0), 99, 98
-    stream = np.concatenate([[*rng.integers(50, size=rng.integers(1, 9)), sep,
-                              *([eot] if rng.random() < 0.1 else [])] for _ in range(20_000)])
-    loader = object.__new__(BertLoader)
-    loader.T, loader.predictions = 32, 5
-    loader.tok, loader.special = types.SimpleNamespace(sep=sep, eot=eot), dict(sep=sep if marks else 1)
-    rows = [loader.pair(stream, rng, "train") for _ in range(4000)]
-    lengths = [np.array([len(a) + len(b) for a, b, label in rows if label == k]) for k in (0, 1)]
-    assert 1800 < len(lengths[0]) < 2200 and all(len(v[v < 20]) > 50 for v in lengths)
-    for total in (12, 20, 28, 29):  # distribution functions, three standard deviations
-        assert abs(np.mean(lengths[0] < total) - np.mean(lengths[1] < total)) < 0.05, total
-    assert all(v.max() == 29 and np.mean(v == 29) > 0.3 for v in lengths)
-    if marks:
-        assert all(sep not in a and sep not in b for a, b, _ in rows)
-
-
 def test_bytes_serve_gpt_and_bert_alike():
     pieces = [("train", "One. Two.\nThr\0ee", True)]
     tok = load("bytes", bert=True)
@@ -414,9 +391,9 @@ def test_documents_survive_any_cutting_into_pieces(tmp_path):
     def read(size, blank_line):
         with pytest.MonkeyPatch.context() as m:
             m.setattr(text, "JOB_CHARS", size)
-            reader = text.Reader(types.SimpleNamespace(update=lambda n: None))
+            reader = text.Reader("text", blank_line)
             found, whole = [], ""
-            for part, ends in text.split_documents(reader.lines(path), blank_line):
+            for part, ends in reader.documents([path]):
                 assert len(part) <= 4 * size
                 whole += part
                 if ends:
@@ -529,12 +506,11 @@ def run_script(*argv, **kw):
     return subprocess.run([sys.executable, *map(str, argv)], capture_output=True, text=True, **kw)
 
 
-def test_the_files_do_not_depend_on_the_number_of_workers(tmp_path):
-    (tmp_path / "x.txt").write_text("\n".join(many(120_000)))  # 3 MB, several jobs
+def test_the_files_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(bin_writer, "JOB_CHARS", 10_000)
+    (tmp_path / "x.txt").write_text("\n".join(many(8000)))  # some twenty jobs
     for n in (1, 3):
-        done = run_script(TEXT_SCRIPT, "--input", tmp_path / "x.txt", "--out", tmp_path / str(n),
-                          "--workers", n)
-        assert done.returncode == 0, done.stderr
+        prepare(text, "--input", tmp_path / "x.txt", "--out", tmp_path / str(n), "--workers", n)
     for name in ("train.bin", "val.bin", "meta.json"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
 
@@ -546,7 +522,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path, workers):
             "runpy.run_path(sys.argv[0], run_name='__main__')\n"
             "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])")
     peak = []
-    for megabytes in (15, 60):  # one document of one line, the worst case
+    for megabytes in (8, 32):  # one document of one line, the worst case
         path = tmp_path / f"{megabytes}.txt.gz"
         with gzip.open(path, "wb", compresslevel=1) as f:
             f.write(b"a document\n\n" * 50)
@@ -556,7 +532,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path, workers):
                           tmp_path / str(megabytes), "--val-fraction=0.2", "--workers", workers)
         assert done.returncode == 0, done.stderr
         peak.append(int(done.stdout.split()[-1]) / 1024)
-    assert peak[1] - peak[0] < 10, f"{peak} MB at its peak"
+    assert peak[1] - peak[0] < 8, f"{peak} MB at its peak"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a fifo")
@@ -568,7 +544,7 @@ def test_a_stopped_run_leaves_the_old_dataset(tmp_path, how, code):
     run = subprocess.Popen([sys.executable, TEXT_SCRIPT, "--input", pipe, "--out", out, "--force",
                             "--workers=2"], stderr=subprocess.PIPE, text=True)
     with open(pipe, "w") as f:
-        f.write("\n".join(many(100_000)))  # more than the pipe holds: the run is at work by now
+        f.write("\n".join(many(20_000)))  # more than the pipe holds: the run is at work by now
         f.flush()
         run.send_signal(getattr(signal, how))
         assert run.wait(timeout=20) == code
@@ -583,6 +559,7 @@ def test_errors_of_data_text(tmp_path, capsys, monkeypatch):
     good.write_text("\n".join(many(50)))
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "one.txt").write_text("one")
+    (tmp_path / "two.txt").write_text("one\n\ntwo")
     (tmp_path / "bad.txt.xz").write_bytes(b"not xz")
     (tmp_path / "short.gz").write_bytes(gzip.compress(b"long text " * 99)[:-9])
     (tmp_path / "folder").mkdir()
@@ -590,14 +567,15 @@ def test_errors_of_data_text(tmp_path, capsys, monkeypatch):
     cases = [
         ([], "--input"),
         (["--input", tmp_path / "gone"], "gone: no such file or folder"),
-        (["--input", tmp_path / "folder"], "folder: holds no .txt, .xz or .gz"),
+        (["--input", tmp_path / "folder"], "folder: holds no .txt, .jsonl, .parquet file"),
         (["--input", tmp_path / "book.pdf"], "book.pdf: is not plain text: unpack it"),
         (["--input", tmp_path / "empty.txt"], "empty.txt: holds no text"),
-        (["--input", tmp_path / "one.txt"], "val.bin would be empty: .*--val-fraction"),
+        (["--input", tmp_path / "two.txt"], "val.bin would be empty: .*--val-fraction.*--val-within"),
         (["--input", tmp_path / "bad.txt.xz"], "bad.txt.xz: is damaged"),
         (["--input", tmp_path / "short.gz"], "short.gz: is damaged"),
         (["--input", good, "--val", good], "--val names all files of --input"),
-        (["--input", good, "--doc-sep=file"], "all 1 files fall into train.bin: give --val"),
+        (["--input", good, tmp_path / "one.txt", "--doc-sep=file"],
+         "all 2 files fall into train.bin: give --val"),
         (["--input", good, "--val-fraction=2"], "--val-fraction 2.0 must lie between 0 and 1"),
         (["--input", good, "--tokenizer=gtp2"], "'gtp2' is unknown.*did you mean gpt2"),
         (["--input", good, "--tokenizer=char"], "--tokenizer char is for"),
@@ -665,7 +643,7 @@ def test_the_standard_library_with_odd_files(tmp_path, monkeypatch, capsys):
     assert sorted(train + val) == sorted(f"# m{i}.py\n" for i in range(60))
     assert train != sorted(train)  # shuffled
     assert val == [f"# {p}\n" for p in pystdlib.find_files(lib)
-                   if p.startswith("m") and pystdlib.place(p) < pystdlib.VAL_SHARE]
+                   if p.startswith("m") and bin_writer.place(p.encode()) < pystdlib.VAL_SHARE]
     monkeypatch.setattr(pystdlib.sysconfig, "get_paths", lambda: dict(stdlib="/no/such"))
     assert "no Python source files in /no/such" in fails(pystdlib, capsys, "--out", tmp_path / "c")
 

@@ -2,23 +2,25 @@
 import gzip
 import json
 import math
-import subprocess
 import sys
+import time
 import types
 from dataclasses import asdict
 
 import pytest
 import torch
-from runs import ENV, ROOT, events, make_data, train
+from runs import make_data
 from test_grow import make
 
 from data.tokenizer import get_tokenizer
 from run import runlog
 from run.errors import UserError
+from run.given import read_jsonl, read_text
 from run.hf import open_model, same_tokenizer
 from run.settings import TrainConfig, from_args
 from tools import evaluate
-from tools.evaluate import Evaluator, parse, parse_tasks, read_jsonl, read_text, table, windows
+from tools.common import save_result, table
+from tools.evaluate import Evaluator, parse, parse_tasks, windows
 
 META = dict(tokenizer=dict(name="bytes", bert=False), vocab_size=256, dtype="uint8", eot=0, sep=10)
 CHAR = dict(tokenizer=dict(name="char", vocab=sorted("\n abcdefgh")), vocab_size=11)
@@ -75,8 +77,7 @@ def test_windows_score_each_id_once(T, stride, start, n):
     assert scored == ids[start:]
 
 
-@pytest.mark.parametrize("stride", [1, 5, 8, 16])
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("stride, batch", [(1, 4), (5, 1), (8, 4), (16, 1)])
 def test_perplexity_equals_the_slow_one(gpt, tmp_path, stride, batch):
     (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
     model, _ = open_model(gpt)
@@ -143,6 +144,36 @@ def test_lambada_equals_the_slow_one(gpt, tmp_path, batch):
     got = Evaluator(gpt, batch=batch).lambada(jsonl(tmp_path / "l.jsonl", *lines))
     assert got == dict(n=len(lines), acc=sum(h for _, h in want) / len(lines), ppl=pytest.approx(
         math.exp(sum(n for n, _ in want) / len(lines)), rel=1e-5))
+
+
+@pytest.mark.parametrize("n", [15, 16, 17, 40])
+def test_last_words_longer_than_the_block(gpt, tmp_path, n):
+    """A model of 16 tokens, words of more: each token still given what fits before it."""
+    model, _ = open_model(gpt)
+    line = dict(context="the cat sat on the", continuation="m" * n)
+    want, _ = slow_pair(model, line["context"], " " + line["continuation"])
+    got = Evaluator(gpt).lambada(jsonl(tmp_path / "l.jsonl", line))
+    assert math.log(got["ppl"]) == pytest.approx(want, rel=1e-5)
+
+
+def test_unthinkable_words(tmp_path):
+    """More nats than a float's exponent holds: infinite, not an error; and JSON has no infinity."""
+    path = save("gpt", tmp_path)
+    state = torch.load(path)
+    state["model"]["wte.weight"] *= 300
+    torch.save(state, path)
+    got = Evaluator(path).lambada(jsonl(tmp_path / "l.jsonl", dict(context="a", continuation="bcd" * 20)))
+    assert got["ppl"] == math.inf and got["acc"] == 0
+    saved = save_result(dict(results=[got, dict(x=math.nan)]), None, path, "r.json")
+    text = open(saved).read()
+    assert json.loads(text)["results"] == [{**got, "ppl": "Infinity"}, {"x": "NaN"}]
+
+
+def test_lines_that_end_in_a_newline(gpt, tmp_path):
+    """The end of a line is no part of its last word."""
+    texts = ["a dog lay down by the door", "a dog lay down by the door\n", "a dog lay down by the door \n\n"]
+    got = [Evaluator(gpt).lambada(jsonl(tmp_path / "l.jsonl", dict(text=t))) for t in texts]
+    assert got[0] == got[1] == got[2]
 
 
 def test_lambada_accuracy(gpt, tmp_path):
@@ -288,18 +319,25 @@ def test_mlm_equals_the_slow_one(tmp_path):
 # -----------------------------------------------------------------------------
 # from the command line
 
-def run(*args):
-    return subprocess.run([sys.executable, "-m", "tools.evaluate", *map(str, args)], cwd=ROOT, env=ENV,
-                          capture_output=True, text=True)
+def main_in_process(monkeypatch, capsys, script, *args):
+    """(exit code, stdout, stderr) of a script's main(), without a process for it."""
+    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, args)])
+    code = 0
+    try:
+        script.main()
+    except SystemExit as e:
+        code = e.code
+    return code, *capsys.readouterr()
 
 
-def test_from_the_command_line(gpt, tmp_path):
+def test_from_the_command_line(gpt, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a, b.txt").write_text(TEXT, encoding="utf-8")
-    c = jsonl(tmp_path / "c.jsonl", *QUESTIONS)
-    save_to = tmp_path / "r.json"
-    done = run(gpt, f"--tasks=ppl:{tmp_path / 'a, b.txt'},choice:{c}", f"--save={save_to}")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    jsonl(tmp_path / "c.jsonl", *QUESTIONS)
+    code, out, err = main_in_process(monkeypatch, capsys, evaluate, gpt,
+                                     "--tasks=ppl:~/a, b.txt,choice:~/c.jsonl", "--save=~/r.json")
+    assert code == 0, err
+    lines, save_to = out.splitlines(), tmp_path / "r.json"
     assert lines[0].split() == ["task", "file", "n", "metric", "value"] and len(lines) == 7
     assert lines[-1] == f"wrote {save_to}"
     result = json.loads(save_to.read_text())
@@ -307,19 +345,11 @@ def test_from_the_command_line(gpt, tmp_path):
     assert result["iter"] == 7 and result["results"][0]["n"] == len(TEXT.encode())
 
 
-def main_with(monkeypatch, capsys, *args):
-    """(exit code, stderr) of main() in this process."""
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, args)])
-    with pytest.raises(SystemExit) as e:
-        evaluate.main()
-    return e.value.code, capsys.readouterr().err
-
-
 def test_what_is_done_is_kept(gpt, tmp_path, monkeypatch, capsys):
     """The second task's file is bad: the first one's result is on disk."""
     (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
     (tmp_path / "c.jsonl").write_text("{}\n")
-    code, err = main_with(monkeypatch, capsys, gpt, "--save", tmp_path / "r.json", "--tasks",
+    code, _, err = main_in_process(monkeypatch, capsys, evaluate, gpt, "--save", tmp_path / "r.json", "--tasks",
                           f"ppl:{tmp_path}/a.txt,choice:{tmp_path}/c.jsonl")
     assert code == 2 and "c.jsonl:1: lacks query" in err
     assert [r["task"] for r in json.loads((tmp_path / "r.json").read_text())["results"]] == ["ppl"]
@@ -348,13 +378,13 @@ def test_bad_input(kind, tasks, said, gpt, tmp_path, monkeypatch, capsys):
     tasks = tasks.format(dir=tmp_path, cut=tmp_path / "cut.gz",
                          **{name: tmp_path / f"{name}.txt" for name in files})
     path = gpt if kind == "gpt" else save("bert", tmp_path)
-    code, err = main_with(monkeypatch, capsys, path, f"--tasks={tasks}", f"--save={tmp_path}/r")
+    code, _, err = main_in_process(monkeypatch, capsys, evaluate, path, f"--tasks={tasks}", f"--save={tmp_path}/r")
     assert code == 2 and said in err and err.count("error: ") == 1 and err.endswith("\n")
     assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize("args, said", [
-    (["--batch=0"], "--batch=0: must be at least 1"), (["--stride=-1"], "--stride=-1: must be"),
+    (["--batch=0"], "--batch: 0: must be at least 1"), (["--stride=-1"], "--stride: -1: must be"),
     (["--device=cuda:99"], "--device=cuda:99: not on this machine"),
     (["--device=toaster"], "--device=toaster: not on this machine")])
 def test_bad_settings(args, said):
@@ -423,12 +453,14 @@ def test_small_parts(tmp_path):
 def test_a_folder_of_an_unknown_tokenizer(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     from run import hf
-    hf.export(make("gpt", torch.float32, vocab_size=64, n_head=3), CHAR, str(tmp_path / "hf"))
+    from tools.export import export
+    export(make("gpt", torch.float32, vocab_size=64, n_head=3), CHAR, str(tmp_path / "hf"))
     assert Evaluator(str(tmp_path / "hf")).tok.name == "char"
     (tmp_path / "hf" / hf.OURS).write_text("{")
-    with pytest.raises(UserError, match="nanogrow.json: cannot be read"):
+    with pytest.raises(UserError, match="nanogrow.json: not JSON"):
         open_model(str(tmp_path / "hf"))
-    (tmp_path / "hf" / hf.OURS).unlink()
+    for name in hf.TOKENIZER_FILES:
+        (tmp_path / "hf" / name).unlink(missing_ok=True)
     with pytest.raises(UserError, match="nothing in it says what its tokenizer is"):
         open_model(str(tmp_path / "hf"))
     assert safetensors
@@ -506,12 +538,11 @@ def test_wandb_cannot_start(monkeypatch):
 
 
 def test_real_tensorboard(tmp_path):
-    """What train.py writes can be read back by TensorBoard itself."""
+    """What runlog.py writes can be read back by TensorBoard itself."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    out = str(tmp_path / "out")
-    train(data_dir=str(make_data(tmp_path / "data")), out_dir=out, max_iters=6, stages=[],
-          tensorboard=True)
-    read = accumulator.EventAccumulator(out)
-    read.Reload()
-    got = [(s.step, s.value) for s in read.Scalars("step/loss")]
-    assert got == [(e["iter"], pytest.approx(e["loss"])) for e in events(out, "step")] and got
+    want = log_something(tmp_path, from_args(["--tensorboard=True", f"--out_dir={tmp_path}"]))
+    deadline = time.time() + 30  # it writes in a thread of its own
+    read = accumulator.EventAccumulator(str(tmp_path))
+    while len(read.Reload().Tags()["scalars"]) < len(want) and time.time() < deadline:
+        time.sleep(0.1)
+    assert [(n, s.value, s.step) for n, _, _ in want for s in read.Scalars(n)] == want

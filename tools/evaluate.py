@@ -13,27 +13,24 @@ What a trained model is worth: GPT on texts, last words and multiple choice, BER
 
 A model is a checkpoint, a run's folder or a Hugging Face folder.
 """
-import argparse
-import gzip
-import json
-import lzma
 import math
 import os
 import re
 import sys
-import zlib
 from dataclasses import fields, replace
 
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.loader import BertLoader, how_to_prepare, read_meta, vocab_needed
+from data.loader import BertLoader, how_to_prepare, read_meta
 from data.tokenizer import get_tokenizer
 from run.errors import UserError, exits_cleanly
 from run.evaluation import scores
+from run.given import at_least, need, read_jsonl, read_text
 from run.hf import kind_of, open_model, same_tokenizer
 from run.settings import TrainConfig
+from tools.common import batches, pad, parser, save_result, table
 
 HEAD_ROWS = 1024  # positions whose logits are in memory at once
 
@@ -60,24 +57,18 @@ class Evaluator:
         self.check_ids(rows, name)
         pieces = [(window, first, i) for i, (ids, start) in enumerate(rows)
                   for window, first in windows(ids, start, self.config.block_size, self.stride)]
-        pieces.sort(key=lambda p: -len(p[0]))  # alike lengths together; the largest first
         total, greedy = [0.0] * len(rows), [True] * len(rows)
         with tqdm(total=len(pieces), desc=name, dynamic_ncols=True, leave=False) as bar:
-            for b in range(0, len(pieces), self.batch):
-                for (_, _, i), (nats, hit) in zip(pieces[b:b + self.batch],
-                                                  self.score(pieces[b:b + self.batch])):
+            for group in batches([len(window) for window, _, _ in pieces], self.batch):
+                group = [pieces[i] for i in group]
+                for (_, _, i), (nats, hit) in zip(group, self.score(group)):
                     total[i], greedy[i] = total[i] + nats, greedy[i] and hit
-                bar.update(len(pieces[b:b + self.batch]))
+                bar.update(len(group))
         return list(zip(total, greedy))
 
     def score(self, pieces):
-        T = max(len(window) for window, _, _ in pieces) - 1
-        idx, targets = torch.zeros(len(pieces), T, dtype=torch.long), \
-            torch.full((len(pieces), T), -1)
-        for row, (window, first, _) in enumerate(pieces):
-            ids = torch.tensor(window)
-            idx[row, :len(ids) - 1] = ids[:-1]  # padding on the right: no token sees it
-            targets[row, first - 1:len(ids) - 1] = ids[first:]
+        idx = pad([window[:-1] for window, _, _ in pieces])  # on the right: no token sees it
+        targets = pad([[-1] * (first - 1) + window[first:] for window, first, _ in pieces], -1)
         targets = targets.to(self.device)
         where = targets >= 0  # (B, T)
         x = self.model.hidden(idx.to(self.device))[where]  # (N, n_embd): only what is scored
@@ -127,18 +118,18 @@ class Evaluator:
             raise UserError(f"{path}: holds no text to score")
         [(nats, _)] = self.nats([(ids, 1)], "ppl")
         n, size = len(ids) - 1, len(scored.encode("utf-8", errors="replace"))
-        return dict(n=n, ppl=math.exp(nats / n), bits_per_byte=nats / math.log(2) / size)
+        return dict(n=n, ppl=exp(nats / n), bits_per_byte=nats / math.log(2) / size)
 
     def lambada(self, path):
         rows = []
         for where, line in read_jsonl(path, self.limit):
             if isinstance(line, dict) and isinstance(line.get("text"), str):  # as first published
-                line = dict(zip(("context", "continuation"), line["text"].rsplit(" ", 1)))
+                line = dict(zip(("context", "continuation"), line["text"].rstrip().rsplit(" ", 1)))
             context, word = need(where, line, context=str, continuation=str)
             rows.append(self.pair(context, word, where))
         scores = self.nats(rows, "lambada")
         return dict(n=len(rows), acc=sum(hit for _, hit in scores) / len(rows),
-                    ppl=math.exp(sum(nats for nats, _ in scores) / len(rows)))
+                    ppl=exp(sum(nats for nats, _ in scores) / len(rows)))
 
     def choice(self, path):
         """acc_norm: by nats a byte of the choice, so that short choices have no advantage."""
@@ -181,9 +172,6 @@ class Evaluator:
         if not same_tokenizer(meta, self.info["meta"]):
             raise UserError(f"data_dir={config.data_dir}: made with another tokenizer than the "
                             "model's: give the folder of a dataset that goes with it, mlm:DIR")
-        if vocab_needed("bert", meta) > self.config.vocab_size:
-            raise UserError(f"data_dir={config.data_dir}: has {vocab_needed('bert', meta)} token "
-                            f"ids, but the model knows {self.config.vocab_size}")
         sums = {}
         batches = BertLoader(config, meta, self.config.vocab_size).eval_batches()
         total = -(-config.eval_seqs // self.batch)
@@ -206,6 +194,11 @@ class Evaluator:
 TASKS = dict(ppl="gpt", lambada="gpt", choice="gpt", mlm="bert")
 
 
+def exp(nats):
+    """math.exp, without an error where a word is unthinkable."""
+    return math.exp(nats) if not nats > 700 else math.inf
+
+
 def windows(ids, start, T, stride):
     """
     Pieces of at most T + 1 ids (T go in, T come out) that together score ids[start:] once each:
@@ -220,47 +213,12 @@ def windows(ids, start, T, stride):
         start, stop = stop, stop + stride
 
 
-def read_text(path):
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(os.path.splitext(path)[1], open)
-    try:
-        with opener(path, "rt", encoding="utf-8") as f:
-            return f.read()
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text: convert it first") from None
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:
-        raise UserError(f"{path}: {getattr(e, 'strerror', None) or 'is damaged'}: "
-                        "give a readable file") from None
-
-
-def read_jsonl(path, limit=0):
-    """[("FILE:LINE", object), ...]"""
-    lines = [(f"{path}:{i}", line) for i, line in enumerate(read_text(path).split("\n"), 1)
-             if line.strip()][:limit or None]
-    if not lines:
-        raise UserError(f"{path}: is empty: one JSON object a line is expected")
-    objects = []
-    for where, line in lines:
-        try:
-            objects.append((where, json.loads(line)))
-        except ValueError:
-            raise UserError(f"{where}: not JSON: one JSON object a line is expected") from None
-    return objects
-
-
-def need(where, line, **kinds):
-    for key, kind in kinds.items():
-        value = line.get(key) if isinstance(line, dict) else None
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"{where}: lacks {key}, or it is no {kind.__name__}: lines with "
-                            f"{', '.join(kinds)} are expected")
-    return [line[key] for key in kinds]
-
-
 def parse_tasks(text):
     """'ppl:a.txt,mlm' -> [("ppl", "a.txt"), ("mlm", "")]; a comma may be part of a name."""
     tasks = []
     for part in re.split(rf",(?=(?:{'|'.join(TASKS)})(?::|,|$))", text):
         name, _, path = part.partition(":")
+        path = os.path.expanduser(path)
         if name not in TASKS:
             raise UserError(f"--tasks={text}: {name!r} is no task: use "
                             "ppl:FILE, lambada:FILE, choice:FILE or mlm, joined by commas")
@@ -272,53 +230,14 @@ def parse_tasks(text):
     return tasks
 
 
-def table(rows):
-    """Rows of cells as aligned lines, the first row underlined."""
-    rows = [[f"{c:.4f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
-    width = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, width)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * w for w in width), *lines[1:]])
-
-
-def save_result(result, save, checkpoint, name):
-    """Write the JSON result to `save`, or beside the checkpoint; returns where."""
-    folder = checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint)
-    save = save or os.path.join(folder, name)
-    try:
-        with open(save, "w") as f:
-            json.dump(result, f, indent=1)
-            f.write("\n")
-    except OSError as e:
-        raise UserError(f"{save}: cannot be written ({e.strerror}): give --save=FILE") from None
-    return save
-
-
 def parse(argv):
-    p = argparse.ArgumentParser(description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("checkpoint", help="a checkpoint file, a run's folder or a Hugging Face folder")
+    p = parser(__doc__, 16, "lines (ppl: tokens; mlm: rows, 1024 by default)", "evaluate.json")
     p.add_argument("--tasks", required=True, help="what to measure, joined by commas; see above")
-    p.add_argument("--stride", type=int, default=0, help="ppl: new tokens a window (0: half of it)")
+    p.add_argument("--stride", type=at_least(0), default=0,
+                   help="ppl: new tokens a window (0: half of it)")
     p.add_argument("--join", default=" ", help="choice: what comes between a query and a choice "
                    "(a space where there is none; for example 'Answer: ')")
-    p.add_argument("--limit", type=int, default=0, help="only the first N lines (ppl: tokens; "
-                   "mlm: rows, 1024 by default)")
-    p.add_argument("--batch", type=int, default=16, help="sequences run at once")
-    p.add_argument("--save", help="where the JSON goes (evaluate.json beside the checkpoint)")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = p.parse_args(argv)
-    for key, low in dict(stride=0, limit=0, batch=1).items():
-        if getattr(args, key) < low:
-            raise UserError(f"--{key}={getattr(args, key)}: must be at least {low}")
-    check_device(args.device)
-    return args
-
-
-def check_device(name):
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError):  # no such name, or no such device here
-        raise UserError(f"--device={name}: not on this machine: use --device=cpu") from None
+    return p.parse_args(argv)
 
 
 @exits_cleanly

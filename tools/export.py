@@ -1,28 +1,153 @@
 """
-A trained model as a Hugging Face folder, which transformers opens; the format is in run/hf.py.
+A trained model as a Hugging Face folder, which transformers opens as GPT2LMHeadModel or
+BertForPreTraining with the same logits.
 
     python -m tools.export out/pystdlib_msg hf/pystdlib
+
+The vocabulary keeps its padding (vocab_size rounded up to 64): cutting it off would change the
+softmax. The padded ids belong to no token, and a trained model gives them next to no probability.
 """
-import argparse
+import contextlib
+import json
 import os
 import sys
+import tempfile
+from dataclasses import asdict
 
-from run.checkpoint import load_model
-from run.errors import exits_cleanly
-from run.hf import CLASSES, export, kind_of
+from data.tokenizer import GPT2_URL, get_tokenizer
+from run import hf
+from run.errors import Parser, UserError, exits_cleanly, first_line, library
+
+
+def export(model, meta, folder, source="the checkpoint"):
+    """
+    Write `model` as a Hugging Face folder: all files aside first, then each in its place, so that
+    a full disk leaves what was there. Returns the names of the files written. Raises UserError.
+    """
+    safetensors = library("safetensors.torch", "safetensors")
+    fits(model, source)
+    if os.path.exists(os.path.join(folder, "config.json")) and not hf.is_hf(folder):
+        raise UserError(f"{folder}: holds the config.json of something else: choose another folder")
+    tok = get_tokenizer(meta, bert=hf.kind_of(model) == "bert")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        # inside: what is beside a folder may be another disk
+        with tempfile.TemporaryDirectory(prefix="tmp_", dir=folder) as aside:
+            write_tokenizer(aside, tok, model.config.block_size)
+            write_json(aside, hf.OURS, dict(tokenizer=meta["tokenizer"], vocab_size=tok.vocab_size))
+            safetensors.save_file(hf.to_hf(model), os.path.join(aside, "model.safetensors"),
+                                  metadata=dict(format="pt"))
+            write_json(aside, "config.json", hf_config(model, tok))
+            names = os.listdir(aside)
+            for name in names:
+                os.replace(os.path.join(aside, name), os.path.join(folder, name))
+        for name in {*hf.TOKENIZER_FILES} - {*names}:  # of an export that was here before
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(folder, name))
+        return sorted(names)
+    except (OSError, library("safetensors", "safetensors").SafetensorError) as e:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)  # if it is empty
+        why = getattr(e, "strerror", None) or first_line(e)
+        raise UserError(f"{folder}: cannot be written ({why}): make room or choose another; what "
+                        "was there is intact") from None
+
+
+def fits(model, source):
+    """UserError where transformers has no such model."""
+    c, cls = model.config, hf.CLASSES[hf.kind_of(model)]
+    width = c.n_head * c.head_dim
+    if model.masks.c is not None:
+        raise UserError(f"{source}: a growth is in progress (mask {model.masks.c.item():.3g}), "
+                        f"which no {cls} can express: train on until its ramp has ended, "
+                        "or export a checkpoint from before or after it")
+    if width != c.n_embd:
+        heads = f"n_head to {c.n_embd / c.head_dim:g}"
+        advice = heads if width < c.n_embd else f"n_embd to {width}"
+        raise UserError(f"{source}: n_head={c.n_head} heads of {c.head_dim} are {width} wide, but "
+                        f"n_embd={c.n_embd}, and {cls} wants them equal: grow {advice} in a last "
+                        "stage, then export")
+
+
+def hf_config(model, tok):
+    kind, c = hf.kind_of(model), asdict(model.config)
+    names = {ours: theirs for theirs, ours in reversed(hf.GELU.items())}
+    ids = dict(pad_token_id=tok.special.get("pad")) if kind == "bert" else \
+        dict(bos_token_id=tok.eot, eos_token_id=tok.eot)
+    rates = ("hidden_dropout_prob", "attention_probs_dropout_prob") if kind == "bert" else \
+        ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+    return {"architectures": [hf.CLASSES[kind]], "model_type": hf.MODEL_TYPES[kind],
+            **{theirs: names[c[ours]] if ours == "gelu" else c[ours]
+               for theirs, ours in hf.CONFIG[kind].items()},
+            **hf.FIXED[kind], **dict.fromkeys(rates, c["dropout"]), **ids, "torch_dtype": "float32"}
+
+
+def write_json(folder, name, content):
+    with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
+        json.dump(content, f, indent=1, ensure_ascii=False)
+
+
+def write_tokenizer(folder, tok, block_size):
+    """tokenizer.json and tokenizer_config.json (and BERT's vocab.txt), if the library is here."""
+    try:
+        import tokenizers
+    except ImportError:
+        print("no tokenizer files: they need the tokenizers library (pip install tokenizers)")
+        return
+    if tok.name == "wordpiece":
+        lib = tok.library
+        lib.decoder = tokenizers.decoders.WordPiece()
+        with open(os.path.join(folder, "vocab.txt"), "w", encoding="utf-8") as f:
+            f.write("\n".join(tok.vocab) + "\n")
+    elif tok.name == "char":
+        lib = tokenizers.Tokenizer(tokenizers.models.BPE(dict(tok.stoi), []))
+        lib.decoder = tokenizers.decoders.Fuse()
+    else:
+        byte_level = tokenizers.pre_tokenizers.ByteLevel
+        lib = tokenizers.Tokenizer(tokenizers.models.BPE(*byte_pairs(tok, byte_level.alphabet())))
+        lib.pre_tokenizer = byte_level(add_prefix_space=False, use_regex=tok.name == "gpt2")
+        lib.decoder = tokenizers.decoders.ByteLevel()
+    special = {f"{s}_token": f"[{s.upper()}]" for s in tok.special}
+    ids = {f"[{s.upper()}]": i for s, i in tok.special.items()}
+    if tok.name == "gpt2":
+        special.update(bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+        ids["<|endoftext|>"] = tok.eot
+    lib.add_special_tokens(sorted(ids, key=ids.get))
+    if tok.special:
+        lib.post_processor = tokenizers.processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[(text, ids[text]) for text in ("[CLS]", "[SEP]")])
+    with open(os.path.join(folder, "tokenizer.json"), "w", encoding="utf-8") as f:
+        f.write(lib.to_str(pretty=True))
+    write_json(folder, "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False, **special})
+
+
+def byte_pairs(tok, alphabet):
+    """({token: id}, pairs to merge): GPT-2's own files; bytes are this without a pair."""
+    if tok.name == "gpt2":
+        from tiktoken.load import read_file_cached
+        lines = read_file_cached(GPT2_URL + "vocab.bpe").decode().splitlines()[1:]  # after a title
+        return json.loads(read_file_cached(GPT2_URL + "encoder.json")), \
+            [tuple(line.split()) for line in lines]
+    # a byte that can be seen stands for itself, the others for what comes after 255, in their order
+    seen = {ord(c) for c in alphabet if ord(c) < 256}
+    return dict(zip(sorted(alphabet), [*sorted(seen), *sorted({*range(256)} - seen)])), []
 
 
 @exits_cleanly
 def main():
-    p = argparse.ArgumentParser(description="Write a checkpoint as a Hugging Face folder.")
-    p.add_argument("checkpoint", help="a checkpoint file or a run's folder")
-    p.add_argument("folder", help="where to write")
+    p = Parser(description="Write a checkpoint as a Hugging Face folder.")
+    p.add_argument("checkpoint", type=os.path.expanduser, help="a checkpoint or a run's folder")
+    p.add_argument("folder", type=os.path.expanduser, help="where to write")
     args = p.parse_args(sys.argv[1:])
-    model, state = load_model(args.checkpoint)
-    for name in export(model, state["meta"], args.folder, args.checkpoint):
-        size = os.path.getsize(os.path.join(args.folder, name))
-        print(f"{os.path.join(args.folder, name)}  {size:,} bytes")
-    print(f"open it with transformers.{CLASSES[kind_of(model)]}.from_pretrained({args.folder!r})")
+    model, info = hf.open_model(args.checkpoint)
+    for name in export(model, info["meta"], args.folder, args.checkpoint):
+        path = os.path.join(args.folder, name)
+        print(f"{path}  {os.path.getsize(path):,} bytes")
+    cls = hf.CLASSES[hf.kind_of(model)]
+    print(f"open it with transformers.{cls}.from_pretrained({args.folder!r})")
 
 
 if __name__ == "__main__":

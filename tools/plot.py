@@ -4,7 +4,8 @@ reached the same loss.
 
     python -m tools.plot out/pystdlib_msg out/pystdlib_scratch --save=loss.png
 """
-import argparse
+import json
+import math
 import os
 import sys
 
@@ -13,29 +14,60 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from lab.verdict import curve as evaluations  # noqa: E402
-from lab.verdict import reaches  # noqa: E402
-from run.errors import UserError, exits_cleanly
-from run.runlog import read_metrics  # noqa: E402
+from run.curves import curve, reaches  # noqa: E402
+from run.errors import Parser, UserError, exits_cleanly  # noqa: E402
+from run.given import read_text  # noqa: E402
 
 
-def curve(events, x, kind="eval", y="val_loss"):
-    points = [(e[x], e[y]) for e in events if e["event"] == kind and isinstance(e.get(y), float)]
-    return [p[0] for p in points], [p[1] for p in points]
+def read_run(folder):
+    """The events of a run. Says how many lines of metrics.jsonl were damaged and left out."""
+    path = os.path.join(folder, "metrics.jsonl")
+    if not os.path.isfile(path):
+        raise UserError(f"{folder}: no metrics.jsonl there: give the out_dir of a run")
+    events, lines = [], read_text(path).split("\n")[:-1]  # the last line may not be whole yet
+    for line in lines:
+        try:
+            e = json.loads(line)
+            if e["event"] and all(e[k] >= 0 for k in ("iter", "tokens", "train_s", "flops")):
+                events.append(e)
+        except (ValueError, TypeError, LookupError):
+            continue
+    if len(events) < len(lines):
+        print(f"{path}: {len(lines) - len(events)} damaged lines left out")
+    if not any(e["event"] == "eval" for e in events):
+        raise UserError(f"{folder}: no evaluation in metrics.jsonl yet: wait for the first")
+    return events
+
+
+def names(folders):
+    """The shortest ends of the folders' paths that tell them apart."""
+    parts = [os.path.abspath(f).split(os.sep) for f in folders]
+    for n in range(1, max(map(len, parts)) + 1):
+        ends = ["/".join(p[-n:]) for p in parts]
+        if len(set(ends)) == len(ends):
+            break
+    return ends
+
+
+def points(events, x, kind="eval", y="val_loss"):
+    """[(x, y)] of the events of a kind, without what is infinite or NaN."""
+    return [(e[x], e[y]) for e in events if e["event"] == kind and isinstance(e.get(y), float)
+            and math.isfinite(e[y])]
 
 
 def draw(ax, events, label, color, x, scale):
-    xs, ys = curve(events, x)
-    ax.plot([v / scale for v in xs], ys, "-", color=color, lw=1.8, label=label)
-    xs, ys = curve(events, x, "step", "loss")
-    ax.plot([v / scale for v in xs], ys, "-", color=color, lw=0.6, alpha=0.25)
-    for i, e in enumerate(e for e in events if e["event"] == "grow"):
-        at, loss = e[x] / scale, e["val_loss_after"]
-        ax.plot([at], [loss], "o", color=color, ms=6, mec="white", zorder=5)
+    for kind, y, look in (("eval", "val_loss", dict(lw=1.8, label=label)),
+                          ("step", "loss", dict(lw=0.6, alpha=0.25))):
+        found = points(events, x, kind, y)
+        ax.plot([a / scale for a, _ in found], [b for _, b in found], "-", color=color, **look)
+    grown = [e for e in events if points([e], x, "grow", "val_loss_after")]
+    for i, e in enumerate(grown):
+        at = (e[x] / scale, e["val_loss_after"])
+        ax.plot(*at, "o", color=color, ms=6, mec="white", zorder=5)
         below = dict(xytext=(-6, -6), ha="right", va="top")  # a falling curve leaves these free
         above = dict(xytext=(6, 6), ha="left", va="bottom")
         ax.annotate(f"{e['n_layer']}L {e['n_embd']}/{e['n_inner']}\n{e['n_head']} heads",
-                    (at, loss), textcoords="offset points", fontsize=7.5, color=color,
+                    at, textcoords="offset points", fontsize=7.5, color=color,
                     **(below if i % 2 else above))
 
 
@@ -50,45 +82,53 @@ def plot(runs, save):
     axes[0].set(xlabel=f"training time ({unit}, growth and compilation included)",
                 ylabel="loss (nats a token)")
     axes[1].set(xlabel="tokens (millions)")
-    last = [curve(events, "iter")[1][-1] for events in runs.values() if curve(events, "iter")[1]]
-    first = [curve(events, "iter")[1][0] for events in runs.values() if curve(events, "iter")[1]]
-    if last:  # the long fall from the first evaluation says little: show what follows
-        low, high = min(last), max(first)
+    found = [points(events, "iter") for events in runs.values()]
+    low = min((p[-1][1] for p in found if p), default=0)
+    high = max((p[0][1] for p in found if p), default=0)
+    if high > low:  # the long fall from the first evaluation says little: show what follows
         axes[0].set_ylim(low - 0.05 * (high - low), low + 0.6 * (high - low))
     for ax in axes:
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].legend(title="validation (thin: training); dots: growth", fontsize=9, title_fontsize=8)
     fig.tight_layout()
-    fig.savefig(save, dpi=130)
-    plt.close(fig)
+    try:
+        fig.savefig(save, dpi=130)
+    except (OSError, ValueError) as e:  # ValueError: no such format
+        raise UserError(f"{save}: cannot be written ({getattr(e, 'strerror', None) or e}): give "
+                        "--save=FILE.png in a folder that is there") from None
+    finally:
+        plt.close(fig)
 
 
 def report(runs):
     """A line a run: its final validation loss, and when, full-grown, it had the worst of those."""
-    goal = max(curve(events, "iter")[1][-1] for events in runs.values())
+    ends = {label: points(events, "train_s")[-1:] for label, events in runs.items()}
+    goal = max((loss for end in ends.values() for _, loss in end), default=None)
     for label, events in runs.items():
-        seconds, losses = curve(events, "train_s")
-        reached = reaches(evaluations(events), "train_s", goal)
-        yield (f"{label}: validation loss {losses[-1]:.4f} after {seconds[-1]:.0f} s of training"
-               + (f", {goal:.4f} after {reached:.0f} s" if len(runs) > 1 and reached else ""))
+        evals = [e for e in events if e["event"] == "eval"]
+        lost = len(evals) - len(points(events, "train_s"))
+        left_out = f"; {lost} of {len(evals)} evaluations infinite or NaN, left out" if lost else ""
+        if not ends[label]:
+            yield f"{label}: no validation loss is finite{left_out}"
+            continue
+        [(seconds, loss)] = ends[label]
+        reached = reaches(curve(events), "train_s", goal) if len(runs) > 1 else None
+        yield (f"{label}: validation loss {loss:.4f} after {seconds:.0f} s of training"
+               + (f", {goal:.4f} after {reached:.0f} s" if reached else "") + left_out)
 
 
 @exits_cleanly
 def main():
-    p = argparse.ArgumentParser(description="Loss against time and against tokens.")
-    p.add_argument("out_dirs", nargs="+", metavar="OUT_DIR")
-    p.add_argument("--save", help="file to write (default: loss.png in the first OUT_DIR)")
+    p = Parser(description="Loss against time and against tokens.")
+    p.add_argument("out_dirs", nargs="+", metavar="OUT_DIR", type=os.path.expanduser)
+    p.add_argument("--save", type=os.path.expanduser,
+                   help="file to write (default: loss.png in the first OUT_DIR)")
     args = p.parse_args(sys.argv[1:])
-    runs = {}
-    for out_dir in args.out_dirs:
-        if not os.path.isfile(os.path.join(out_dir, "metrics.jsonl")):
-            raise UserError(f"{out_dir}: no metrics.jsonl there: give the out_dir of a run")
-        events = read_metrics(out_dir)
-        if not any(e["event"] == "eval" for e in events):
-            raise UserError(f"{out_dir}: no evaluation in metrics.jsonl yet: wait for the first")
-        runs[os.path.basename(os.path.normpath(out_dir))] = events
-    save = args.save or os.path.join(args.out_dirs[0], "loss.png")
+    folders = list(dict.fromkeys(os.path.normpath(f) for f in args.out_dirs))
+    runs = dict(zip(names(folders), map(read_run, folders)))
+    save = args.save or os.path.join(folders[0], "loss.png")
+    save += "" if os.path.splitext(save)[1] else ".png"
     plot(runs, save)
     print(f"wrote {save}")
     print("\n".join(report(runs)))

@@ -12,14 +12,13 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.bin_writer import (  # noqa: E402
-    JOB_CHARS,
     BinWriter,
-    Parser,
     already_there,
-    cut,
     describe,
+    in_pieces,
     pick_split,
     run,
+    script_parser,
     write_pieces,
 )
 from data.tokenizer import load  # noqa: E402
@@ -46,23 +45,17 @@ def fetch(name):
 
 def pieces(documents):
     for number, document in enumerate(documents):
-        text, split = document["text"], pick_split(number, VAL_SHARE, SEED)
-        while len(text) > JOB_CHARS:
-            n = cut(text[:JOB_CHARS])
-            yield split, text[:n], False
-            text = text[n:]
-        yield split, text, True
+        for text, ends in in_pieces(document["text"]):
+            yield pick_split(number, VAL_SHARE, SEED), text, ends
 
 
 def main(argv=None):
     from tqdm import tqdm
-    parser = Parser(description=__doc__.split("\n\n")[0])
+    parser = script_parser(__doc__, HERE)
     parser.add_argument("--dataset", default="Skylion007/openwebtext",
                         help="its name for datasets.load_dataset")
     parser.add_argument("--bert", action="store_true", help="mark the end of sentences")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", default=HERE, help="folder for the dataset")
-    parser.add_argument("--force", action="store_true", help="make it again if it is there")
     args = parser.parse_args(argv)
     if already_there(args.out, args.force):
         return

@@ -5,7 +5,6 @@ name, about 5 % to val. Serves GPT and BERT (a newline ends a sentence). Takes s
 
     python data/pystdlib/prepare.py [--force]
 """
-import hashlib
 import os
 import platform
 import sys
@@ -16,7 +15,13 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 import numpy as np  # noqa: E402
 
-from data.bin_writer import BinWriter, Parser, already_there, run  # noqa: E402
+from data.bin_writer import (  # noqa: E402
+    BinWriter,
+    already_there,
+    place,
+    run,
+    script_parser,
+)
 from data.tokenizer import load  # noqa: E402
 from run.errors import UserError  # noqa: E402
 
@@ -31,13 +36,7 @@ def find_files(root):
         folders[:] = [f for f in folders if f not in NOT_OURS]
         found += [os.path.relpath(os.path.join(folder, n), root).replace(os.sep, "/")
                   for n in names if n.endswith(".py")]
-    return sorted(found, key=lambda path: (place(path), path))
-
-
-def place(path):
-    """A number in [0, 1) that depends on the path alone: below VAL_SHARE is for validation."""
-    digest = hashlib.sha256(path.encode(errors="surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return sorted(found, key=lambda path: (place(os.fsencode(path)), path))
 
 
 def read(path):
@@ -52,9 +51,7 @@ def read(path):
 
 
 def main(argv=None):
-    parser = Parser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", default=HERE, help="folder for the dataset")
-    parser.add_argument("--force", action="store_true", help="make it again if it is there")
+    parser = script_parser(__doc__, HERE)
     args = parser.parse_args(argv)
     if already_there(args.out, args.force):
         return
@@ -67,7 +64,7 @@ def main(argv=None):
             if text is None:
                 skipped += 1
                 continue
-            split = "val" if place(path) < VAL_SHARE else "train"
+            split = "val" if place(os.fsencode(path)) < VAL_SHARE else "train"
             n_files[split] += 1
             w.write(split, np.frombuffer(text + bytes([tok.eot]), dtype=np.uint8))
         if 0 in n_files.values():

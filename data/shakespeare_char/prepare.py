@@ -11,7 +11,14 @@ import urllib.request
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
-from data.bin_writer import BinWriter, Parser, already_there, describe, run  # noqa: E402
+from data.bin_writer import (  # noqa: E402
+    BinWriter,
+    already_there,
+    describe,
+    run,
+    script_parser,
+)
+from data.reading import read_text  # noqa: E402
 from data.tokenizer import load  # noqa: E402
 from run.errors import UserError  # noqa: E402
 
@@ -36,22 +43,15 @@ def fetch(path):
 
 
 def main(argv=None):
-    parser = Parser(description=__doc__.split("\n\n")[0])
+    parser = script_parser(__doc__, HERE)
     parser.add_argument("--input", help="the text, instead of downloading it")
-    parser.add_argument("--out", default=HERE, help="folder for the dataset")
-    parser.add_argument("--force", action="store_true", help="make it again if it is there")
     args = parser.parse_args(argv)
     if already_there(args.out, args.force):
         return
-    path = args.input or os.path.join(args.out, "input.txt")
+    path = args.input or os.path.join(os.path.expanduser(args.out), "input.txt")
     if not args.input:
         fetch(path)
-    try:
-        with open(path, encoding="utf-8", newline="") as f:
-            text = f.read()
-    except (OSError, UnicodeDecodeError) as e:
-        reason = getattr(e, "strerror", None) or "is not UTF-8 text"
-        raise UserError(f"--input {path}: {reason}: give a text file") from None
+    text = read_text(path)
     if not text:
         raise UserError(f"--input {path}: is empty: give a text file")
     tok = load("char", sorted(set(text)))

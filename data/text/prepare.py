@@ -1,21 +1,21 @@
 """
-A text of your own (.txt, .xz, .gz, or folders of them) into train.bin, val.bin and meta.json,
-streamed: memory stays the same however large the text, and all cores tokenize.
+A text of your own into train.bin, val.bin and meta.json, streamed: memory stays the same however
+large the text, and all cores tokenize. Files of .txt, of .jsonl (a document a line) or of .parquet
+(a document a row), .txt and .jsonl also as .gz, .xz or .zst; or folders of them.
 
-    python data/text/prepare.py --input FILE_OR_FOLDER [...] [--out=data/mine]
+    python data/text/prepare.py --input FILE_OR_FOLDER [...] [--out=data/mine] [--field=text]
         [--tokenizer=bytes|gpt2|wordpiece] [--vocab=vocab.txt] [--bert]
-        [--val FILE_OR_FOLDER ... | --val-fraction=0.01] [--doc-sep=blank-line|file]
+        [--val FILE_OR_FOLDER ... | --val-fraction=0.01 [--val-within]] [--doc-sep=blank-line|file]
 
-A blank line ends a document, and so does the end of a file; the tokenizer's eot follows each.
-With --bert (always with wordpiece) its sep follows each sentence. The rest is kept as it is.
+A blank line ends a document of a .txt, and so does the end of the file; the tokenizer's eot follows
+each. With --bert (always with wordpiece) its sep follows each sentence. The rest is kept as it is.
 """
 import codecs
-import gzip
-import io
-import lzma
+import json
 import os
+import re
 import sys
-import zlib
+from collections import Counter
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
@@ -23,72 +23,139 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 from data.bin_writer import (  # noqa: E402
     JOB_CHARS,
     BinWriter,
-    Parser,
     complete,
-    cut,
     describe,
+    in_pieces,
     pick_split,
     run,
+    script_parser,
     write_pieces,
 )
-from data.tokenizer import load  # noqa: E402
-from run.errors import UserError  # noqa: E402
+from data.reading import PACKED, open_text  # noqa: E402
+from data.tokenizer import cut, load  # noqa: E402
+from run.errors import UserError, library  # noqa: E402
 
-PACKED = {".xz": lzma.open, ".gz": gzip.open}
-NOT_TEXT = (".zip", ".bz2", ".zst", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".parquet", ".pdf")
+READ = (".txt", ".jsonl", ".parquet")
+NOT_TEXT = (".zip", ".bz2", ".tar", ".tgz", ".pdf", ".docx", ".epub", ".7z", ".arrow")
 
 
-def find_files(paths, option):
-    """The text files that `paths` name, folders searched through, sorted within each folder."""
+def extensions(path):
+    """(what is in a file by its name, how it is packed): "B.TXT.gz" -> (".txt", ".gz")."""
+    stem, last = os.path.splitext(os.path.basename(path).lower())
+    return (os.path.splitext(stem)[1], last) if last in PACKED else (last, "")
+
+
+def is_read(path):
+    kind, packed = extensions(path)
+    return kind in READ and not (kind == ".parquet" and packed) or bool(packed and not kind)
+
+
+def find_files(paths, option, left_out):
+    """
+    The files that `paths` name, folders searched through, sorted within each folder; those left
+    out are counted in the Counter left_out by their extension.
+    """
     found = []
-    for path in paths:
+    for path in map(os.path.expanduser, paths):
         if os.path.isdir(path):
-            here = [os.path.join(folder, n) for folder, _, names in os.walk(path) for n in names
-                    if n.endswith((".txt", ".xz", ".gz")) and not n.endswith(NOT_TEXT)]
-            if not here:
-                raise UserError(f"{option} {path}: holds no .txt, .xz or .gz file: "
-                                "name the files one by one")
-            found += sorted(here)
+            here = [os.path.join(folder, n) for folder, _, names in os.walk(path) for n in names]
+            others = Counter("".join(extensions(p)) or "without extension"
+                             for p in here if not is_read(p))
+            left_out.update(others)
+            if others.total() == len(here):
+                raise UserError(f"{option} {path}: holds no {', '.join(READ)} file, packed or not"
+                                + f" ({counted(others)})" * bool(others)
+                                + ": name files one by one to read them as text")
+            found += sorted(filter(is_read, here))
         elif not os.path.exists(path):
             raise UserError(f"{option} {path}: no such file or folder: check the path")
-        elif path.lower().endswith(NOT_TEXT):
+        elif extensions(path)[0] in NOT_TEXT or extensions(path)[0] == ".parquet" and not is_read(path):
             raise UserError(f"{option} {path}: is not plain text: unpack it to .txt first "
-                            "(.txt.xz and .txt.gz are read as they are)")
+                            f"(.txt{', .txt'.join(PACKED)} are read as they are)")
         else:
             found.append(path)
     return list({os.path.realpath(path): path for path in found}.values())  # each one once
 
 
-class Reader:
-    """Reads files as text. `bad` counts the bytes that were not UTF-8; `bar` shows packed bytes."""
+def counted(counter):
+    return ", ".join(f"{n} {what}" for what, n in counter.most_common())
 
-    def __init__(self, bar):
-        self.bar, self.bad = bar, 0
+
+class Reader:
+    """
+    Reads files of documents. `bad` counts the bytes that were not UTF-8; `bar`, if any, is moved
+    by how much of the files has been read, packed bytes where they are packed.
+    """
+
+    def __init__(self, field, blank_line, bar=None):
+        self.field, self.blank_line, self.bar, self.bad = field, blank_line, bar, 0
         codecs.register_error("count", self._replace)
 
     def _replace(self, error):
         self.bad += error.end - error.start
         return "\ufffd", error.end
 
-    def lines(self, path):
-        """The file's lines with their newlines, overlong ones in parts of JOB_CHARS characters."""
+    def documents(self, files):
+        """(text, ends) of all files, `ends` telling that the document is over."""
+        for path in files:
+            kind = extensions(path)[0]
+            if kind in (".jsonl", ".parquet"):
+                texts = self.jsonl(path) if kind == ".jsonl" else self.parquet(path)
+                for text in texts:
+                    if text.strip():
+                        yield from in_pieces(text)
+            else:
+                yield from split_documents(self.lines(path, JOB_CHARS), self.blank_line)
+
+    def lines(self, path, limit):
+        """The file's lines with their newlines, longer ones in parts of `limit` characters."""
+        with open_text(path, errors="count") as text:
+            where = text.raw_file.tell if text.raw_file.seekable() else lambda: 0  # a pipe cannot
+            seen, shown = 0, 0
+            while line := text.readline(limit):
+                yield line
+                seen += len(line)
+                if seen >= JOB_CHARS:
+                    self.show(where() - shown)
+                    seen, shown = 0, where()
+            self.show(where() - shown)
+
+    def show(self, n):
+        if self.bar is not None:
+            self.bar.update(n)
+
+    def jsonl(self, path):
+        for number, line in enumerate(self.lines(path, -1), 1):
+            try:
+                record = json.loads(line) if line.strip() else {self.field: ""}
+            except (ValueError, RecursionError):
+                raise UserError(f"{path}:{number}: is not JSON: one object a line is expected"
+                                ) from None
+            yield self.text_of(record, f"{path}:{number}")
+
+    def parquet(self, path):
+        reading = library("pyarrow.parquet", "pyarrow")
         try:
-            with open(path, "rb") as raw:
-                unpack = PACKED.get(os.path.splitext(path)[1])
-                text = io.TextIOWrapper(unpack(raw) if unpack else raw, "utf-8-sig",
-                                        errors="count", newline="\n")
-                where = raw.tell if raw.seekable() else lambda: 0  # a pipe cannot tell
-                seen, shown = 0, 0
-                while line := text.readline(JOB_CHARS):
-                    yield line
-                    seen += len(line)
-                    if seen >= JOB_CHARS:
-                        self.bar.update(where() - shown)
-                        seen, shown = 0, where()
-                self.bar.update(where() - shown)
-        except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:
-            reason = getattr(e, "strerror", None) or f"is damaged ({e})"
-            raise UserError(f"{path}: {reason}: check it, or leave it out") from None
+            file = reading.ParquetFile(path)
+            if self.field not in file.schema_arrow.names:
+                self.text_of(dict.fromkeys(file.schema_arrow.names), path)
+            for batch in file.iter_batches(batch_size=256, columns=[self.field]):
+                for text in batch.column(0).to_pylist():
+                    yield self.text_of({self.field: text}, path)
+        except (OSError, ValueError) as e:  # pyarrow's own are among these
+            raise UserError(f"{path}: is damaged ({e}): check it, or leave it out") from None
+        self.show(os.path.getsize(path))
+
+    def text_of(self, record, where):
+        if not isinstance(record, dict) or self.field not in record:
+            has = f"its fields are {', '.join(record)}" if isinstance(record, dict) else \
+                "it is no object"
+            raise UserError(f"{where}: has no field {self.field!r}, {has}: name one with --field")
+        text = record[self.field]
+        if not isinstance(text, str | None):
+            raise UserError(f"{where}: field {self.field!r} holds no text, but {str(text)[:40]!r}: "
+                            "name another with --field")
+        return text or ""
 
 
 def split_documents(lines, blank_line):
@@ -119,30 +186,61 @@ def split_documents(lines, blank_line):
         yield "".join(parts), True
 
 
-def pieces(reader, files, blank_line, split_of):
+def by_document(found, split_of):
     """What write_pieces takes; split_of(number of the document) -> "train" or "val"."""
     number = 0
-    for path in files:
-        for text, ends in split_documents(reader.lines(path), blank_line):
-            yield split_of(number), text, ends
-            number += ends
+    for text, ends in found:
+        yield split_of(number), text, ends
+        number += ends
+
+
+def by_length(found, n_train):
+    """The same with about the first n_train characters for train, cut at white space."""
+    seen = 0
+    for text, ends in found:
+        at = n_train - seen
+        seen += len(text)
+        if not 0 < at <= len(text):
+            yield "train" if at > 0 else "val", text, ends
+            continue
+        before = re.match(r".*\S(?=\s)", text[:at], re.DOTALL)
+        after = re.compile(r"\s+\S").search(text, at)  # not the newline at the very end
+        n = before.end() if before else after.start() if after else at
+        yield "train", text[:n], True
+        if text[n:].strip():
+            yield "val", text[n:], ends
+
+
+def length_to_split(reader, files, within):
+    """How many characters the documents have, or None if there are several and not `within`."""
+    if not all(map(os.path.isfile, files)):  # a pipe can be read but once
+        if within:
+            raise UserError("--val-within reads its files twice, which a pipe does not allow")
+        return None
+    length, over = 0, False
+    for text, ends in reader.documents(files):
+        if over and not within:
+            return None
+        length, over = length + len(text), over or ends
+    return length
 
 
 def parse(argv):
-    parser = Parser(description=__doc__.split("\n\n")[0])
+    parser = script_parser(__doc__, HERE)
     add = parser.add_argument
     add("--input", nargs="+", required=True, help="text files, or folders of them")
-    add("--out", default=HERE, help="folder for the dataset")
     add("--tokenizer", default="bytes", help="bytes, gpt2 or wordpiece")
     add("--vocab", help="wordpiece's vocab.txt")
     add("--bert", action="store_true", help="mark the end of sentences, for BERT")
+    add("--field", default="text", help="of .jsonl and .parquet that holds the text")
     add("--val", nargs="+", help="text files or folders for validation")
     add("--val-fraction", type=float, default=0.01, help="share of documents for validation")
+    add("--val-within", action="store_true",
+        help="the end of the text for validation, not documents (so it is if there is but one)")
     add("--seed", type=int, default=0, help="of the choice of those documents")
     add("--doc-sep", choices=("blank-line", "file"), default="blank-line",
         help="what ends a document")
     add("--workers", type=int, help="processes; the files do not depend on it (default: cores)")
-    add("--force", action="store_true", help="replace a dataset that is there")
     args = parser.parse_args(argv)
     if not args.val and not 0 < args.val_fraction < 1:
         parser.error(f"--val-fraction {args.val_fraction} must lie between 0 and 1")
@@ -153,17 +251,24 @@ def parse(argv):
 
 def choose_files(args):
     """(training files, validation files): the latter empty without --val."""
-    train, val = find_files(args.input, "--input"), find_files(args.val or [], "--val")
+    left_out = Counter()
+    train, val = find_files(args.input, "--input", left_out), \
+        find_files(args.val or [], "--val", left_out)
     held_out = {os.path.realpath(path) for path in val}
     train = [path for path in train if os.path.realpath(path) not in held_out]
     if not train:
         raise UserError("--val names all files of --input: leave some for training")
-    if not val and args.doc_sep == "file":  # tell before reading gigabytes
+    if not val and args.doc_sep == "file" and len(train) > 1 and not args.val_within \
+            and all(extensions(path)[0] not in READ[1:] for path in train):
         splits = {pick_split(i, args.val_fraction, args.seed) for i in range(len(train))}
-        if len(splits) == 1:
+        if len(splits) == 1:  # tell before reading gigabytes
             raise UserError(f"with --doc-sep=file and --val-fraction={args.val_fraction} all "
-                            f"{len(train)} files fall into {splits.pop()}.bin: "
-                            "give --val FILE or another --val-fraction")
+                            f"{len(train)} files fall into {splits.pop()}.bin: give --val FILE, "
+                            "another --val-fraction or --val-within")
+    n = len(train) + len(val)
+    print(f"reading {n} file{'s' * (n > 1)}" + (
+        f", leaving out {left_out.total()} that are not {', '.join(READ)}: {counted(left_out)}"
+        if left_out else ""))
     return train, val
 
 
@@ -179,19 +284,22 @@ def main(argv=None):
     # bytes need no work: one process is faster than handing text around
     workers = args.workers or (1 if tok.name == "bytes" else os.cpu_count() or 1)
     source = " ".join(args.input) + (" with --val " + " ".join(args.val) if args.val else "")
-    blank_line = args.doc_sep == "blank-line"
+    how = args.field, args.doc_sep == "blank-line"
+    length = None if val else length_to_split(Reader(*how), train, args.val_within)
+    if length and not args.val_within:
+        print(f"there is but one document: its last {args.val_fraction:.2%} are for validation")
     total = sum(os.path.getsize(path) for path in train + val)
     with BinWriter(args.out, tok, source) as writer, \
             tqdm(total=total, unit="B", unit_scale=True, disable=None) as bar:
-        reader = Reader(bar)
+        reader = Reader(*how, bar)
+        found = reader.documents(train)
         if val:
-            for split, files in (("train", train), ("val", val)):
-                found = pieces(reader, files, blank_line, lambda number: split)
-                write_pieces(writer, found, bert, workers)
+            write_pieces(writer, by_document(found, lambda number: "train"), bert, workers)
+            found, split_of = reader.documents(val), lambda number: "val"
         else:
-            found = pieces(reader, train, blank_line,
-                           lambda number: pick_split(number, args.val_fraction, args.seed))
-            write_pieces(writer, found, bert, workers)
+            split_of = lambda number: pick_split(number, args.val_fraction, args.seed)
+        write_pieces(writer, by_document(found, split_of) if length is None else
+                     by_length(found, max(1, int(length * (1 - args.val_fraction)))), bert, workers)
         if not any(writer.count.values()):
             raise UserError(f"--input {' '.join(args.input)}: holds no text")
     if reader.bad:

@@ -1,0 +1,210 @@
+"""
+A dataset is a folder: train.bin and val.bin, flat arrays of token ids, and meta.json, which says
+what they are. Also read as others publish theirs: nanoGPT's meta.pkl of characters, and shards
+with llm.c's header (*train*.bin, *val*.bin), whose format says that they are GPT-2's.
+"""
+import bisect
+import hashlib
+import itertools
+import json
+import os
+import pickle
+import re
+
+import numpy as np
+
+from run.errors import UserError
+
+GPT2 = dict(tokenizer="gpt2", vocab_size=50257, dtype="uint16", eot=50256)
+DTYPES = ("uint8", "uint16", "uint32")
+CHECK_TOKENS = 1 << 22  # ids looked at when a file is opened; the loader checks every batch
+MAGIC, HEADER = 20240520, 1024  # of llm.c's GPT-2 shards: 256 int32: MAGIC, version 1, tokens
+WHOLE, BLOCK, BLOCKS = 1 << 24, 4096, 64  # what a fingerprint looks at, see there
+
+
+def read_meta(data_dir):
+    """
+    What the dataset is, a dict with tokenizer, vocab_size, dtype and perhaps eot and sep: its
+    meta.json, checked, or what its meta.pkl or the header of its shards amounts to. A folder that
+    says nothing is refused with what to write. Raises UserError.
+    """
+    folder = os.path.expanduser(data_dir)
+    if not os.path.isdir(folder):
+        raise UserError(f"data_dir={data_dir}: no such folder: {how_to_prepare(data_dir)}")
+    path = os.path.join(folder, "meta.json")
+    if os.path.exists(path):
+        try:
+            with open(path, encoding="utf-8-sig") as f:
+                meta = json.load(f)
+        except (OSError, ValueError, RecursionError) as e:
+            raise UserError(f"{path}: cannot be read ({e}): {how_to_prepare(data_dir)}") from None
+        return check_meta(meta, path)
+    if os.path.exists(path := os.path.join(folder, "meta.pkl")):
+        return read_pickle(path)
+    train = files_of(folder, "train")[0]
+    if not os.path.exists(train):
+        raise UserError(f"data_dir={data_dir}: holds no meta.json and no train.bin: {how_to_prepare(data_dir)}")
+    if header(train) is not None:
+        return dict(GPT2)
+    raise UserError(f"data_dir={data_dir}: nothing says how its .bin files were made: write a "
+                    f"meta.json beside them, for GPT-2's tokens {json.dumps(GPT2)}")
+
+
+def how_to_prepare(data_dir):
+    script = os.path.join(data_dir, "prepare.py")
+    if os.path.exists(os.path.expanduser(script)):
+        return f"make it with: python {script}"
+    return "make one with: python data/text/prepare.py --input FILE --out " + data_dir
+
+
+def check_meta(meta, path):
+    """The meta.json, if it can be one; otherwise UserError with the first key that is wrong."""
+    def is_id(value):
+        return type(value) is int and value >= 0
+
+    meta = meta if isinstance(meta, dict) else {}
+    spec = meta.get("tokenizer")
+    spec = dict(name=spec) if isinstance(spec, str) else spec if isinstance(spec, dict) else {}
+    listed = spec.get("name") not in ("char", "wordpiece") or isinstance(spec.get("vocab"), list) \
+        and spec["vocab"] and all(isinstance(token, str) for token in spec["vocab"])
+    for key, good, should in (
+            ("tokenizer", isinstance(spec.get("name"), str) and spec["name"], 'a name like "gpt2"'),
+            ("tokenizer", listed, 'a name with its "vocab", a list of strings'),
+            ("vocab_size", is_id(meta.get("vocab_size")) and meta["vocab_size"] > 0,
+             "a whole number above 0"),
+            ("dtype", meta.get("dtype") in DTYPES, "one of " + ", ".join(DTYPES)),
+            ("eot", meta.get("eot") is None or is_id(meta["eot"]), "a token id or null"),
+            ("sep", meta.get("sep") is None or is_id(meta["sep"]), "a token id or null")):
+        if not good:
+            has = f"has {key} = {json.dumps(meta[key])[:60]}, but {key}" if key in meta else \
+                f"lacks {key}, which"
+            raise UserError(f"{path}: {has} must be {should}; for GPT-2's tokens the file is "
+                            f"{json.dumps(GPT2)}")
+    return meta
+
+
+class _DataOnly(pickle.Unpickler):
+    """Dicts, lists, strings and numbers need no class, and nothing else is wanted."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no plain data")
+
+
+def read_pickle(path):
+    """nanoGPT's meta.pkl, a dict with itos {id: character}, as a meta.json; runs no code from it."""
+    try:
+        with open(path, "rb") as f:
+            itos = _DataOnly(f).load()["itos"]
+        vocab = [itos[i] for i in range(len(itos))]
+        if not vocab or not all(isinstance(c, str) and len(c) == 1 for c in vocab):
+            raise ValueError("its itos is no list of characters")
+    except Exception as e:  # whatever a damaged or foreign pickle may raise
+        raise UserError(f"{path}: is no meta.pkl of nanoGPT's characters ({type(e).__name__}: {e}): "
+                        "write a meta.json that names the tokenizer instead") from None
+    return dict(tokenizer=dict(name="char", vocab=vocab), vocab_size=len(vocab), dtype="uint16",
+                eot=None)
+
+
+def header(path):
+    """How many tokens llm.c's header in a .bin file promises; None if it has no such header."""
+    head = np.fromfile(path, dtype="<i4", count=3)
+    return int(head[2]) if head[:2].tolist() == [MAGIC, 1] and len(head) == 3 else None
+
+
+def files_of(folder, split):
+    """The paths of a split, in order: train.bin or, without it, the shards called *train*.bin."""
+    path = os.path.join(os.path.expanduser(folder), split + ".bin")
+    if os.path.exists(path) or not os.path.isdir(os.path.dirname(path)):
+        return [path]
+    words = {"train": r"train(ing)?", "val": r"val(id|idation)?"}
+    of = {s: re.compile(rf"(?<![a-z]){word}(?![a-z]).*\.bin$", re.I) for s, word in words.items()}
+    shards = [n for n in os.listdir(os.path.dirname(path)) if of[split].search(n)
+              and (split == "val" or not of["val"].search(n))]
+    return [os.path.join(os.path.dirname(path), n) for n in sorted(shards)] or [path]
+
+
+class Shards:
+    """Arrays one after another as if they were one: len() and slices."""
+
+    def __init__(self, parts):
+        self.parts = parts
+        self.ends = list(itertools.accumulate(map(len, parts)))
+
+    def __len__(self):
+        return self.ends[-1]
+
+    def __getitem__(self, where):
+        start, stop, step = where.indices(len(self))
+        found = []
+        i = bisect.bisect_right(self.ends, start)
+        while start < stop:
+            begin = self.ends[i] - len(self.parts[i])
+            found.append(self.parts[i][start - begin:stop - begin])
+            start, i = self.ends[i], i + 1
+        return (np.concatenate(found) if found else self.parts[0][:0])[::step]
+
+
+def open_tokens(data_dir, split, meta, vocab_size, at_least):
+    """The tokens of `split`, read-only, checked: an array (N,), or Shards, which is sliced alike."""
+    paths = files_of(data_dir, split)
+    tokens = [open_bin(path, meta["dtype"], data_dir) for path in paths]
+    tokens = tokens[0] if len(tokens) == 1 else Shards(tokens)
+    where = paths[0] + f" and {len(paths) - 1} more" * (len(paths) > 1)
+    if len(tokens) < at_least:
+        raise UserError(f"{where}: {len(tokens)} tokens, but one sequence takes {at_least}: "
+                        "use more text or a smaller block_size")
+    step = max(1, len(tokens) // 64)
+    for start in range(0, len(tokens), step):
+        check_ids(tokens[start:start + CHECK_TOKENS // 64], vocab_size, where)
+    return tokens
+
+
+def open_bin(path, dtype, data_dir):
+    """The tokens of one .bin file (N,), memory-mapped."""
+    dtype = np.dtype(dtype).newbyteorder("<")
+    try:
+        size, promised = os.path.getsize(path), header(path)
+        if size == 0:
+            raise UserError(f"{path}: is empty: {how_to_prepare(data_dir)}")
+        if promised is not None:
+            if dtype.itemsize != 2:
+                raise UserError(f"{path}: is a shard of uint16, but meta.json says {dtype}")
+            if size != HEADER + 2 * promised:
+                raise UserError(f"{path}: its header promises {promised} tokens, but it holds "
+                                f"{(size - HEADER) / 2:g}: cut short? Fetch it again")
+            return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)[HEADER // 2:]
+        if size % dtype.itemsize:
+            raise UserError(f"{path}: {size} bytes is no whole number of {dtype} tokens: "
+                            f"cut short? {how_to_prepare(data_dir)}")
+        return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}: {how_to_prepare(data_dir)}") from None
+
+
+def check_ids(ids, vocab_size, where):
+    if len(ids) and (top := int(ids.max())) >= vocab_size:
+        raise UserError(f"{where}: holds token id {top}, but the vocabulary has {vocab_size}: "
+                        "the file belongs to another tokenizer, or vocab_size is too small")
+
+
+def fingerprint(data_dir, meta):
+    """
+    A string that changes when the dataset does, for checkpoints to record: a hash of the sizes of
+    its files, of what is in them (all of it up to WHOLE bytes, else BLOCKS evenly spaced blocks,
+    the first and the last among them), and of the tokenizer. Cheap whatever the size.
+    """
+    spec = meta["tokenizer"]
+    spec = dict(name=spec) if isinstance(spec, str) else spec
+    found = hashlib.sha256(json.dumps([spec, meta["dtype"]], sort_keys=True).encode())
+    for split in ("train", "val"):
+        try:
+            sizes = {path: os.path.getsize(path) for path in files_of(data_dir, split)}
+            parts = [np.memmap(path, np.uint8, "r") for path, size in sizes.items() if size]
+        except OSError as e:
+            raise UserError(f"{e.filename}: {e.strerror}: {how_to_prepare(data_dir)}") from None
+        total, content = sum(sizes.values()), Shards(parts)
+        found.update(json.dumps([split, *sizes.values()]).encode())
+        for start in range(0, total, BLOCK) if total <= WHOLE else \
+                [i * (total - BLOCK) // (BLOCKS - 1) for i in range(BLOCKS)]:
+            found.update(content[start:start + BLOCK].tobytes())
+    return found.hexdigest()[:32]

@@ -1,0 +1,82 @@
+"""
+The number format of a run, decided here and obeyed by everything: the model's products, Muon's, the
+scaling of float16's gradients.
+"""
+import functools
+import platform
+import time
+
+import torch
+
+from run.errors import UserError
+
+PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12,
+              "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "V100": 125e12,
+              "T4": 65e12}  # dense, half precision, from the data sheets; longer names first
+
+
+def peak_flops(config, device):
+    """The device's FLOP/s in half precision, given or known by its name; 0 if neither."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return config.peak_flops or next((v for k, v in PEAK_FLOPS.items() if k in name), 0)
+
+
+def common_dtype(wanted, ranks, saved=None):
+    """The dtype to autocast to, the same on all ranks, and the same as before a resume."""
+    if wanted == "auto" and saved and saved.get("autocast", [""])[0] == ranks.device.type:
+        wanted = saved["autocast"][1]
+    dtype = pick_dtype(wanted, ranks.device)
+    if wanted == "auto" and ranks.device.type == "cpu" and \
+            ranks.any(dtype == torch.float32):  # tried out, so ranks may differ
+        dtype = torch.float32
+    if ranks.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # what stays in float32 may use tensor cores
+    return dtype
+
+
+def pick_dtype(wanted, device):
+    """The dtype to autocast to. "auto": bfloat16 where it is faster, else float16 (CUDA) or float32."""
+    if device.type == "cuda":
+        best = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    elif wanted in ("auto", "float16"):
+        best = "bfloat16" if device.type == "cpu" and bfloat16_pays() else "float32"
+    if wanted == "float16" and device.type != "cuda":
+        raise UserError(f"dtype=float16: only on CUDA devices (this is {device.type}), where its "
+                        f"gradients are scaled; use --dtype={best}")
+    return getattr(torch, best if wanted == "auto" else wanted)
+
+
+def has_bfloat16():
+    """
+    Does this CPU multiply bfloat16: "no", "yes" (a matrix unit, far faster than float32) or "maybe"
+    (vector instructions, or nothing known)? ATEN_CPU_CAPABILITY=avx2 makes it "no".
+    """
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    if platform.machine() in ("x86_64", "AMD64"):
+        if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+            return "no"
+        if known and not known.get("avx512_bf16") and not known.get("amx_bf16"):
+            return "no"
+    return "yes" if known.get("amx_bf16") else "maybe"
+
+
+@functools.cache
+def bfloat16_pays():
+    """
+    Is bfloat16 the faster format on this CPU? Where its instructions leave that open it is tried:
+    there are CPUs that have them and yet are twice as fast with float32. In turn with float32, the
+    best of each, on one thread, so that a busy machine does not decide.
+    """
+    if (known := has_bfloat16()) != "maybe":
+        return known == "yes"
+    threads, best = torch.get_num_threads(), {torch.float32: [], torch.bfloat16: []}
+    torch.set_num_threads(1)
+    x, w = torch.randn(512, 256), torch.randn(1024, 256)
+    pairs = {dtype: (x.to(dtype), w.to(dtype)) for dtype in best}
+    for _ in range(20):
+        for dtype, (a, b) in pairs.items():
+            started = time.perf_counter()
+            torch.nn.functional.linear(a, b)
+            best[dtype].append(time.perf_counter() - started)
+    torch.set_num_threads(threads)
+    return min(best[torch.bfloat16]) < 0.8 * min(best[torch.float32])

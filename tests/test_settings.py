@@ -1,0 +1,71 @@
+"""What a user types, and what becomes of it: overrides, configs, --help, --resume FOLDER."""
+import json
+import subprocess
+import sys
+
+import pytest
+from runs import ENV, ROOT, TINY, events, losses, make_data, train
+
+from run.errors import UserError
+from run.settings import from_args, from_dict
+
+
+@pytest.mark.parametrize("settings, words", [
+    (dict(n_layer=10**300), "n_layer=(too long): must be at least 0"),
+    (dict(learning_rate=float("inf")), "and finite"),
+    (dict(learning_rate=float("nan")), "learning_rate=nan"),
+    (dict(device="meta"), "device=meta: must be auto, cpu"),
+    (dict(out_dir="a\0b"), "holds a NUL"),
+    (dict(stages=[{1: 2}]), "stages[0]: 1: no such setting"),
+    (dict(stages=[dict(at=3, n_inner=10**400)]), "n_inner=(too long)"),
+    (dict(n_layer=0, stages=[dict(at=3, n_inner=64, operator="aki")]), "there is no layer"),
+])
+def test_values_nobody_meant(settings, words):
+    with pytest.raises(UserError) as e:
+        from_dict({**TINY, "stages": [], **settings})
+    assert words in str(e.value) and len(str(e.value)) < 300
+
+
+@pytest.mark.parametrize("text, words", [
+    ("import sys; sys.exit()", "SystemExit"), ("raise KeyError('x')", "KeyError"),
+    ("learning_rate = lambda it: 1e-3", "learning_rate=<function"), ("n_layer = int", "n_layer="),
+    ("def (", "SyntaxError"), ("n_embd = '64'", "n_embd='64': must be a whole number")])
+def test_a_config_that_is_none(text, words, tmp_path):
+    (tmp_path / "c.py").write_text(text)
+    with pytest.raises(UserError) as e:
+        from_args([str(tmp_path / "c.py")])
+    assert words in str(e.value)
+
+
+def test_home_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    c = from_dict({**TINY, "out_dir": "~/out", "data_dir": "~/data"})
+    assert (c.out_dir, c.data_dir) == ("/home/someone/out", "/home/someone/data")
+
+
+def test_help_lists_every_setting(capsys):
+    with pytest.raises(SystemExit) as e:
+        from_args(["--help"])
+    said = capsys.readouterr().out
+    assert not e.value.code and all(f"\n{k}: " in said for k in TINY)
+    with pytest.raises(SystemExit):
+        from_args(["--help=grow_when"])
+    assert capsys.readouterr().out.startswith("grow_when: str")
+    with pytest.raises(UserError, match="did you mean grow_when"):
+        from_args(["--help=growwhen"])
+
+
+def test_resume_from_the_folder_alone(tmp_path):
+    """From another working directory, with what the run recorded; only what is given may differ."""
+    data, out, whole = make_data(tmp_path / "data"), tmp_path / "out", tmp_path / "whole"
+    train(data_dir="data", out_dir=out, max_iters=20, stages=[], warmup_iters=3,
+          env={**ENV, "HOME": str(tmp_path)}, cwd=tmp_path)
+    train(data_dir=data, out_dir=whole, max_iters=28, stages=[], warmup_iters=3)
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "--resume", str(out),
+                           "--max_iters=28"], cwd="/", env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resuming with max_iters=28, which was 20" in done.stdout
+    assert [x for x in losses(out) if x[1] > 21][0][1] == 22
+    assert events(out, "start")[0]["dtype"] == "float32"
+    with open(out / "config.json") as f:
+        assert json.load(f)["resolved"]["data_dir"] == str(data)
