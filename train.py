@@ -42,13 +42,10 @@ class Run:
     def __init__(self, config):
         self.config, self.ranks = config, Ranks(config.device)
         self.device = self.ranks.device
-        self.lock = checkpoint.make_out_dir(config.out_dir) if self.ranks.rank == 0 else None
         self.meta = read_meta(config.data_dir)
         if config.init_from not in OWN_STARTS:
             hf.check_tokenizer(config.init_from, self.meta, config.data_dir)
-        self.ranks.barrier()  # rank 0 has the lock: nobody else writes there
-        self.saved = shard.agree(self.ranks, lambda: saved_state(config, self.meta,
-                                                                 self.ranks.restarted))
+        self.saved = shard.agree(self.ranks, self.resume_from)
         self.mesh = shard.make_mesh(self.ranks, config.shard)
         self.dtype = common_dtype(config.dtype, self.ranks, self.saved)
         self.compile, self.warning = compiler.choose(config.compile, self.device)
@@ -61,13 +58,18 @@ class Run:
         self.optimizers = make_optimizers(config, self.model, self.dtype, self.compile != "none")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if self.saved:
-            for o, state in zip(self.optimizers, self.saved["optimizers"]):
+            for o, state in zip(self.optimizers, self.saved.pop("optimizers")):
                 shard.load_optimizer(o, state, self.ranks, self.mesh)
             self.scaler.load_state_dict(self.saved["scaler"])
         for k, v in self.PROGRESS.items():
             setattr(self, k, self.saved.get(k, v) if self.saved else v)
         self.bad_run = torch.zeros((), device=self.device)  # non-finite steps in a row
         self.wrap()
+
+    def resume_from(self):
+        """On rank 0: what the run goes on from, or None; and the lock, so that nobody else writes."""
+        self.lock = checkpoint.make_out_dir(self.config.out_dir)
+        return saved_state(self.config, self.meta, self.ranks.restarted)
 
     def resolved(self):
         """What the settings left to this machine and its data, for the record."""
@@ -95,7 +97,7 @@ class Run:
                              c.model_config(self.vocab_size))
         if theirs:
             hf.start_from(self.model, c.init_from)
-        shard.fill(self.model, self.ranks, self.mesh, self.saved["model"] if self.saved else
+        shard.fill(self.model, self.ranks, self.mesh, self.saved.pop("model") if self.saved else
                    self.model.state_dict() if theirs else None)
 
     def wrap(self):

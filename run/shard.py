@@ -26,8 +26,9 @@ def make_mesh(ranks, shard):
 
 def agree(ranks, decide):
     """
-    What decide() returns on rank 0, on all ranks, who need not see the same files; so its UserError.
-    Tensors are on the meta device elsewhere: spread() gets their values to where they are wanted.
+    What decide() returns on rank 0, on all ranks, who need not see the same files; after a UserError,
+    which rank 0 raises, the others leave too. Tensors are on the meta device elsewhere: spread()
+    gets their values to where they are wanted.
     """
     if not ranks.several:
         return decide()
@@ -40,7 +41,7 @@ def agree(ranks, decide):
             said = [e]
     dist.broadcast_object_list(said, 0, device=torch.device("cpu"))
     if isinstance(said[0], UserError):
-        raise said[0]
+        raise said[0] if ranks.rank == 0 else SystemExit(2)
     return state if ranks.rank == 0 else said[0]
 
 
