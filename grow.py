@@ -156,7 +156,8 @@ def fill_zero(new, old, spec):
 def fill_copy(new, old, spec):
     """Coordinate j of a grown axis is coordinate j mod n of the old one, plus noise."""
     if old is None or old.numel() == 0:
-        return fill_normal(new, old, spec)
+        fill_normal(new, old, spec)
+        return
     source = old
     for axis, n in enumerate(old.shape):
         # heads are whole multiples of head_dim, so j mod n copies a head onto a head

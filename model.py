@@ -227,7 +227,7 @@ class Attention(nn.Module):
                    for f in (self.q, self.k, self.v))
         if cache is not None:
             k, v = cache[:] = [torch.cat(kv, dim=2) for kv in zip(cache, (k, v))] if cache else [k, v]
-        y = attend(q, k, v, keep, self.causal and T == k.size(2),
+        y = attend(q, k, v, keep, self.causal and k.size(2) == T,
                    self.attn_dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, n_head * head_dim)
         return self.dropout(self.proj(y, m))

@@ -7,10 +7,11 @@ import sys
 
 import torch
 
+from data.reading import read_text
 from data.tokenizer import get_tokenizer
 from model import GPT
 from run.errors import UserError, exits_cleanly, first_line
-from run.given import at_least, model_parser, read_text
+from run.given import at_least, model_parser
 from run.hf import open_model
 
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 
 import torch
 
-from data.loader import LOADERS, read_meta, vocab_needed
+from data.loader import LOADERS, fingerprint, read_meta, vocab_needed
 from grow import describe, set_mask
 from model import GROWABLE, MODELS
 from run import ahead, checkpoint, compiler, hf, shard
@@ -43,6 +43,7 @@ class Run:
         self.config, self.ranks = config, Ranks(config.device)
         self.device = self.ranks.device
         self.meta = read_meta(config.data_dir)
+        self.meta["fingerprint"] = fingerprint(config.data_dir, self.meta)
         if config.init_from not in OWN_STARTS:
             hf.check_tokenizer(config.init_from, self.meta, config.data_dir)
         self.saved = shard.agree(self.ranks, self.resume_from)
@@ -60,7 +61,8 @@ class Run:
         if self.saved:
             for o, state in zip(self.optimizers, self.saved.pop("optimizers")):
                 shard.load_optimizer(o, state, self.ranks, self.mesh)
-            self.scaler.load_state_dict(self.saved["scaler"])
+            if self.saved["scaler"]:  # empty after another number format
+                self.scaler.load_state_dict(self.saved["scaler"])
         for k, v in self.PROGRESS.items():
             setattr(self, k, self.saved.get(k, v) if self.saved else v)
         self.bad_run = torch.zeros((), device=self.device)  # non-finite steps in a row
@@ -172,16 +174,15 @@ class Run:
         return total, norm
 
     def update(self, bad):
-        """Step the optimizers, but not on gradients that are infinite or NaN (`bad`, 0-D bool)."""
+        """
+        Step the optimizers, but none of them on gradients that are infinite or NaN (`bad`, 0-D bool):
+        they read it on the device, so nobody waits for it.
+        """
         self.bad_run = (self.bad_run + 1) * bad
         self.bad = self.bad + bad
         for o in self.optimizers:
-            if self.scaler.is_enabled():
-                self.scaler.step(o)
-            else:
-                o.found_inf = bad.float()  # both skip on the device, without a sync
-                o.step()
-        for o in self.optimizers:
+            o.found_inf = bad.float()
+            o.step()
             o.zero_grad(set_to_none=True)
         self.scaler.update()
 
@@ -228,6 +229,8 @@ class Run:
         self.feeder.shutdown()
         self.parallel = None  # DDP, before the process group that it talks through
         self.ranks.close()
+        if self.lock:
+            self.lock.close()
 
     @contextlib.contextmanager
     def fits(self, stage):

@@ -214,7 +214,7 @@ class WordPiece(Tokenizer):
 
     def __init__(self, vocab):
         tokenizers = library("tokenizers", "tokenizers")
-        self.vocab = _read_vocab(vocab) if isinstance(vocab, (str, os.PathLike)) else vocab
+        self.vocab = read_vocab(vocab) if isinstance(vocab, (str, os.PathLike)) else vocab
         if not self.vocab:
             raise UserError("tokenizer wordpiece needs a vocabulary: give --vocab=vocab.txt, "
                                  "BERT's list of one token a line")
@@ -253,7 +253,7 @@ class WordPiece(Tokenizer):
         return dict(name=self.name, vocab=self.vocab)
 
 
-def _read_vocab(path):
+def read_vocab(path):
     try:
         lines = read_text(path).rstrip("\r\n").split("\n")
     except UserError as e:

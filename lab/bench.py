@@ -7,125 +7,111 @@ What growth and our training step cost, side by side.
     python -m lab.bench --run=out/pystdlib_msg   # what growing cost a run that is over
 
 Every contestant lives in a process of its own; the rounds alternate between them, so that a noisy
-machine is noisy for all. The median and the spread of the rounds are reported.
+machine is noisy for all. The median and the spread of the rounds are reported. The contestants:
+ours-block, ours-model, ours-none (how our model is compiled), peer-compiled, peer-eager
+(transformers' model), masked-inner, -head, -embd, -layer and -all (ours, that dimension growing).
 """
 import argparse
+import functools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 
-from grow import grow, role, set_mask
+from grow import grow, set_mask, sizes_of
+from lab.costs import (
+    Step,
+    batch,
+    known_peak,
+    machine,
+    make_model,
+    seconds_of,
+)
+from lab.costs import measure as measure_growth
 from lab.rates import read_run, shape
+from lab.words import number, table
 from model import MODELS
-from run import compiler
-from run.errors import UserError, exits_cleanly
-from run.precision import PEAK_FLOPS, pick_dtype
-from run.ranks import hold_memory
+from run import compiler, hf
+from run.errors import Parser, UserError, exits_cleanly, library
+from run.precision import pick_dtype
+from run.ranks import Ranks, hold_memory
 from run.runlog import read_metrics
+from run.settings import from_dict
 
 PRESETS = {
     "small": dict(n_layer=6, n_head=6, n_embd=192, n_inner=768, head_dim=32, block_size=256,
-                  vocab_size=256, rows=16),
+                  vocab_size=256),
     "gpt2": dict(n_layer=12, n_head=12, n_embd=768, n_inner=3072, head_dim=64, block_size=1024,
-                 vocab_size=50304, rows=16),
+                 vocab_size=50304),
     "bert-large": dict(n_layer=24, n_head=16, n_embd=1024, n_inner=4096, head_dim=64,
-                       block_size=512, vocab_size=30528, rows=16)}
-# what grows in each masked contestant: the size before, as a share of the size after
+                       block_size=512, vocab_size=30528)}
+ROWS = 16  # of a batch
+# what grows in each masked contestant, from half the size
 GROWTHS = {"inner": ["n_inner"], "head": ["n_head"], "embd": ["n_embd"], "layer": ["n_layer"],
            "all": ["n_inner", "n_head", "n_embd", "n_layer"]}
+CONTESTANTS = ["ours-block", "ours-model", "ours-none", "peer-compiled", "peer-eager",
+               *(f"masked-{dims}" for dims in GROWTHS)]
 
 
-def contestants(model):
-    yield from ("ours-block", "ours-model", "ours-none", "peer-compiled", "peer-eager")
-    yield from (f"masked-{dims}" for dims in GROWTHS)
+def config_of(args):
+    size = PRESETS[args.preset]
+    return from_dict(dict(size, model=args.model, micro_batch=ROWS, learning_rate=1e-4,
+                          batch_tokens=ROWS * size["block_size"]))
+
+
+def halved(config, dims):
+    """(sizes of which `dims` are half, the sizes to grow to)."""
+    whole = sizes_of(config.model_config(config.vocab_size))
+    return {k: v // 2 if k in dims else v for k, v in whole.items()}, {k: whole[k] for k in dims}
 
 
 # -----------------------------------------------------------------------------
 # one contestant, in its own process
 
-def build(name, args):
-    """Returns step() -> None, one training step, and the model."""
-    size = {k: v for k, v in PRESETS[args.preset].items() if k != "rows"}
-    cls, config_cls = MODELS[args.model]
+def build(name, config, device, dtype):
+    """The Step of a contestant, and its model."""
     torch.manual_seed(0)
     kind, _, how = name.partition("-")
     if kind == "peer":
-        model = peer(args.model, size)
+        model = peer(config)
     elif kind == "masked":
-        small = {k: size[k] // 2 if k in GROWTHS[how] else size[k] for k in size}
-        model = cls(config_cls(**small))
-        model, _ = grow(model, **{k: size[k] for k in GROWTHS[how]})
+        start, grown = halved(config, GROWTHS[how])
+        model, _ = grow(make_model(config, start, config.vocab_size), **grown)
         set_mask(model, 0.5)
     else:
-        model = cls(config_cls(**size))
-    model.to(args.device)
-    if kind == "peer" and how == "compiled":
-        model.compile(dynamic=False)
-    elif kind != "peer":
+        model = make_model(config, {}, config.vocab_size)
+    model.to(device)
+    if kind != "peer":
         compiler.compile_model(model, how if kind == "ours" else "block")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    data = batch(args.model, size, PRESETS[args.preset]["rows"], args.device)
-    run = peer_loss if kind == "peer" else lambda m, k, d: m(**d, return_logits=False)[1]
-
-    def step():
-        with autocast(args):
-            loss = run(model, args.model, data)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return step, model
+    elif how == "compiled":
+        model.compile(dynamic=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True)
+    data = batch(config, config.vocab_size, ROWS, device)
+    return Step(model, [optimizer], data, dtype, loss=peer_loss if kind == "peer" else None), model
 
 
-def autocast(args):
-    return torch.autocast(torch.device(args.device).type, torch.bfloat16) \
-        if args.dtype == "bfloat16" else nullcontext()
-
-
-def batch(model, size, rows, device):
-    g = torch.Generator().manual_seed(0)
-    T, V = size["block_size"], size["vocab_size"]
-    idx = torch.randint(V, (rows, T), generator=g)
-    if model == "gpt":
-        data = dict(idx=idx, targets=torch.randint(V, (rows, T), generator=g))
-    else:
-        P = round(0.15 * T)
-        data = dict(idx=idx, segments=(torch.arange(T) >= T // 2).long().repeat(rows, 1),
-                    keep=torch.ones(rows, T, dtype=torch.bool),
-                    positions=torch.rand(rows, T, generator=g).argsort(1)[:, :P],
-                    targets=torch.randint(V, (rows, P), generator=g),
-                    next_sentence=torch.randint(2, (rows,), generator=g))
-    return {k: v.to(device) for k, v in data.items()}
-
-
-def peer(model, size):
+def peer(config):
     """transformers' model of the same size, dropout off."""
-    import transformers
-    if model == "gpt":
-        return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-            vocab_size=size["vocab_size"], n_positions=size["block_size"], n_embd=size["n_embd"],
-            n_layer=size["n_layer"], n_head=size["n_head"], n_inner=size["n_inner"],
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)).train()
-    return transformers.BertForPreTraining(transformers.BertConfig(
-        vocab_size=size["vocab_size"], max_position_embeddings=size["block_size"],
-        hidden_size=size["n_embd"], num_hidden_layers=size["n_layer"],
-        num_attention_heads=size["n_head"], intermediate_size=size["n_inner"],
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).train()
+    transformers = library("transformers", "transformers")
+    ours = vars(config.model_config(config.vocab_size))
+    size = {theirs: ours[k] for theirs, k in hf.CONFIG[config.model].items() if k != "gelu"}
+    off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob",
+                         "attention_probs_dropout_prob"), 0.0)
+    made = transformers.AutoConfig.for_model(hf.MODEL_TYPES[config.model], **size, **off)
+    made.use_cache = False
+    return getattr(transformers, hf.CLASSES[config.model])(made).train()
 
 
-def peer_loss(model, kind, data):
+def peer_loss(model, data):
     ce = torch.nn.functional.cross_entropy
-    if kind == "gpt":
-        logits = model(input_ids=data["idx"]).logits
-        return ce(logits.flatten(0, 1), data["targets"].flatten())
+    if "keep" not in data:
+        return ce(model(input_ids=data["idx"]).logits.flatten(0, 1), data["targets"].flatten())
     out = model(input_ids=data["idx"], token_type_ids=data["segments"],
                 attention_mask=data["keep"].long())
     logits = out.prediction_logits  # the peer has no way to skip positions that are not predicted
@@ -134,100 +120,27 @@ def peer_loss(model, kind, data):
         ce(out.seq_relationship_logits, data["next_sentence"])
 
 
-def sync(device):
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-
-
-def worker(name, args):
+def worker(name, config, device, dtype):
     """Answers each line on stdin (a number of steps) with the seconds they took."""
     started = time.perf_counter()
     hold_memory()  # as train.py does; the peers get it too
-    step, model = build(name, args)
-    step()
-    sync(args.device)
-    flops = model.flops_per_token(0.15 if args.model == "bert" else 1.0) \
-        if hasattr(model, "flops_per_token") else None
+    step, model = build(name, config, device, dtype)
+    seconds_of(step, device)
+    flops = model.flops_per_token(config.head_fraction()) if name[:4] != "peer" else None
     print(json.dumps(dict(first_s=time.perf_counter() - started, flops=flops)), flush=True)
     for line in sys.stdin:
-        sync(args.device)
-        started = time.perf_counter()
-        for _ in range(int(line)):
-            step()
-        sync(args.device)
-        print(json.dumps(time.perf_counter() - started), flush=True)
+        print(json.dumps(seconds_of(lambda: [step() for _ in range(int(line))], device)), flush=True)
+
+
+def growth(config, device, dtype):
+    """What it costs to grow half the model to the whole in all dimensions: see costs.measure."""
+    config = replace(config, device=str(device), dtype=str(dtype).split(".")[1])
+    before, sizes = halved(config, GROWTHS["all"])
+    print(json.dumps(measure_growth(config, config.vocab_size, sizes, before)), flush=True)
 
 
 # -----------------------------------------------------------------------------
-# growth, part by part, and memory: a process each
-
-def memory(args):
-    """Peak memory so far, MiB: the device's if it is a GPU, else the process's."""
-    if torch.device(args.device).type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    with open("/proc/self/status") as f:
-        return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 1024
-
-
-def restart_peak(args):
-    if torch.device(args.device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        with open("/proc/self/clear_refs", "w") as f:
-            f.write("5")
-
-
-def growth(args):
-    """Grows half the model to the whole in all dimensions; seconds by part and peaks of memory."""
-    size = {k: v for k, v in PRESETS[args.preset].items() if k != "rows"}
-    half = {k: max(1, size[k] // 2) if k in GROWTHS["all"] else v for k, v in size.items()}
-    cls, config_cls = MODELS[args.model]
-    rows = PRESETS[args.preset]["rows"]
-    data = batch(args.model, size, rows, args.device)
-    base = memory(args)
-    model = cls(config_cls(**half)).to(args.device)
-    named = list(model.named_parameters())
-    optimizer = torch.optim.AdamW([dict(params=[p for n, p in named if role(n) == r], role=r) for r in
-                                   ("matrix", "embedding", "vector")], lr=1e-4, fused=True)
-    parts = {}
-
-    def step():
-        with autocast(args):
-            loss = model(**data, return_logits=False)[1]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    def timed(part, f):
-        sync(args.device)
-        started = time.perf_counter()
-        f()
-        sync(args.device)
-        parts[part] = time.perf_counter() - started
-
-    def move():
-        nonlocal model, optimizer
-        compiler.forget_graphs()
-        model, optimizer = grow(model, optimizer, **{k: size[k] for k in GROWTHS["all"]})
-    compiler.compile_model(model, "block")
-    step()
-    restart_peak(args)
-    timed("move model and optimizer", move)
-    peaks = {"growth": memory(args) - base}
-    compiler.compile_model(model, "block")
-    set_mask(model, 0.5)
-    timed("first masked step (compiles)", step)
-    restart_peak(args)
-    timed("masked step", step)
-    peaks["ramp step"] = memory(args) - base
-    set_mask(model, 1)
-    timed("first clean step (compiles)", step)
-    restart_peak(args)
-    timed("clean step", step)
-    peaks["clean step"] = memory(args) - base
-    peaks["grown parameters and AdamW state"] = 12 * model.num_params() / 2**20
-    print(json.dumps(dict(parts=parts, peak_mib=peaks)), flush=True)
-
+# a run that is over
 
 def cost_of_growth(events):
     """
@@ -248,10 +161,15 @@ def cost_of_growth(events):
 
 
 def show_cost(out_dir):
-    parts = cost_of_growth(read_metrics(out_dir))
+    if not os.path.isfile(os.path.join(out_dir, "metrics.jsonl")):
+        raise UserError(f"{out_dir}: no metrics.jsonl there: give the out_dir of a run")
+    events = read_metrics(out_dir)
+    if not events or "train_s" not in events[-1]:
+        raise UserError(f"{out_dir}: nothing in metrics.jsonl yet: wait until the run has begun")
+    parts = cost_of_growth(events)
     total = parts.pop("total")
     print(f"{out_dir}: {total:.1f} s of training, of which growing took {sum(parts.values()):.1f} s, "
-          f"{sum(parts.values()) / total:.1%}")
+          f"{sum(parts.values()) / max(total, 1e-9):.1%}")
     print("\n".join(f"  {seconds:8.2f} s  {what}" for what, seconds in zip((
         "waiting for graphs still being made ahead", "moving weights and optimizer state",
         "wrapping in torch.compile and DDP", "first steps, beyond a plain step",
@@ -270,14 +188,14 @@ def start(name, args, **env):
 
 
 def measure(args):
+    """{contestant: dict(first_s, flops, seconds=[of a step, in each round])}"""
     running, result = {}, {}
-    names = [n for n in contestants(args.model) if not args.only or n in args.only.split(",")]
-    for name in names:
+    for name in args.only:
         process = start(name, args)
         line = process.stdout.readline()
         if not line:
             print(f"{name}: not measured" + (" (pip install transformers for the peer)"
-                                             if name.startswith("peer") else ""))
+                                             if name.startswith("peer") else " (--verbose says why)"))
             continue
         running[name], result[name] = process, {**json.loads(line), "seconds": []}
         print(f"{name}: ready after {result[name]['first_s']:.1f} s", flush=True)
@@ -285,29 +203,33 @@ def measure(args):
         for name, process in running.items():
             process.stdin.write(f"{args.steps}\n")
             process.stdin.flush()
-            seconds = json.loads(process.stdout.readline()) / args.steps
+            line = process.stdout.readline()
+            if not line:
+                raise UserError(f"{name}: ended in round {r}: --verbose says why")
             if r:  # the first round warms up
-                result[name]["seconds"].append(seconds)
+                result[name]["seconds"].append(json.loads(line) / args.steps)
         print(f"round {r} of {args.rounds}", flush=True)
     for process in running.values():
-        process.stdin.close()
-        process.wait()
+        process.communicate()
     return result
 
 
-def last_json(process):
-    lines = process.communicate()[0].strip().splitlines()
-    return json.loads(lines[-1]) if lines else {}
+def growth_costs(args):
+    """What growth() says: with an empty cache of graphs, and with all of them there."""
+    grown = {}
+    with tempfile.TemporaryDirectory() as cache:  # the second time all graphs are on disk, as
+        for how in ("cold", "graphs made ahead"):  # ahead.py leaves them for a run
+            said = start("growth", args, TORCHINDUCTOR_CACHE_DIR=cache).communicate()[0].splitlines()
+            grown[how] = json.loads(said[-1]) if said else {}
+    return grown
 
 
 def summary(result, args):
     """Rows of the table: ms a step (median, min-max), tokens/s, ratios paired round by round."""
-    size = PRESETS[args.preset]
-    tokens = size["rows"] * size["block_size"]
+    tokens = ROWS * PRESETS[args.preset]["block_size"]
     ours = result.get("ours-block") or next(iter(result.values()))
+    peak = known_peak() if args.device.startswith("cuda") else 0.0
     rows = []
-    peak = next((v for k, v in PEAK_FLOPS.items() if args.device.startswith("cuda") and
-                 k in torch.cuda.get_device_name()), None)
     for name, r in result.items():
         ms = sorted(1e3 * s for s in r["seconds"])
         ratio = statistics.median(a / b for a, b in zip(r["seconds"], ours["seconds"]))
@@ -319,57 +241,67 @@ def summary(result, args):
     return rows
 
 
-def machine(args):
-    name = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor()
-    if not args.device.startswith("cuda") and os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as f:
-            name = next((line.split(":")[1].strip() for line in f if "model name" in line), name)
-    return f"{name}, {args.threads} threads, torch {torch.__version__}"
+def contestants(text):
+    """For argparse: names separated by commas."""
+    names = [n.strip() for n in text.split(",")]
+    for n in names:
+        if n not in CONTESTANTS:
+            raise argparse.ArgumentTypeError(f"{n}: no such contestant: {', '.join(CONTESTANTS)}")
+    return names
 
 
-@exits_cleanly
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    p.add_argument("--preset", choices=PRESETS, default="small")
+def parse(argv):
+    p = Parser(prog="python -m lab.bench", description=__doc__, allow_abbrev=False,
+               formatter_class=argparse.RawTextHelpFormatter)
+    p.add_argument("--preset", choices=PRESETS, default="small", help="the size (small)")
     p.add_argument("--model", choices=MODELS, default="", help="the preset's, or gpt")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto)")
     p.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto",
                    help="auto: bfloat16 where it is faster, as in train.py")
-    p.add_argument("--threads", type=int, default=os.cpu_count())
-    p.add_argument("--rounds", type=int, default=7, help="at least 5 for numbers to report")
-    p.add_argument("--steps", type=int, default=4, help="steps a round")
-    p.add_argument("--only", default="", help="contestants, comma-separated")
+    p.add_argument("--threads", type=number(int, 1), default=os.cpu_count(), help="(all cores)")
+    p.add_argument("--rounds", type=number(int, 1), default=7,
+                   help="at least 5 for numbers to report (7)")
+    p.add_argument("--steps", type=number(int, 1), default=4, help="steps a round (4)")
+    p.add_argument("--only", type=contestants, default=CONTESTANTS, metavar="NAME,NAME",
+                   help="contestants (all)")
     p.add_argument("--save", default="", help="JSON file to write")
     p.add_argument("--verbose", action="store_true", help="show what the contestants say on stderr")
     p.add_argument("--run", default="", metavar="OUT_DIR", help="say what growing cost this run")
     p.add_argument("--worker", default="", help=argparse.SUPPRESS)
-    args = p.parse_args()
+    return p.parse_args(argv)
+
+
+@exits_cleanly
+def main():
+    args = parse(sys.argv[1:])
     if args.run:
-        if not os.path.isfile(os.path.join(args.run, "metrics.jsonl")):
-            raise UserError(f"{args.run}: no metrics.jsonl there: give the out_dir of a run")
-        return show_cost(args.run)
+        show_cost(args.run)
+        return
     args.model = args.model or ("bert" if args.preset.startswith("bert") else "gpt")
-    if args.dtype == "auto":
-        args.dtype = str(pick_dtype("auto", torch.device(args.device))).split(".")[1]
+    device = Ranks(args.device).device
+    dtype = pick_dtype(args.dtype, device)
+    args.device, args.dtype = str(device), str(dtype).split(".")[1]
     if args.worker:
         torch.set_num_threads(args.threads)
-        return growth(args) if args.worker == "growth" else worker(args.worker, args)
-    rows = summary(measure(args), args)
-    print(f"\n{args.preset} {args.model}, {args.dtype}, {machine(args)}\n")
-    print("| contestant | ms a step (min-max) | tokens/s | time / ours-block | first step, s |")
-    print("|---|---|---|---|---|")
-    for r in rows:
-        print(f"| {r['name']} | {r['ms']} ({r['ms_min']}-{r['ms_max']}) | {r['tok_s']:,} | "
-              f"{r['time_to_ours']} | {r['first_step_s']} |")
-    with tempfile.TemporaryDirectory() as cache:  # the second time all graphs are on disk, as
-        grown = {how: last_json(start("growth", args, TORCHINDUCTOR_CACHE_DIR=cache))
-                 for how in ("cold", "graphs made ahead")}  # ahead.py leaves them for a run
+        work = growth if args.worker == "growth" else functools.partial(worker, args.worker)
+        work(config_of(args), device, dtype)
+        return
+    if args.save and not os.path.isdir(os.path.dirname(args.save) or "."):
+        raise UserError(f"save={args.save}: no such folder: make it first")
+    result = measure(args)
+    if not result:
+        raise UserError(f"only={','.join(args.only)}: none could be measured: --verbose says why")
+    rows = summary(result, args)
+    where = f"{machine()}, {args.threads} threads, torch {torch.__version__}"
+    print(f"\n{args.preset} {args.model}, {args.dtype}, {where}\n")
+    print(table(["contestant", "ms a step", "min", "max", "tokens/s", "time / ours-block",
+                 "first step, s", "MFU"], [r.values() for r in rows]))
+    grown = growth_costs(args)
     print("\n" + json.dumps(grown, indent=1))
     if args.save:
+        report = {k: getattr(args, k) for k in ("preset", "model", "dtype", "rounds", "steps")}
         with open(args.save, "w") as f:
-            json.dump(dict(machine=machine(args), preset=args.preset, model=args.model,
-                           dtype=args.dtype, rounds=args.rounds, steps=args.steps, rows=rows,
-                           growth=grown), f, indent=1)
+            json.dump(dict(report, machine=where, rows=rows, growth=grown), f, indent=1)
 
 
 if __name__ == "__main__":

@@ -2,28 +2,27 @@
 What a campaign is made of: contestants, the points of their sweeps, the runs these need, and what
 makes a comparison fair. speedrun.py runs it.
 """
-import functools
+import difflib
 import itertools
 import json
 import math
 import os
 import re
-import sys
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 
-import torch
+import numpy as np
 
-from data.loader import read_meta, vocab_needed
 from lab import verdict
-from model import MODELS
+from lab.children import TRAIN
+from lab.costs import compute
 from run.errors import UserError
 from run.runlog import read_metrics
-from run.settings import TrainConfig, from_dict, read_file, unknown
+from run.settings import TrainConfig, from_dict, read_file
 
 OWN = ("config", "against", "sweep", "flops")  # a contestant's keys that are not settings
 EXPERIMENT = dict(contestants=dict, settings=dict, config=str, seeds=list, ablation=bool)
+KINDS = {dict: "a dict", str: "text", list: "a list", bool: "True or False"}
 RATES = ("learning_rate", "muon_learning_rate")
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 @dataclass
@@ -52,13 +51,8 @@ class Run:
 
     def command(self):
         """train.py with every setting that is not at its default."""
-        flags = []
-        for f in fields(TrainConfig):
-            value = getattr(self.config, f.name)
-            default = f.default if f.default is not MISSING else f.default_factory()
-            if value != default:
-                flags.append(f"--{f.name}={value if isinstance(value, str) else repr(value)}")
-        return [sys.executable, os.path.join(ROOT, "train.py"), *flags]
+        usual = asdict(TrainConfig())
+        return [*TRAIN, *(f"--{k}={v}" for k, v in asdict(self.config).items() if v != usual[k])]
 
     def path(self, name):
         return os.path.join(self.config.out_dir, name)
@@ -111,9 +105,7 @@ class Campaign:
             if self.ablation and self.contestants and "against" not in entry:
                 against = [next(iter(self.contestants))]
             against = [against] if isinstance(against, str) else list(against)
-            mine = entry.get("sweep", {})
-            if sweep and not against:
-                mine = sweep
+            mine = sweep if sweep and not against else entry.get("sweep", {})
             self.contestants[name] = Contestant(name, values, mine, against, set(fixed))
         for name, entry in experiment["contestants"].items():
             if "flops" in entry:
@@ -121,38 +113,28 @@ class Campaign:
         for c in self.contestants.values():
             self.check(c)
         if only:
-            self.keep(only)
-
-    def keep(self, only):
-        """Leave out all contestants but those named and the baselines they are compared with."""
-        for name in only:
-            if name not in self.contestants:
-                raise UserError("only: " + unknown(name, self.contestants).replace(
-                    "setting", "contestant").replace("python train.py --help lists them all",
-                                                     f"there are {', '.join(self.contestants)}"))
-        wanted = {*only, *(a for name in only for a in self.contestants[name].against)}
-        self.contestants = {n: c for n, c in self.contestants.items() if n in wanted}
+            for name in only:
+                known(name, self.contestants, "only")
+            wanted = {*only, *(a for name in only for a in self.contestants[name].against)}
+            self.contestants = {n: c for n, c in self.contestants.items() if n in wanted}
 
     def check(self, c):
         """Refuse an unfair comparison before anything runs."""
-        for key, tried in c.sweep.items():
-            if not isinstance(tried, (list, tuple)) or not tried:
-                raise UserError(f"contestant {c.name!r}: sweep {key}={tried!r}: must be a list "
-                                "of values")
         for name in c.against:
-            if name not in self.contestants or self.contestants[name].against:
-                raise UserError(f"contestant {c.name!r}: against={name!r} is no baseline here")
+            known(name, self.contestants, f"contestant {c.name!r}: against")
+            if self.contestants[name].against:
+                raise UserError(f"contestant {c.name!r}: against={name!r} is no baseline here: it "
+                                "is compared with another itself")
+            if len(c.points()) > len(self.contestants[name].points()):
+                raise UserError(f"contestant {c.name!r}: sweeps {len(c.points())} points, its "
+                                f"baseline {name!r} only {len(self.contestants[name].points())}: "
+                                "give the baseline the same budget")
         if not c.against and not self.ablation and not any(
                 len(c.sweep.get(r, ())) >= 3 for r in RATES):
             raise UserError(f"baseline {c.name!r}: its learning rate is not tuned: give it "
                             "sweep=dict(learning_rate=[...]) with at least 3 values (or "
                             "--sweep=learning_rate:1e-3,2e-3,4e-3; --ablation compares untuned "
                             "arms)")
-        for name in c.against:
-            if len(c.points()) > len(self.contestants[name].points()):
-                raise UserError(f"contestant {c.name!r}: sweeps {len(c.points())} points, its "
-                                f"baseline {name!r} only {len(self.contestants[name].points())}: "
-                                "give the baseline the same budget")
         for point in c.points():
             self.run(c, point, self.seeds[0])
 
@@ -171,24 +153,32 @@ class Campaign:
         Set max_iters so that the run costs `budget`: FLOPs, or as many as the contestant of that
         name, or a share of them, (name, share).
         """
-        like, share = budget if isinstance(budget, tuple) and len(budget) == 2 else (budget, 1)
-        if like in self.contestants:
-            budget = share * compute(from_dict(self.contestants[like].values))
-        elif not isinstance(budget, (int, float)):
-            raise UserError(f"contestant {name!r}: flops={budget!r} names no contestant")
+        def configured(values, iters):
+            try:
+                return from_dict({**values, "max_iters": iters, "warmup_iters": 0})
+            except UserError as e:
+                raise UserError(f"contestant {name!r}: {e}") from None
+        if isinstance(budget, (str, tuple)):
+            like, share = (budget, 1) if isinstance(budget, str) else budget
+            like = self.contestants[known(like, self.contestants, f"contestant {name!r}: flops")]
+            budget = share * compute(configured(like.values, like.values.get(
+                "max_iters", TrainConfig.max_iters)))
         values = self.contestants[name].values
-        at = max([s["at"] for s in values.get("stages", [])], default=0) + 1
-        before, after = (compute(from_dict({**values, "max_iters": n, "warmup_iters": 0}))
-                       for n in (at, at + 1))
+        at = max([s["at"] for s in configured(values, 10**9).stages], default=0) + 1
+        before, after = (compute(configured(values, n)) for n in (at, at + 1))
         values["max_iters"] = at + int((budget - before) / (after - before))
         if values["max_iters"] <= at:
-            raise UserError(f"contestant {name!r}: its stages take more than flops={budget:.3g}")
+            raise UserError(f"contestant {name!r}: its stages take more than flops={budget:.3g}: "
+                            "raise that, or grow earlier")
 
     # -------------------------------------------------------------------------
 
+    def sweep(self, c):
+        """The runs of a contestant's sweep."""
+        return [self.run(c, point, self.seeds[0]) for point in c.points()]
+
     def sweeps(self):
-        return [self.run(c, point, self.seeds[0]) for c in self.contestants.values()
-                if c.sweep for point in c.points()]
+        return [r for c in self.contestants.values() if c.sweep for r in self.sweep(c)]
 
     def best_point(self, c):
         """
@@ -198,7 +188,7 @@ class Campaign:
         tuned = c if c.sweep or not c.against else self.contestants[c.against[0]]
         if not tuned.sweep:
             return {}
-        runs = [self.run(tuned, point, self.seeds[0]) for point in tuned.points()]
+        runs = self.sweep(tuned)
         if not all(r.done() for r in runs):
             return None
         best = min(runs, key=lambda r: r.final())
@@ -232,8 +222,7 @@ class Campaign:
             best = min((c for c in rivals if times[c.name]), key=lambda c: (
                 -(verdict.compare(self.curves(c), ours)["train_s_speedup"] or [0])[0],
                 sum(v["val_loss"][-1] for v in self.curves(c).values()) / len(times[c.name])))
-            share = verdict.interval(times[best.name])[0] / \
-                verdict.interval([v["train_s"][-1] for v in ours.values()])[0]
+            share = np.mean(times[best.name]) / np.mean([v["train_s"][-1] for v in ours.values()])
             if share < 1:
                 iters = max(1, round(share * self.run(b, {}, self.seeds[0]).config.max_iters))
                 made.append(Contestant(f"{b.name}, shorter ({iters} iterations)", {
@@ -273,36 +262,46 @@ class Campaign:
         return ""
 
 
+def known(name, names, what):
+    """`name`, if it is one of `names`; else a UserError that begins with `what`."""
+    if not isinstance(name, str) or name not in names:
+        near = difflib.get_close_matches(str(name), names, 1)
+        raise UserError(f"{what}: {name!r}: no such name" + (
+            f", did you mean {near[0]}?" if near else f": there are {', '.join(names)}"))
+    return name
+
+
 def check_experiment(experiment):
+    """UserError for what is no experiment; settings are checked when runs are made of them."""
     for key, value in experiment.items():
-        if key not in EXPERIMENT:
-            raise UserError("experiment: " + unknown(key, EXPERIMENT).replace(
-                "python train.py --help lists them all", f"{', '.join(EXPERIMENT)} are known"))
-        if not isinstance(value, EXPERIMENT[key]):
-            raise UserError(f"experiment: {key}={value!r}: must be a {EXPERIMENT[key].__name__}")
+        must_be(value, EXPERIMENT[known(key, EXPERIMENT, "experiment")], f"experiment: {key}")
     if not experiment.get("contestants"):
         raise UserError("experiment: has no contestants = {name: dict(...), ...}")
+    seeds = experiment.get("seeds", [1])
+    if not seeds or any(type(s) is not int for s in seeds):
+        raise UserError(f"experiment: seeds={seeds!r}: must be whole numbers, such as [1, 2, 3]")
+    for name, entry in experiment["contestants"].items():
+        must_be(name, str, "experiment: a contestant's name")
+        what = f"contestant {name!r}"
+        must_be(entry, dict, what)
+        must_be(entry.get("config", ""), str, f"{what}: config")
+        against = entry.get("against", [])
+        must_be([] if isinstance(against, (str, tuple)) else against, list, f"{what}: against")
+        must_be(entry.get("sweep", {}), dict, f"{what}: sweep")
+        for key, tried in entry.get("sweep", {}).items():
+            if not isinstance(tried, (list, tuple)) or not tried:
+                raise UserError(f"{what}: sweep {key}={tried!r}: must be a list of values")
+        budget = entry.get("flops", 1)
+        share = budget[1] if isinstance(budget, tuple) and len(budget) == 2 else \
+            1 if isinstance(budget, str) else budget
+        if type(share) not in (int, float) or not 0 < share < math.inf:
+            raise UserError(f"{what}: flops={budget!r}: must be a number of FLOPs, the name of a "
+                            "contestant, or (name, share)")
 
 
-def compute(config):
-    """The FLOPs of a whole run, from its sizes alone."""
-    vocab = config.vocab_size or \
-        -(-vocab_needed(config.model, read_meta(config.data_dir)) // 64) * 64
-    ends = [*(s["at"] for s in config.stages), config.max_iters]
-    total, start = 0.0, 0
-    for sizes, end in zip(config.sizes(), ends):
-        model = tuple(asdict(replace(config.model_config(vocab), **sizes)).items())
-        total += (end - start) * config.batch_tokens * flops_per_token(
-            config.model, model, config.mask_frac if config.model == "bert" else 1.0)
-        start = end
-    return total
-
-
-@functools.cache
-def flops_per_token(kind, config, head_fraction):
-    cls, config_cls = MODELS[kind]
-    with torch.device("meta"):
-        return cls(config_cls(**dict(config))).flops_per_token(head_fraction)
+def must_be(value, kind, what):
+    if not isinstance(value, kind):
+        raise UserError(f"{what}={value!r}: must be {KINDS[kind]}")
 
 
 def slug(text):

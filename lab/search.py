@@ -11,19 +11,11 @@ from dataclasses import replace
 import numpy as np
 
 from lab import rates
-from lab.probes import (
-    EVAL_SEQS,
-    EVALS,
-    ROOT,
-    SHORT,
-    Runs,
-    key_of,
-    name_of,
-    probe_curve,
-    probe_settings,
-    structures,
-)
+from lab.children import ROOT
+from lab.probes import EVAL_SEQS, EVALS, SHORT, Runs, name_of, probe_curve, settings_of, structures
+from lab.rates import shape
 from model import GROWABLE
+from run.curves import crossing
 from run.errors import UserError
 
 # shares of the budget; what is left is for the config's own schedule and checks
@@ -87,14 +79,15 @@ class Search:
         if config.schedule == "cosine":
             raise UserError("schedule='cosine': has no stable phase to predict from: search with "
                             "--schedule=wsd, which also takes growth better")
-        self.config, self.out = config, out
+        self.config, self.seconds = config, 60 * minutes
         self.start, self.target, self.single = structures(config)
-        self.runs = Runs(out, config_args, 60 * minutes)
-        self.seconds = 60 * minutes
+        self.runs = Runs(out, config_args, self.seconds)
         self.state = self.runs.state
         self.decay = config.decay_frac if config.schedule == "wsd" else 0.0
         self.ramp_share = config.ramp_iters / config.max_iters
         self.costs = rates.Costs(decay_frac=self.decay)
+        self.slacks, self.kappas = [], []  # what each check said of Costs.slack and Costs.kappa
+        self.checks, self.ranking = {}, []
 
     def remember(self, key, value):
         """state[key], computed by value() the first time."""
@@ -103,32 +96,37 @@ class Search:
             self.runs.save()
         return self.state[key]
 
-    def run(self, name, settings, seconds=None, what=None):
-        self.runs.run([(name, settings, seconds)], what=what or name)
-        return self.runs.state["runs"][name].get("done")
+    def measured(self, name):
+        return rates.read_run(self.runs.events(name))
 
-    def whole_run(self, path, iters):
-        """Settings of a real run of a schedule, `iters` long, like the base config in all else."""
-        return dict(**path[0][0], stages=stages_of(path, iters), max_iters=iters,
-                    ramp_iters=max(1, round(self.ramp_share * iters)),
-                    warmup_iters=self.state["warmup"],
-                    eval_interval=max(1, iters // EVALS), eval_seqs=EVAL_SEQS, keep_checkpoints=1,
-                    log_interval=max(1, min(self.config.log_interval, iters // (4 * EVALS))))
+    def whole_run(self, name, path, iters, what):
+        """A real run of a schedule, like the base config in all else. Did it come to its end?"""
+        settings = dict(path[0][0], stages=stages_of(path, iters), max_iters=iters,
+                        ramp_iters=max(1, round(self.ramp_share * iters)),
+                        warmup_iters=self.state["warmup"],
+                        eval_interval=max(1, iters // EVALS), eval_seqs=EVAL_SEQS,
+                        keep_checkpoints=1,
+                        log_interval=max(1, min(self.config.log_interval, iters // (4 * EVALS))))
+        self.runs.run([(name, settings, None)], what=what)
+        return self.state["runs"].get(name, {}).get("done")
 
     # -- the measurements
 
     def scratch(self, step_s):
         """The target from scratch: its end is the goal, its stable phase the target's curve."""
-        iters = self.remember("scratch_iters", lambda: max(
+        self.iters = self.remember("scratch_iters", lambda: max(
             2 * EVALS, int(SCRATCH * self.seconds * 0.75 / step_s)))
-        self.remember("warmup", lambda: max(1, min(self.config.warmup_iters, iters // 10)))
-        if not self.run("scratch", self.whole_run([(self.target, 0.0)], iters), what="from scratch"):
+        self.remember("warmup", lambda: max(1, min(self.config.warmup_iters, self.iters // 10)))
+        if not self.whole_run("scratch", [(self.target, 0.0)], self.iters, "from scratch"):
             raise UserError("the budget ran out in the run from scratch: this machine is slower than "
                             "it was a minute ago; raise --budget and start again")
-        run = rates.read_run(self.runs.events("scratch"))
-        stable = [(i, y) for i, y in zip(run["iters"], run["losses"]) if i <= (1 - self.decay) * iters]
-        self.n, self.stable_end = rates.grid(iters), stable[-1][0]
-        key = key_of(self.target)
+        run, key = self.measured("scratch"), shape(self.target)
+        stable = [(i, y) for i, y in zip(run["iters"], run["losses"])
+                  if i <= (1 - self.decay) * self.iters]
+        if len(stable) < 3 or key not in run["step_s"]:
+            raise UserError(f"decay_frac={self.decay}: leaves too little of the run from scratch to "
+                            "predict from: lower it, or raise --budget")
+        self.n, self.stable_end = rates.grid(self.iters), stable[-1][0]
         self.curves = {key: rates.fit(*zip(*stable), run["step_s"][key], self.n)}
         self.costs.compile_s = self.costs.grow_s = run["compile_s"]
         self.goal, self.scratch_s = run["losses"][-1], run["seconds"][-1]
@@ -140,121 +138,122 @@ class Search:
         wanted = [self.start, *self.single.values()]
         if "n_layer" in self.single and self.start["n_layer"] > 1:
             wanted.append({**self.target, "n_layer": 1})
-        wanted = [s for s in wanted if s != self.target]
-        each = PROBES * self.seconds / len(wanted)
-        jobs = []
-        for s in wanted:
-            estimate = self.curves[key_of(self.target)].step_s * \
-                (flops(s) / flops(self.target)) ** 0.8
-            interval = max(1, int(0.6 * each / estimate / EVALS))
-            jobs.append((f"probe_{name_of(s)}", probe_settings(
-                self.config, s, self.config.seed, self.state["warmup"], interval), each))
-        # resumed probes must keep the interval that they began with
-        for name, settings, _ in jobs:
-            settings["eval_interval"] = self.remember(
-                f"interval_{name}", lambda: settings["eval_interval"])
+        wanted = {f"probe_{name_of(s)}": s for s in wanted if s != self.target}
+        each, jobs = PROBES * self.seconds / len(wanted), []
+        for name, s in wanted.items():
+            estimate = self.curves[shape(self.target)].step_s * (flops(s) / flops(self.target)) ** 0.8
+            # resumed probes must keep the interval that they began with
+            interval = self.remember(f"interval_{name}",
+                                     lambda: max(1, int(0.6 * each / estimate / EVALS)))
+            jobs.append((name, settings_of(self.config, s, self.config.seed,
+                                              self.state["warmup"], interval), each))
         self.runs.run(jobs, what="probes")
-        for s, (name, _, _) in zip(wanted, jobs):
+        ends = {}
+        for name, s in wanted.items():
             try:
-                run = rates.read_run(self.runs.events(name))
-                self.curves[key_of(s)] = probe_curve(run, s, self.state["warmup"], self.n)
+                run = self.measured(name)
+                self.curves[shape(s)] = probe_curve(run, s, self.state["warmup"], self.n)
             except (ValueError, OSError) as e:
                 raise UserError(f"{name}: {e}: too little time for a probe; raise --budget") from None
-        self.finish_target([(s, self.runs.events(name)) for s, (name, _, _) in zip(wanted, jobs)])
+            ends[shape(s)] = run["losses"][-1]
+        if self.decay:
+            self.finish_target(min(ends, key=ends.get), min(ends.values()))
 
-    def finish_target(self, probes):
-        """The target's stable curve beyond its own stable phase, and what a decay takes off it."""
-        if not self.decay:
-            return
-        ends = {key_of(s): rates.read_run(events)["losses"][-1] for s, events in probes}
-        key, furthest = key_of(self.target), min(ends, key=ends.get, default=None)
-        if furthest and ends[furthest] < self.curves[key].loss_at(self.stable_end):
+    def finish_target(self, furthest, loss):
+        """
+        The target's stable curve beyond its own stable phase, by the probe that came furthest, to
+        `loss`; and what a decay takes off it.
+        """
+        key = shape(self.target)
+        if loss < self.curves[key].loss_at(self.stable_end):
             self.curves[key] = rates.continued(self.curves[key], self.stable_end, self.curves[furthest])
-        run, iters = rates.read_run(self.runs.events("scratch")), self.state["scratch_iters"]
+        run = self.measured("scratch")
         self.costs.drop_u, self.costs.drop = rates.measured_drop(
-            self.curves[key], run["iters"], run["losses"], iters, self.decay)
+            self.curves[key], run["iters"], run["losses"], self.iters, self.decay)
 
     def curve(self, sizes):
         """Measured, or combined from what was."""
-        if key_of(sizes) not in self.curves:
-            c = self.curves
+        c = self.curves
+        if shape(sizes) not in c:
             chosen = [d for d in self.single if sizes[d] == self.target[d]]
             if any(sizes[d] not in (self.start[d], self.target[d]) for d in self.single):
                 raise KeyError(sizes)  # between the two: neither measured nor combined
-            c[key_of(sizes)] = rates.combine(
-                c[key_of(self.start)], {d: c[key_of(s)] for d, s in self.single.items()},
-                c[key_of(self.target)], chosen)
-        return self.curves[key_of(sizes)]
-
-    def curved(self, path, iters=1):
-        return [(self.curve(sizes), share * iters) for sizes, share in path]
+            c[shape(sizes)] = rates.combine(
+                c[shape(self.start)], {d: c[shape(s)] for d, s in self.single.items()},
+                c[shape(self.target)], chosen)
+        return c[shape(sizes)]
 
     # -- the search
 
-    def predicted(self, path):
-        """(iterations, seconds) to the goal, by the probes."""
-        return rates.shortest(self.curved(path), self.goal, self.costs, self.ramp_share,
-                              4 * self.state["scratch_iters"])
+    def predict(self, path, iters, **costs):
+        """rates.predict of a schedule, by the curves and costs known so far."""
+        return rates.predict([(self.curve(sizes), share * iters) for sizes, share in path], iters,
+                             self.ramp_share * iters, replace(self.costs, **costs))
+
+    def shortest(self, path, goal, **costs):
+        """(iterations, seconds) to the goal, by the curves and costs known so far."""
+        return rates.shortest([(self.curve(sizes), share) for sizes, share in path], goal,
+                              replace(self.costs, **costs), self.ramp_share, 4 * self.iters)
 
     def rank(self):
         """All candidates that reach the goal, the fastest first: [(seconds, iterations, path)]."""
         last = 1 - 0.75 * self.decay  # further in, what is newborn has no time left to learn
         found = []
         for path in candidates(self.start, self.target, list(self.single), self.ramp_share, last):
-            iters, seconds = self.predicted(path)
+            iters, seconds = self.shortest(path, self.goal)
             if iters is not None:
                 found.append((seconds, iters, path))
-        return sorted(found, key=lambda f: f[0])
+        self.ranking = sorted(found, key=lambda f: f[0])
+
+    def foretell(self, path):
+        """What a check of this schedule should show; None if too little of the budget is left."""
+        iters, _ = self.shortest(path, self.goal)
+        if iters is None:
+            return None
+        iters = int(np.ceil(iters * MARGIN))
+        its, secs, losses = self.predict(path, iters)
+        if 1.05 * secs[-1] + self.overhead > self.runs.left():
+            return None
+        return dict(path=path, iters=iters, kappa=self.costs.kappa, end=float(losses[-1]),
+                    predicted=crossing(secs, losses, self.goal),
+                    predicted_iters=crossing(its, losses, self.goal))
 
     def check(self, name, path):
         """
         Predict a schedule, run it, compare. Remembers the prediction before the run begins.
-        Returns a dict, or None when what is left of the budget is too little.
+        Is False, and nothing is checked, when what is left of the budget is too little.
         """
-        known = self.state.get(name)
+        known = self.state.get(name) or self.foretell(path)
         if known is None:
-            iters, seconds = self.predicted(path)
-            if iters is None:
-                return None
-            iters = int(np.ceil(iters * MARGIN))
-            its, secs, losses = rates.predict(self.curved(path, iters), iters,
-                                              self.ramp_share * iters, self.costs)
-            known = dict(path=path, iters=iters, kappa=self.costs.kappa, end=float(losses[-1]),
-                         predicted=rates.when(secs, losses, self.goal),
-                         predicted_iters=rates.when(its, losses, self.goal))
-            if 1.05 * secs[-1] + self.overhead > self.runs.left():
-                return None
-            self.state[name] = known
-            self.runs.save()
-        if not self.run(name, self.whole_run(path, known["iters"]),
-                        what=f"{name}: {schedule_name(path)}"):
-            return None
-        run = rates.read_run(self.runs.events(name))
-        known.update(measured=rates.when(run["seconds"], run["losses"], self.goal),
-                     measured_iters=rates.when(run["iters"], run["losses"], self.goal),
+            return False
+        self.remember(name, lambda: known)
+        if not self.whole_run(name, path, known["iters"], f"{name}: {schedule_name(path)}"):
+            return False
+        run = self.measured(name)
+        known.update(measured=crossing(run["seconds"], run["losses"], self.goal),
+                     measured_iters=crossing(run["iters"], run["losses"], self.goal),
                      measured_end=run["losses"][-1], seconds=run["seconds"][-1],
                      pace=self.pace(run))
         kappa = self.learn(path, known["iters"], run)
         known["about"] = known["measured"] or self.extrapolated(path, known, kappa)
         self.runs.save()
-        return known
+        self.checks[name] = known
+        print(told(known, self.scratch_s), flush=True)
+        return True
 
     def pace(self, run):
         """Seconds of a step of the target in this run, against the run from scratch: the machine."""
-        key = key_of(self.target)
-        return run["step_s"].get(key, self.curves[key].step_s) / self.curves[key].step_s
+        usual = self.curves[shape(self.target)].step_s
+        return run["step_s"].get(shape(self.target), usual) / usual
 
     def extrapolated(self, path, known, kappa):
         """
         Seconds to the goal of a run that ended short of it, had it been longer: by the curves, with
         this run's own kappa, moved so that they end where the run ended. None if they never do.
         """
-        costs, iters = replace(self.costs, kappa=kappa), known["iters"]
-        _, secs, losses = rates.predict(self.curved(path, iters), iters, self.ramp_share * iters,
-                                        costs)
-        goal = self.goal + losses[-1] - known["measured_end"]
-        found, seconds = rates.shortest(self.curved(path), goal, costs, self.ramp_share,
-                                        4 * self.state["scratch_iters"])
+        _, secs, losses = self.predict(path, known["iters"], kappa=kappa)
+        found, seconds = self.shortest(path, self.goal + losses[-1] - known["measured_end"],
+                                       kappa=kappa)
         return None if found is None else known["seconds"] * seconds / float(secs[-1])
 
     def learn(self, path, iters, run):
@@ -266,52 +265,44 @@ class Search:
             self.costs.masked = float(np.median(ratios))
         pace = self.pace(run)
         for k, s in run["step_s"].items():
-            if k in self.curves and k != key_of(self.target):
+            if k in self.curves and k != shape(self.target):
                 self.curves[k] = replace(self.curves[k], step_s=s / pace)
-        _, secs, _ = rates.predict(self.curved(path, iters), iters, self.ramp_share * iters,
-                                   replace(self.costs, slack=1.0))
-        self.slacks = [*getattr(self, "slacks", []), run["seconds"][-1] / float(secs[-1])]
+        _, secs, _ = self.predict(path, iters, slack=1.0)
+        self.slacks.append(run["seconds"][-1] / float(secs[-1]))
         self.costs.slack = float(np.exp(np.mean(np.log(self.slacks))))
-        kappa = rates.calibrate(self.curved(path, iters), iters, self.ramp_share * iters, self.costs,
-                                run["iters"], run["losses"])
-        self.kappas = [*getattr(self, "kappas", []), kappa]
+        self.kappas.append(rates.calibrate([(self.curve(s), share * iters) for s, share in path],
+                                           iters, self.ramp_share * iters, self.costs,
+                                           run["iters"], run["losses"]))
         self.costs.kappa = float(np.exp(np.mean(np.log(self.kappas))))
-        return kappa
+        return self.kappas[-1]
 
     def own_path(self):
         """The base config's own schedule, where it can be predicted; else one growth at 30 %."""
-        path = [(s, 0.0 if not i else self.config.stages[i - 1]["at"] / self.config.max_iters)
-                for i, s in enumerate(self.config.sizes())]
+        ats = [0, *(s["at"] for s in self.config.stages)]
+        path = [(s, at / self.config.max_iters) for s, at in zip(self.config.sizes(), ats)]
         try:
-            if self.predicted(path)[0] is not None:
+            if self.shortest(path, self.goal)[0] is not None:
                 return path
         except KeyError:
             pass
         return [(self.start, 0.0), (self.target, 0.3)]
 
     def go(self, step_s, flops):
-        """Everything; returns (checks, ranking). step_s: of the target; flops(sizes) -> FLOPs."""
-        step_s = self.remember("step_s", step_s)
-        self.scratch(step_s)
+        """Everything, to `checks` and `ranking`. step_s(): of the target; flops(sizes) -> FLOPs."""
+        self.scratch(self.remember("step_s", step_s))
         print(f"from scratch: val loss {self.goal:.4f} in {self.scratch_s:.0f} s "
-              f"({self.state['scratch_iters']} iterations): the goal", flush=True)
+              f"({self.iters} iterations): the goal", flush=True)
         self.probes(flops)
-        checks = {}
-        if (own := self.check("own", self.own_path())) is not None:
-            checks["own"] = own
-            print(told(own, self.scratch_s), flush=True)
-        ranking = self.rank()
+        self.check("own", self.own_path())
+        self.rank()
         while True:
-            name = f"check{len(checks)}"
-            tried = [c["path"] for c in checks.values()]
+            name = f"check{len(self.checks)}"
+            tried = [c["path"] for c in self.checks.values()]
             path = self.state.get(name, {}).get("path") or next(
-                (p for _, _, p in ranking if not any(alike(p, t) for t in tried)), None)
-            known = path and self.check(name, [tuple(stage) for stage in path])
-            if not known:
-                return checks, ranking
-            checks[name] = known
-            print(told(known, self.scratch_s), flush=True)
-            ranking = self.rank()  # by what that run taught
+                (p for _, _, p in self.ranking if not any(alike(p, t) for t in tried)), None)
+            if not path or not self.check(name, [tuple(stage) for stage in path]):
+                return
+            self.rank()  # by what that run taught
 
 
 def alike(a, b):
@@ -327,7 +318,7 @@ def told(c, scratch_s):
     return f"{schedule_name(c['path'])}: predicted {c['predicted']:.0f} s, {seen}"
 
 
-def report(search, checks, ranking):
+def report(search):
     """
     (header, rows, winner) of what was tried: seconds and iterations to the goal, predicted and
     measured ("~": extrapolated, the run ended short of it), and how long a step of the target took
@@ -335,6 +326,7 @@ def report(search, checks, ranking):
     winner: the fastest check, or, had none a time to the goal, the best prediction; a dict with path,
     iters, predicted, about (or None).
     """
+    checks, ranking = search.checks, search.ranking
     rows = [["from scratch", "", f"{search.scratch_s:.0f}", "",
              f"{search.state['scratch_iters']:,}", "1.00", "1.00x"]]
     for name, c in checks.items():

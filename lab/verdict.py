@@ -1,77 +1,36 @@
 """
 What a campaign of runs says: time and compute to a loss, intervals over seeds, a table, a picture.
-Small statistics without dependencies; speedrun.py is what runs the campaign and calls this.
+speedrun.py is what runs the campaign and calls this.
 """
+import contextlib
 import math
 
 import matplotlib
+import numpy as np
+
+from lab.words import table as markdown
+from run.curves import reaches
+from run.errors import library
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 
-def t_quantile(df, level=0.95):
-    """The two-sided quantile of Student's t with df degrees of freedom: 12.706 for df=1, 95 %."""
-    log_c = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
-
-    def inside(t, n=2000):  # P(|T| < t) by Simpson's rule in the angle: x = sqrt(df) tan(a)
-        end = math.atan(t / math.sqrt(df))
-        f = [math.cos(end * i / n) ** (df - 1) for i in range(n + 1)]
-        total = f[0] + f[-1] + 4 * sum(f[1:-1:2]) + 2 * sum(f[2:-1:2])
-        return 2 * math.exp(log_c) * math.sqrt(df) * total * end / n / 3
-    low, high = 0.0, 1e4
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if inside(middle) < level else (low, middle)
-    return (low + high) / 2
-
-
 def interval(values, level=0.95):
     """(mean, half-width of its t-interval over seeds); the half-width is None for one value."""
-    n, mean = len(values), sum(values) / len(values)
+    n, mean = len(values), float(np.mean(values))
     if n < 2:
         return mean, None
-    sd = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    return mean, t_quantile(n - 1, level) * sd / math.sqrt(n)
+    t = library("scipy.stats", "scipy").t.ppf((1 + level) / 2, n - 1)
+    return mean, float(t * np.std(values, ddof=1) / math.sqrt(n))
 
 
 def ratio_interval(ratios, level=0.95):
     """(geometric mean, low, high) of ratios; low and high are None for one ratio."""
-    mean, half = interval([math.log(r) for r in ratios], level)
-    return math.exp(mean), *((None, None) if half is None else
-                             (math.exp(mean - half), math.exp(mean + half)))
-
-
-def crossing(xs, ys, target):
-    """Where a curve first comes down to `target`, by linear interpolation, or None."""
-    for i, y in enumerate(ys):
-        if y <= target:
-            if i == 0 or ys[i - 1] == y:
-                return xs[i]
-            share = (ys[i - 1] - target) / (ys[i - 1] - y)
-            return xs[i - 1] + share * (xs[i] - xs[i - 1])
-    return None
-
-
-def curve(events):
-    """
-    The evaluations of a run's metrics, as lists: train_s, flops, iter, val_loss, and whole: is the
-    model as large as it ends, and its ramps over?
-    """
-    points = [e for e in events if e["event"] == "eval" and isinstance(e.get("val_loss"), float)]
-    sizes = [[e.get(k) for k in ("n_layer", "n_head", "n_embd", "n_inner")] for e in points]
-    return {**{k: [e[k] for e in points] for k in ("train_s", "flops", "iter", "val_loss")},
-            "whole": [s == sizes[-1] and e.get("mask", 1) == 1 for s, e in zip(sizes, points)]}
-
-
-def reaches(curve, x, target):
-    """
-    Where, in `x`, a run first is at `target` and stays the size it has there: a loss that a
-    smaller model had does not count. None if it never is.
-    """
-    whole = curve["whole"]
-    start = len(whole) - [*whole[::-1], False].index(False)
-    return crossing(curve[x][start:], curve["val_loss"][start:], target)
+    mean, half = interval(np.log(ratios), level)
+    if half is None:
+        return math.exp(mean), None, None
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
 def compare(runs, baseline):
@@ -101,35 +60,47 @@ def plus_minus(pair, digits=None):
     return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
 
-def times(ratio):
+def times(ratio, form="{:.2f}x ({:.2f} to {:.2f})"):
+    """A (mean, low, high) ratio; without the range where there is none, "-" for None."""
     if ratio is None:
         return "-"
-    mean, low, high = ratio
-    return f"{mean:.2f}x" + ("" if low is None else f" ({low:.2f} to {high:.2f})")
+    return (form.partition(" (")[0] if ratio[1] is None else form).format(*ratio)
 
 
 def percent(ratio):
     """How far a (mean, low, high) ratio is from one."""
-    if ratio is None:
-        return "-"
-    mean, low, high = (None if r is None else 100 * (r - 1) for r in ratio)
-    return f"{mean:+.1f} %" + ("" if low is None else f" ({low:+.1f} to {high:+.1f})")
+    away = ratio and [None if r is None else 100 * (r - 1) for r in ratio]
+    return times(away, "{:+.1f} % ({:+.1f} to {:+.1f})")
 
 
 def table(rows):
     """A markdown table of rows as speedrun.py's report makes them."""
-    head = ["run", "tuned to", "seeds", "final val loss", "s", "PFLOP", "against",
-            "final loss, to its", "reach it", "s to its loss", "faster, wall-clock", "less compute"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for r in rows:
-        cells = [r["name"], r["point"] or "-", str(len(r["seeds"])), plus_minus(r["final"], 4),
+        cells = [r["name"], r["point"] or "-", len(r["seeds"]), plus_minus(r["final"], 4),
                  plus_minus(r["train_s"]), f"{r['flops'] / 1e15:.4g}"]
         for against, c in (r["against"] or {"": None}).items():
             lines.append(cells + (["-"] * 6 if c is None else [
                 against, percent(c["final_ratio"]), f"{c['reached']} of {c['seeds']}",
                 plus_minus(interval(c["train_s_to_loss"])) if c["train_s_speedup"] else "-",
                 times(c["train_s_speedup"]), times(c["flops_speedup"])]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(["run", "tuned to", "seeds", "final val loss", "s", "PFLOP", "against",
+                     "final loss, to its", "reach it", "s to its loss", "faster, wall-clock",
+                     "less compute"], lines)
+
+
+@contextlib.contextmanager
+def picture(save, columns, heights=(4.8,)):
+    """Axes (rows, columns) to draw on, written to `save` in the end."""
+    fig, axes = plt.subplots(len(heights), columns, figsize=(12, sum(heights)), squeeze=False,
+                             height_ratios=heights)
+    yield axes
+    for ax in axes.flat:
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    fig.tight_layout()
+    fig.savefig(save, dpi=130)
+    plt.close(fig)
 
 
 def draw(rows, curves, save):
@@ -138,50 +109,47 @@ def draw(rows, curves, save):
     and range over the seeds. Right: the final loss of each seed. rows: as table() has them;
     curves: {name: {seed: curve}}.
     """
-    against = {r["name"]: list(r["against"]) for r in rows}
+    against = {r["name"]: r["against"] for r in rows}
     groups = [[name, *(n for n in against if name in against[n])] for name in against
               if not against[name]]
-    heights = [max(3.4, 0.25 * len(names) + 1) for names in groups]
-    fig, axes = plt.subplots(len(groups), 2, figsize=(11, sum(heights)), height_ratios=heights,
-                             squeeze=False)
-    for (left, right), names in zip(axes, groups):
-        longest = max(c["train_s"][-1] for n in names for c in curves[n].values())
-        unit, scale = ("s", 1) if longest < 600 else ("min", 60) if longest < 7200 else ("h", 3600)
-        hues = plt.cm.turbo([0.05 + 0.9 * i / len(names) for i in range(len(names) - 1)])
-        colors = ["k", *0.8 * hues[:, :3]]  # darker: they are read, too
-        for i, (name, color) in enumerate(zip(names, colors)):
-            xs, mean, low, high = mean_curve(curves[name].values(), scale)
-            left.plot(xs, mean, lw=2 if i == 0 else 1.4, color=color)
-            left.fill_between(xs, low, high, alpha=0.15, lw=0, color=color)
-            finals = [c["val_loss"][-1] for c in curves[name].values()]
-            right.plot(finals, [i] * len(finals), "o", ms=4, alpha=0.6, color=color)
-            right.plot(interval(finals)[0], i, "|", ms=14, mew=2, color=color)
-            if i == 0:
-                goal = interval(finals)[0]
-                for line in (left.axhline, right.axvline):
-                    line(goal, color="k", ls=":", lw=1)
-                left.set_ylim(top=mean[len(mean) // 3])
-        ends = [c["val_loss"][-1] for n in names for c in curves[n].values()]
-        top = max(left.get_ylim()[1], goal + 0.01)
-        left.set_ylim(min(ends) - 0.05 * (top - min(ends)), top)
-        left.set(xlabel=f"training time ({unit}; growth and compilation included, evaluation not)",
-                 ylabel="validation loss (nats a token)")
-        right.set_yticks(range(len(names)), [f"{n} ({len(curves[n])})" for n in names], fontsize=8)
-        for label, color in zip(right.get_yticklabels(), colors):
-            label.set_color(color)
-        right.set(xlabel="final validation loss: seeds (their number), and mean",
-                  ylim=(len(names) - 0.5, -0.5))
-        for ax in (left, right):
-            ax.grid(alpha=0.25)
-            ax.spines[["top", "right"]].set_visible(False)
-    fig.tight_layout()
-    fig.savefig(save, dpi=130)
-    plt.close(fig)
+    with picture(save, 2, [max(3.4, 0.25 * len(names) + 1) for names in groups]) as axes:
+        for (left, right), names in zip(axes, groups):
+            hues = plt.cm.turbo(np.linspace(0.05, 0.95, len(names)))
+            colors = ["k", *0.8 * hues[:-1, :3]]  # darker: they are read, too
+            runs = [list(curves[n].values()) for n in names]
+            draw_losses(left, runs, colors)
+            draw_finals(right, [f"{n} ({len(r)})" for n, r in zip(names, runs)], runs, colors)
 
 
-def mean_curve(runs, scale):
-    """Seconds / scale, and the mean, lowest and highest loss, at the evaluations all runs have."""
-    n = min(len(c["iter"]) for c in runs)
-    seconds, losses = ([[c[k][j] for c in runs] for j in range(n)] for k in ("train_s", "val_loss"))
-    return ([interval(v)[0] / scale for v in seconds], [interval(v)[0] for v in losses],
-            [min(v) for v in losses], [max(v) for v in losses])
+def draw_losses(ax, runs, colors):
+    """Loss against seconds: mean and range of each list of curves, the first a baseline's."""
+    longest = max(c["train_s"][-1] for cs in runs for c in cs)
+    unit, scale = ("s", 1) if longest < 600 else ("min", 60) if longest < 7200 else ("h", 3600)
+    ends = [c["val_loss"][-1] for cs in runs for c in cs]
+    goal = np.mean(ends[:len(runs[0])])
+    for cs, color in zip(runs, colors):
+        n = min(len(c["iter"]) for c in cs)  # evaluations that all have
+        seconds, losses = (np.array([c[k][:n] for c in cs]) for k in ("train_s", "val_loss"))
+        x, mean = seconds.mean(0) / scale, losses.mean(0)
+        ax.plot(x, mean, lw=2 if cs is runs[0] else 1.4, color=color)
+        ax.fill_between(x, losses.min(0), losses.max(0), alpha=0.15, lw=0, color=color)
+        if cs is runs[0]:  # the long fall from the first evaluation says little
+            top = max(mean[n // 3], goal + 0.01)
+    ax.axhline(goal, color="k", ls=":", lw=1)
+    ax.set(xlabel=f"training time ({unit}; growth and compilation included, evaluation not)",
+           ylabel="validation loss (nats a token)",
+           ylim=(min(ends) - 0.05 * (top - min(ends)), top))
+
+
+def draw_finals(ax, labels, runs, colors):
+    """The final loss of each seed, a line for each list of curves, and the means."""
+    for i, (cs, color) in enumerate(zip(runs, colors)):
+        finals = [c["val_loss"][-1] for c in cs]
+        ax.plot(finals, [i] * len(finals), "o", ms=4, alpha=0.6, color=color)
+        ax.plot(np.mean(finals), i, "|", ms=14, mew=2, color=color)
+    ax.axvline(np.mean([c["val_loss"][-1] for c in runs[0]]), color="k", ls=":", lw=1)
+    ax.set_yticks(range(len(labels)), labels, fontsize=8)
+    for label, color in zip(ax.get_yticklabels(), colors):
+        label.set_color(color)
+    ax.set(xlabel="final validation loss: seeds (their number), and mean",
+           ylim=(len(labels) - 0.5, -0.5))

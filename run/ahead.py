@@ -5,6 +5,7 @@ and clean, and leaves what it compiled in torch.compile's disk cache, where the 
 
 Started by train.py. What goes wrong here costs nothing but the time that would have been saved.
 """
+import contextlib
 import json
 import os
 import subprocess
@@ -53,10 +54,8 @@ def finish(process):
     that ends earlier leaves it to end by itself.
     """
     if process is not None:
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            pass
 
 
 def make(job):

@@ -2,21 +2,30 @@
 torch.compile, in place, so that state-dict keys stay clean: block by block, or the whole model.
 One block's graph serves all layers. What varies in time reaches it as tensors, so a ramp never
 recompiles; running into Dynamo's recompile limit is an error here, never silent eager.
+
+torch._dynamo is imported in functions, for its import makes the folder of the compile cache, and
+dies where that cannot be made; torch's optimizers import it too. choose() sees to that first.
 """
 import functools
 import glob
 import os
 import struct
+import tempfile
 import warnings
 
 import torch
-import torch._dynamo
+
+from run.errors import UserError, first_line
 
 
 def compile_model(model, mode):
     """Compile `model` in place. mode: "block", "model" or "none"."""
     if mode == "none":
         return
+    import torch._dynamo
+    # else Dynamo cuts each block's graph in pieces of 1 MiB of parameters under DDP, for the sake of
+    # gradients sent early: 27 s to compile a block as wide as GPT-2's, 4 s whole
+    torch._dynamo.config.optimize_ddp = False
     limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") \
         else "cache_size_limit"
     setattr(torch._dynamo.config, limit, 64)
@@ -26,13 +35,43 @@ def compile_model(model, mode):
 
 
 def choose(mode, device):
-    """Resolve mode "auto": "block" where torch.compile works, else "none". Returns (mode, why)."""
-    if mode != "none":
-        sweep_cache()
-    if mode != "auto":
+    """
+    Resolve mode "auto": "block" where torch.compile works, else "none". Returns (mode, why). Comes
+    before anything else of torch.compile and before the first optimizer is made. UserError where it
+    does not work, but was asked for.
+    """
+    fault = make_cache_dir()
+    if mode == "none":
         return mode, ""
-    fault = broken(torch.device(device).type)
-    return ("block", "") if fault is None else ("none", f"torch.compile does not work here: {fault}")
+    if not fault:
+        sweep_cache()
+        fault = broken(torch.device(device).type)
+    if fault and mode != "auto":
+        raise UserError(f"compile={mode}: torch.compile does not work here ({fault}): put that right, "
+                        "or use --compile=none, which is slower")
+    if fault:
+        return "none", f"torch.compile does not work here: {fault}"
+    return ("block" if mode == "auto" else mode), ""
+
+
+def make_cache_dir():
+    """
+    Make the folder of the compile cache, if one is asked for. Where that cannot be, torch gets an
+    empty one that goes when the process ends, and what is wrong with it is returned; else None.
+    """
+    path = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    try:
+        if path is not None:
+            os.makedirs(os.path.abspath(path), exist_ok=True)
+        return None
+    except OSError as e:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = spare_dir().name
+        return f"TORCHINDUCTOR_CACHE_DIR={path}: cannot be made ({e.strerror})"
+
+
+@functools.cache
+def spare_dir():
+    return tempfile.TemporaryDirectory(prefix="torchinductor_")
 
 
 @functools.cache
@@ -45,7 +84,7 @@ def broken(device_type):
             torch.compile(lambda x: x.sin() + 1, fullgraph=True)(x)
         return None
     except Exception as e:  # no compiler, no Triton, an unsupported platform, ...
-        return (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+        return first_line(e)[:200]
 
 
 def sweep_cache():
@@ -59,15 +98,16 @@ def sweep_cache():
     from torch.utils._filelock import FileLock
     removed = []
     for path in glob.glob(os.path.join(glob.escape(cache_dir()), "*", "*.*o")):
-        if path.endswith((".so", ".o")) and not whole_elf(path):
+        try:
+            if not path.endswith((".so", ".o")) or whole_elf(path):
+                continue
             key = os.path.basename(path).partition(".")[0]
-            try:
-                with FileLock(os.path.join(get_lock_dir(), key + ".lock"), timeout=0):
-                    if not whole_elf(path):  # it may have been finished just now
-                        os.remove(path)
-                        removed.append(path)
-            except (OSError, TimeoutError):  # somebody has it in hand
-                pass
+            with FileLock(os.path.join(get_lock_dir(), key + ".lock"), timeout=0):
+                if not whole_elf(path):  # it may have been finished just now
+                    os.remove(path)
+                    removed.append(path)
+        except (OSError, TimeoutError):  # gone already, not ours to read, or in somebody's hands
+            pass
     return removed
 
 
@@ -87,9 +127,11 @@ def whole_elf(path):
 
 def forget_graphs():
     """Drop compiled graphs whose shapes will not come back, and what they hold."""
+    import torch._dynamo
     torch._dynamo.reset()
 
 
 def graphs():
     """How many graphs were compiled so far in this process."""
+    import torch._dynamo
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]

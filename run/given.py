@@ -1,14 +1,12 @@
 """What a user gives, as arguments and in files: read, checked, one line where it is wrong."""
 import argparse
-import gzip
 import json
-import lzma
 import math
 import os
-import zlib
 
 import torch
 
+from data.reading import read_text
 from run.errors import Parser, UserError
 
 
@@ -37,20 +35,6 @@ def device(name):
     except (RuntimeError, AssertionError):  # no such name, or no such device here
         raise UserError(f"--device={name}: not on this machine: use --device=cpu") from None
     return name
-
-
-def read_text(path, encoding="utf-8", newline=None):
-    """All of a text file, .gz and .xz unpacked."""
-    path = os.path.expanduser(path)
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(os.path.splitext(path)[1], open)
-    try:
-        with opener(path, "rt", encoding=encoding, newline=newline) as f:
-            return f.read()
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text: convert it first") from None
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:
-        raise UserError(f"{path}: {getattr(e, 'strerror', None) or 'is damaged'}: "
-                        "give a readable file") from None
 
 
 def read_json(path, **kinds):

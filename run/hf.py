@@ -11,10 +11,11 @@ from dataclasses import replace
 
 import torch
 
+from data.tokenizer import read_vocab
 from model import MODELS, Bert
 from run.checkpoint import load_model
 from run.errors import UserError, first_line, library
-from run.given import need, read_json, read_text
+from run.given import need, read_json
 
 # ours: theirs. A block's names are looked up with its number taken out.
 NAMES = {
@@ -217,7 +218,7 @@ def said_tokens(files):
     elif "vocab.json" in files and "merges.txt" in files:
         vocab = read_json(files["vocab.json"])
     elif "vocab.txt" in files:
-        vocab = {w: i for i, w in enumerate(read_text(files["vocab.txt"]).rstrip("\n").split("\n"))}
+        vocab = {w: i for i, w in enumerate(read_vocab(files["vocab.txt"]))}
     if not all(isinstance(i, int) for i in vocab.values()):
         raise UserError(f"{', '.join(files.values())}: a token whose id is no number")
     return sorted(vocab, key=vocab.get), uncased

@@ -40,6 +40,9 @@ def check_resume(state, config, meta):
         raise UserError(f"data_dir={config.data_dir}: made with tokenizer {meta['tokenizer']} "
                         f"({meta['vocab_size']} ids), but the checkpoint was trained with "
                         f"{state['meta']['tokenizer']} ({state['meta']['vocab_size']} ids)")
+    if meta["fingerprint"] != state["meta"].get("fingerprint", meta["fingerprint"]):
+        raise UserError(f"data_dir={config.data_dir}: holds other data than the checkpoint was trained "
+                        "on: give the folder of that with --data_dir, or start anew in another out_dir")
     if config.max_iters < state["iter"]:
         raise UserError(f"max_iters={config.max_iters}: the checkpoint is at iteration "
                         f"{state['iter']} already; raise max_iters")

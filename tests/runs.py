@@ -1,6 +1,7 @@
 """Tiny growing runs for the tests: data, settings, and train.py in a process of its own."""
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,24 @@ def train(*args, torchrun=0, check=True, env=ENV, cwd=ROOT, **settings):
                           capture_output=True, text=True, timeout=300)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def train_here(*args, **settings):
+    """train.py in this process, to its end; its lock on out_dir goes with it."""
+    from run.settings import from_args
+    from run.watch import Watch
+    from train import Run
+    from train import train as go_on
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    run = Run(from_args([*args, *flags(**settings)]))
+    watch = Watch(run)
+    try:
+        go_on(run, watch)
+    finally:
+        watch.close()
+        run.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def events(out_dir, *kinds):

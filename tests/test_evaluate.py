@@ -306,6 +306,8 @@ def test_mlm_equals_the_slow_one(tmp_path):
         with torch.no_grad():
             out, _ = model(row["idx"][:, :n], row["segments"][:, :n])
         for at, target in zip(row["positions"][0], row["targets"][0]):
+            if target < 0:
+                continue
             logp = out.mlm_logits[0, at].log_softmax(-1)
             hits.append(logp.argmax().item() == target)
             nats.append(-logp[target].item())
@@ -368,7 +370,7 @@ def test_what_is_done_is_kept(gpt, tmp_path, monkeypatch, capsys):
     ("gpt", "ppl:{latin}", "not UTF-8 text"),
     ("gpt", "ppl:{cut}", "cut.gz: is damaged"),
     ("bert", "mlm:{dir}/none", "no such file"),
-    ("bert", "mlm:{dir}", "val.bin: no such file: make one with"),
+    ("bert", "mlm:{dir}", "make one with"),
 ])
 def test_bad_input(kind, tasks, said, gpt, tmp_path, monkeypatch, capsys):
     files = dict(a=TEXT.encode(), empty=b"", latin="é".encode("latin-1") * 9)

@@ -1,12 +1,11 @@
 """To the Hugging Face format and back, to transformers and back, and growing from there."""
-import gc
 import json
 import os
 import shutil
 
 import pytest
 import torch
-from runs import events, flags, make_data
+from runs import events, make_data, train_here
 from test_evaluate import main_in_process, save
 from test_grow import batch, difference, make, outputs
 
@@ -15,7 +14,6 @@ from grow import grow, set_mask
 from run import checkpoint
 from run.errors import UserError
 from run.settings import from_args
-from train import Trainer
 
 pytest.importorskip("safetensors")
 import tools.export
@@ -120,12 +118,6 @@ def test_growing_from_a_folder_preserves_the_function(kind, folders):
     assert difference(before, outputs(kind, grown, data)) < 1e-5  # float32
     set_mask(grown, 1)
     assert hf.to_hf(grown)
-
-
-def train_here(*args, **settings):
-    """train.py in this process; its lock on out_dir goes with it."""
-    Trainer(from_args([*args, *flags(**settings)])).train()
-    gc.collect()
 
 
 @KINDS
@@ -332,8 +324,7 @@ def test_a_folder_that_names_no_tokenizer(folders, tmp_path):
     """However many ids the model knows."""
     model = used("gpt", vocab_size=50304)
     export(model, META, str(tmp_path / "big"))
-    for kind, folder in (("gpt", folders["gpt"][1]), ("gpt", str(tmp_path / "big")),
-                         ("bert", folders["bert"][1])):
+    for folder in (folders["gpt"][1], str(tmp_path / "big"), folders["bert"][1]):
         silent = says(folder, tmp_path, "merges.txt", "")
         with pytest.raises(UserError, match="nothing in it says what its tokenizer is"):
             hf.open_model(silent)

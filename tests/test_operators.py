@@ -3,14 +3,12 @@ import copy
 
 import pytest
 import torch
-from runs import TINY, events, losses, make_data
+from runs import TINY, events, losses, make_data, train_here
 from test_grow import START, batch, difference, make, outputs
 
 from run import operators
 from run.errors import UserError
 from run.settings import from_dict
-from run.watch import Watch
-from train import Run, train
 
 UNEVEN, EVEN = dict(n_embd=20), dict(n_embd=2 * START["n_embd"])
 EXACT, BROKEN = 1e-12, 1e-3
@@ -145,14 +143,6 @@ def test_bad_settings(settings, words):
         "n_embd, n_inner, n_head", "")
 
 
-def trained(**settings):
-    """train.py without a process of its own."""
-    run = Run(from_dict({**TINY, **settings}))
-    train(run, Watch(run))
-    run.close()
-    run.lock.close()
-
-
 def test_operators_in_a_run(tmp_path):
     """Each stage its own operator, no ramp for rivals; stopped mid-way, the rest is the same."""
     data = str(make_data(tmp_path / "data"))
@@ -160,9 +150,9 @@ def test_operators_in_a_run(tmp_path):
               dict(at=20, n_embd=32), dict(at=29, n_layer=2, operator="stack")]
     settings = dict(data_dir=data, optimizer="muon", schedule="constant", dropout=0.0)
     whole, halves = str(tmp_path / "whole"), str(tmp_path / "halves")
-    trained(out_dir=whole, stages=stages, max_iters=36, **settings)
-    trained(out_dir=halves, stages=stages[:2], max_iters=23, **settings)  # on a ramp
-    trained(out_dir=halves, stages=stages, max_iters=36, init_from="resume", **settings)
+    train_here(out_dir=whole, stages=stages, max_iters=36, **settings)
+    train_here(out_dir=halves, stages=stages[:2], max_iters=23, **settings)  # on a ramp
+    train_here(out_dir=halves, stages=stages, max_iters=36, init_from="resume", **settings)
     pick = [[x for x in losses(o) if x[0] == "step"] for o in (whole, halves)]
     assert pick[0] == pick[1]
     changes = [abs(e["val_loss_after"] - e["val_loss_before"]) for e in events(whole, "grow")]

@@ -1,12 +1,16 @@
 """What must cost nothing: the loader, and graphs that are compiled more often than they should."""
+import math
 import os
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from runs import ENV, losses, make_data, train
 
 from data.loader import LOADERS, read_meta, vocab_needed
+from grow import sizes_of
 from lab import bench
 from model import GPT, MODELS, GPTConfig
 from run import ahead, compiler
@@ -97,6 +101,69 @@ def test_what_growing_cost_a_run():
     assert cost.pop("total") == 30.0
     assert cost == pytest.approx(dict(wait_s=0.5, grow_s=0.3, wrap_s=0.2, compile_s=(4 - 1) + (3 - 1),
                                       masked_s=5 * 0.5))
+
+
+@pytest.mark.parametrize("flags, words", [
+    ("--only=nonsense", "nonsense: no such contestant: ours-block, "), ("--rounds=0", "at least 1"),
+    ("--steps=x", "--steps: x: must be a whole number"), ("--preset=huge", "--preset: invalid choice"),
+    ("--device=abacus", "device=abacus"), ("--run=nowhere", "nowhere: no metrics.jsonl"),
+    ("--only=ours-none --save=nowhere/x.json", "no such folder"), ("--color=red", "--color=red")])
+def test_bad_flags_of_bench_are_one_line(flags, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.py", *flags.split()])
+    with pytest.raises(SystemExit) as e:
+        bench.main()
+    said = capsys.readouterr().err
+    assert e.value.code == 2 and words in said and len(said.splitlines()) == 1, said
+
+
+@pytest.mark.parametrize("name", ["ours-none", "masked-all", "peer-eager"])
+@pytest.mark.parametrize("model", ["gpt", "bert"])
+def test_contestants_take_a_step(name, model, monkeypatch):
+    """Ours and theirs begin at the loss of a guess; masked ones have the size that all have."""
+    if name == "peer-eager":
+        pytest.importorskip("transformers")
+    monkeypatch.setitem(bench.PRESETS, "small", dict(
+        n_layer=2, n_head=2, n_embd=16, n_inner=32, head_dim=8, block_size=16, vocab_size=64))
+    monkeypatch.setattr(bench.compiler, "compile_model", lambda model, mode: None)
+    config = bench.config_of(SimpleNamespace(preset="small", model=model))
+    step, net = bench.build(name, config, torch.device("cpu"), torch.float32)
+    guess = math.log(64) + (math.log(2) if model == "bert" else 0)
+    assert step.loss(net, step.data).item() == pytest.approx(guess, abs=0.3)
+    before = [p.clone() for p in net.parameters()]
+    step()
+    assert any((p != q).any() for p, q in zip(net.parameters(), before))
+    if name == "masked-all":
+        assert sizes_of(net.config) == dict(n_layer=2, n_head=2, n_embd=16, n_inner=32)
+def test_sweep_passes_over_what_it_cannot_read(tmp_path, monkeypatch):
+    """Files of the cache that another process swept first, or that are not ours to read."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    (tmp_path / "ab").mkdir()
+    (tmp_path / "ab" / "gone.so").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "ab" / "folder.o").mkdir()
+    (tmp_path / "ab" / "half.so").write_bytes(b"\x7fELF")
+    assert compiler.sweep_cache() == [str(tmp_path / "ab" / "half.so")]
+
+
+def test_a_cache_folder_that_cannot_be_made(tmp_path):
+    """--compile=none needs none, auto goes on without torch.compile, block is told."""
+    (tmp_path / "file").touch()
+    env = {**ENV, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "file" / "cache")}
+    settings = dict(max_iters=1, warmup_iters=0, stages=[], data_dir=make_data(tmp_path / "data"))
+    for mode in ("none", "auto"):
+        said = train(out_dir=tmp_path / mode, env=env, compile=mode, **settings).stdout
+        assert ("TORCHINDUCTOR_CACHE_DIR" in said) == (mode == "auto")
+    done = train(out_dir=tmp_path / "block", env=env, check=False, compile="block", **settings)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr[-2000:]
+    assert "TORCHINDUCTOR_CACHE_DIR" in done.stderr and "--compile=none" in done.stderr
+
+
+def test_no_compiler(tmp_path):
+    """--compile=block without a C++ compiler is one line."""
+    env = {**ENV, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": "/nowhere/c++"}
+    done = train(out_dir=tmp_path / "out", env=env, check=False, compile="block",
+                 data_dir=make_data(tmp_path / "data"))
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr[-2000:]
+    assert "torch.compile does not work here" in done.stderr
 
 
 def test_what_a_killed_compiler_left_is_compiled_again(tmp_path):

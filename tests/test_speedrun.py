@@ -2,15 +2,17 @@
 import json
 import os
 import re
+import subprocess
 import sys
+import time
 from dataclasses import asdict
 
 import pytest
-from runs import ROOT, TINY, events, make_data
+from runs import ENV, ROOT, TINY, events, make_data
 
-from lab import campaign as campaigns
-from lab import speedrun, verdict
+from lab import children, costs, speedrun, verdict
 from lab.campaign import Campaign, Contestant, Run
+from run.curves import crossing
 from run.errors import UserError
 
 FAKE = '''
@@ -61,7 +63,7 @@ def fake(tmp_path, monkeypatch):
 
 SWEEP = dict(learning_rate=[5e-3, 1e-2, 2e-2])
 CONTESTANTS = {"scratch": dict(sweep=SWEEP), "grown": dict(against="scratch", n_layer=2)}
-SLOTS = [(dict(), [], "test")] * 2
+SLOTS = [(dict(), None, "test")] * 2
 
 
 def run_it(campaign):
@@ -73,10 +75,12 @@ def run_it(campaign):
 # -----------------------------------------------------------------------------
 # arithmetic
 
-def test_t_quantiles():
-    for df, t in ((1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (100, 1.984)):
-        assert verdict.t_quantile(df) == pytest.approx(t, abs=1e-3)
-    assert verdict.t_quantile(3, 0.99) == pytest.approx(5.841, abs=1e-3)
+def test_intervals_are_students():
+    for n, t in ((2, 12.706), (3, 4.303), (5, 2.776), (10, 2.262), (101, 1.984)):
+        values = [0.0, 1.0] * (n // 2) + [0.5] * (n % 2)
+        sd = (sum((v - 0.5) ** 2 for v in values) / (n - 1)) ** 0.5
+        assert verdict.interval(values) == (0.5, pytest.approx(t * sd / n**0.5, rel=1e-3))
+    assert verdict.interval([0.0, 0.0, 1.0, 1.0], 0.99)[1] == pytest.approx(5.841 / 12**0.5, abs=1e-3)
 
 
 def test_intervals():
@@ -90,10 +94,10 @@ def test_intervals():
 
 def test_crossing():
     xs, ys = [0, 10, 20, 30], [4.0, 2.0, 3.0, 1.0]
-    assert verdict.crossing(xs, ys, 3.0) == 5       # interpolated, and the first time counts
-    assert verdict.crossing(xs, ys, 1.5) == 27.5
-    assert verdict.crossing(xs, ys, 4.5) == 0 and verdict.crossing(xs, ys, 0.9) is None
-    assert verdict.crossing(xs, ys, 1.0) == 30 and verdict.crossing([], [], 1) is None
+    assert crossing(xs, ys, 3.0) == 5       # interpolated, and the first time counts
+    assert crossing(xs, ys, 1.5) == 27.5
+    assert crossing(xs, ys, 4.5) == 0 and crossing(xs, ys, 0.9) is None
+    assert crossing(xs, ys, 1.0) == 30 and crossing([], [], 1) is None
 
 
 def test_a_loss_before_the_last_growth_does_not_count():
@@ -132,13 +136,14 @@ def test_compare_pairs_by_seed():
     ({"a": dict()}, "its learning rate is not tuned"),
     ({"a": dict(sweep=dict(learning_rate=[1e-3, 2e-3]))}, "at least 3 values"),
     ({"a": dict(sweep=dict(weight_decay=[0.1, 0.2, 0.3]))}, "its learning rate is not tuned"),
-    ({"a": dict(sweep=SWEEP), "b": dict(against="c")}, "against='c' is no baseline here"),
+    ({"a": dict(sweep=SWEEP), "b": dict(against="c")}, "against: 'c': no such name"),
     ({"a": dict(sweep=SWEEP), "b": dict(against="a", sweep=dict(learning_rate=[1., 2., 3., 4.]))},
      "give the baseline the same budget"),
+    ({"a": dict(sweep=SWEEP), "b": dict(against="a"), "c": dict(against="b")}, "no baseline here"),
     ({"a": dict(sweep=SWEEP, n_layers=3)}, "contestant 'a': n_layers: no such setting"),
     ({"a": dict(sweep=dict(learning_rat=[1, 2, 3], learning_rate=[1, 2, 3]))}, "no such setting"),
     ({"a": dict(sweep=dict(learning_rate=3))}, "must be a list of values"),
-    ({"a": dict(sweep=SWEEP, flops="z")}, "names no contestant"),
+    ({"a": dict(sweep=SWEEP, flops="z")}, "flops: 'z': no such name"),
 ])
 def test_unfair_or_wrong_is_refused(fake, contestants, words):
     with pytest.raises(UserError) as e:
@@ -146,17 +151,54 @@ def test_unfair_or_wrong_is_refused(fake, contestants, words):
     assert words in str(e.value)
 
 
-def test_wrong_experiments():
-    for experiment, words in ((dict(), "has no contestants"),
-                              (dict(contestant={}), "did you mean contestants"),
-                              (dict(contestants=[1]), "must be a dict")):
-        with pytest.raises(UserError, match=words):
-            Campaign(experiment, "out")
-    with pytest.raises(UserError, match="is written --sweep="):
-        speedrun.parse_sweep("learning_rate")
-    assert speedrun.parse_sweep("learning_rate:1e-3,2e-3") == dict(learning_rate=[1e-3, 2e-3])
-    with pytest.raises(UserError, match="parallel=9999"):
-        speedrun.places(9999)
+@pytest.mark.parametrize("experiment, words", [
+    (dict(), "has no contestants"),
+    (dict(contestant={}), "did you mean contestants"),
+    (dict(contestants=[1]), "contestants=[1]: must be a dict"),
+    (dict(contestants={"a": 3}), "contestant 'a'=3: must be a dict"),
+    (dict(contestants={1: {}}), "a contestant's name=1: must be text"),
+    (dict(contestants={"a": {}}, seeds=["x"]), "must be whole numbers, such as [1, 2, 3]"),
+    (dict(contestants={"a": {}}, seeds=[]), "must be whole numbers, such as [1, 2, 3]"),
+    (dict(contestants={"a": dict(config=3)}), "contestant 'a': config=3: must be text"),
+    (dict(contestants={"a": dict(sweep=[1])}), "contestant 'a': sweep=[1]: must be a dict"),
+    (dict(contestants={"a": dict(against=3)}), "contestant 'a': against=3: must be a list"),
+    (dict(contestants={"a": {}, "b": dict(against=[3])}, ablation=True), "against: 3: no such name"),
+    (dict(contestants={"a": dict(flops=float("nan"))}, ablation=True), "must be a number of FLOPs"),
+    (dict(contestants={"a": dict(flops=("a", "b"))}, ablation=True), "must be a number of FLOPs"),
+    (dict(contestants={"a": dict(flops=1e9, stages=[3])}, ablation=True), "contestant 'a': stages[0]=3"),
+])
+def test_wrong_experiments(experiment, words):
+    with pytest.raises(UserError) as e:
+        Campaign(experiment, "out")
+    assert words in str(e.value)
+
+
+@pytest.mark.parametrize("flags, words", [
+    ("--sweep=learning_rate", "is written --sweep="), ("--seeds=1,x", "invalid whole_numbers value: '1,x'"),
+    ("--parallel=0", "at least 1"), ("--parallel=9999 --ablation", "parallel=9999: there are"),
+    ("--only=nobody --ablation", "only: 'nobody': no such name"), ("--out", "expected one argument"),
+    ("--n_layers=3", "did you mean n_layer?"), ("config/none.py", "config/none.py: no such config"),
+])
+def test_bad_flags_are_one_line(flags, words, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(costs, "read_meta", lambda data_dir: dict(vocab_size=256))
+    monkeypatch.setattr(sys, "argv", ["speedrun.py", "config/pystdlib_scratch.py", *flags.split()] +
+                        [f"--out={tmp_path}"] * (flags != "--out"))
+    with pytest.raises(SystemExit) as e:
+        speedrun.main()
+    said = capsys.readouterr().err
+    assert e.value.code == 2 and words in said and len(said.splitlines()) == 1, said
+
+
+def test_configs_with_settings_behind_them_and_spaces_in_them(tmp_path):
+    path = tmp_path / "my configs" / "a b.py"
+    path.parent.mkdir()
+    path.write_text("n_layer = 2")
+    made = speedrun.read_experiment([str(path), f"{path} init=zero n_layer=3"])["contestants"]
+    assert made == {"a b": dict(config=str(path)), "a b init=zero n_layer=3": dict(
+        config=str(path), init="zero", n_layer=3, against="a b")}
+    assert speedrun.sweep_of("learning_rate:1e-3,2e-3") == ("learning_rate", [1e-3, 2e-3])
+    Campaign(dict(speedrun.read_experiment([str(path)]), ablation=True), "out")
 
 
 def test_ablations_need_no_sweep_and_compare_with_the_first(fake):
@@ -169,11 +211,11 @@ def test_ablations_need_no_sweep_and_compare_with_the_first(fake):
 def test_the_same_compute(monkeypatch):
     settings = {k: TINY[k] for k in ("block_size", "n_head", "head_dim", "batch_tokens")}
     settings.update(data_dir="not needed", vocab_size=256, warmup_iters=2, max_iters=200, n_inner=64)
-    monkeypatch.setattr(campaigns, "read_meta", lambda data_dir: dict(vocab_size=256))
+    monkeypatch.setattr(costs, "read_meta", lambda data_dir: dict(vocab_size=256))
     c = Campaign(dict(settings=settings, ablation=True, contestants={
         "whole": dict(n_layer=4),
         "grown": dict(n_layer=1, stages=[dict(at=60, n_layer=4)], flops="whole")}), "out")
-    cost = {n: campaigns.compute(c.run(x, {}, 1).config) for n, x in c.contestants.items()}
+    cost = {n: costs.compute(c.run(x, {}, 1).config) for n, x in c.contestants.items()}
     assert c.contestants["grown"].values["max_iters"] > 210
     assert cost["grown"] == pytest.approx(cost["whole"], rel=0.01)
 
@@ -236,6 +278,72 @@ def test_an_interrupted_campaign_goes_on(fake, monkeypatch):
     assert len(campaign.report()[0]) == 2
 
 
+CRASH = """
+import sys
+print("error: out_dir=a: another run is writing there", flush=True)
+sys.exit(2)
+"""
+
+
+@pytest.mark.parametrize("script, why", [
+    ("print('error: x'); print('100%', end='\\r'); raise SystemExit(2)", "x"),
+    ("print('half'); 1 / 0", "ZeroDivisionError: division by zero"),
+    ("import os; os.kill(os.getpid(), 9)", "killed by signal 9, perhaps for want of memory"),
+    ("print('a word')\nraise SystemExit(3)", "a word"), ("raise SystemExit(3)", "exit code 3")])
+def test_why_a_child_failed(script, why, tmp_path):
+    """What it said itself since this start, not what is in run.txt of an earlier one."""
+    place = children.places(1)[0]
+    for text in (CRASH, script):
+        child = children.Child([sys.executable, "-c", text], str(tmp_path), place)
+        child.process.wait()
+    assert child.reason() == why
+
+
+PARENT = """
+import sys, time
+from lab import children
+folder, script = sys.argv[1:]
+c = children.Child([sys.executable, "-c", script, folder], folder, children.places(1)[0])
+print(c.process.pid, flush=True)
+time.sleep(60)
+"""
+CHILD = """
+import os, signal, sys, time
+from run.checkpoint import make_out_dir
+lock = make_out_dir(sys.argv[1])
+def save(*_):
+    time.sleep(1)
+    open(os.path.join(sys.argv[1], "saved"), "w").close()
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+open(os.path.join(sys.argv[1], "ready"), "w").close()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no PR_SET_PDEATHSIG")
+def test_no_child_outlives_a_killed_parent(tmp_path):
+    """It gets SIGTERM and saves; who starts in the same folder next waits for that."""
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), CHILD], cwd=ROOT, env=ENV,
+                              stdout=subprocess.PIPE, text=True)
+    pid, deadline = int(parent.stdout.readline()), time.monotonic() + 60
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    children.wait_for(str(tmp_path))
+    assert (tmp_path / "saved").exists()
+    while os.path.exists(f"/proc/{pid}") and "State:\tZ" not in open(f"/proc/{pid}/status").read():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_who_still_writes_after_a_while_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(children, "PATIENCE", 0.3)
+    with children.make_out_dir(str(tmp_path)), pytest.raises(UserError, match="another run is writing"):
+        children.wait_for(str(tmp_path))
+
+
 def test_another_campaign_in_the_same_folder_is_refused(fake):
     run_it(fake())
     with pytest.raises(UserError, match="holds a run with max_iters=40, not 50"):
@@ -267,13 +375,13 @@ def test_real_runs_are_interrupted_and_resumed(tmp_path, monkeypatch):
     assert "1 thread(s) each" in open(run.path("place.txt")).read()
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "experiments").glob("*.py")
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "lab/experiments").glob("*.py")
                                         if p.stem != "common"))
 def test_the_experiments_are_ready_to_run(name, monkeypatch):
     """Every experiment passes the checks, and its runs cost what the file says."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(campaigns, "read_meta", lambda data_dir: dict(vocab_size=256))
-    campaign = Campaign(speedrun.read_experiment([str(ROOT / "experiments" / f"{name}.py")]), "out")
+    monkeypatch.setattr(costs, "read_meta", lambda data_dir: dict(vocab_size=256))
+    campaign = Campaign(speedrun.read_experiment([str(ROOT / "lab/experiments" / f"{name}.py")]), "out")
     if name == "pystdlib_found":  # three arms, and the search's own seed among three
         assert len(set(campaign.seeds)) == 3 == len(campaign.contestants)
     elif name == "pystdlib_schedules":  # where schedules were looked for, not compared
@@ -291,7 +399,7 @@ def test_the_experiments_are_ready_to_run(name, monkeypatch):
             end, decay = stage["at"] + config.ramp_of(stage), (1 - config.decay_frac) * config.max_iters
             assert end <= decay or grows_late and end < config.max_iters
     if name == "pystdlib_large":  # the target's step costs at least 8 times the start's
-        steps = [campaigns.compute(campaign.run(c, {}, 1).config) / c.values["max_iters"] for c in
+        steps = [costs.compute(campaign.run(c, {}, 1).config) / c.values["max_iters"] for c in
                  (Contestant("", {**campaign.contestants[n].values, "stages": [], "max_iters": 100})
                   for n in ("scratch Muon", "one layer, four, ten: MSG, Muon"))]
         assert steps[0] > 8 * steps[1]

@@ -23,11 +23,12 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.loader import BertLoader, how_to_prepare, read_meta
+from data.loader import BertLoader, read_meta
+from data.reading import read_text
 from data.tokenizer import get_tokenizer
 from run.errors import UserError, exits_cleanly
 from run.evaluation import scores
-from run.given import at_least, need, read_jsonl, read_text
+from run.given import at_least, need, read_jsonl
 from run.hf import kind_of, open_model, same_tokenizer
 from run.settings import TrainConfig
 from tools.common import batches, pad, parser, save_result, table
@@ -166,9 +167,7 @@ class Evaluator:
         config = replace(config, data_dir=path or config.data_dir, block_size=T,
                          micro_batch=self.batch, batch_tokens=self.batch * T,
                          eval_seqs=self.limit or 1024)
-        meta, val = read_meta(config.data_dir), os.path.join(config.data_dir, "val.bin")
-        if not os.path.isfile(val):
-            raise UserError(f"{val}: no such file: {how_to_prepare(config.data_dir)}")
+        meta = read_meta(config.data_dir)
         if not same_tokenizer(meta, self.info["meta"]):
             raise UserError(f"data_dir={config.data_dir}: made with another tokenizer than the "
                             "model's: give the folder of a dataset that goes with it, mlm:DIR")

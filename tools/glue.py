@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.reading import read_text
 from run.errors import UserError, library
-from run.given import need, read_json, read_text
+from run.given import need, read_json
 
 
 class Task(NamedTuple):
@@ -84,7 +85,7 @@ def squad_metrics(guess, questions):
 
 def read_glue(path, task):
     """[(texts, label), ...] of a GLUE .tsv file, with or without a header."""
-    text = read_text(path, "utf-8-sig", newline="\n")
+    text = read_text(path)
     lines = [line.rstrip("\r").split("\t") for line in text.removesuffix("\n").split("\n")]
     columns, first = [*task.text, task.label], lines[0]
     if header := all(name in first for name, _ in task.text):

@@ -14,9 +14,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+from data.reading import read_text  # noqa: E402
 from run.curves import curve, reaches  # noqa: E402
 from run.errors import Parser, UserError, exits_cleanly  # noqa: E402
-from run.given import read_text  # noqa: E402
 
 
 def read_run(folder):

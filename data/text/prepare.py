@@ -295,9 +295,10 @@ def main(argv=None):
         found = reader.documents(train)
         if val:
             write_pieces(writer, by_document(found, lambda number: "train"), bert, workers)
-            found, split_of = reader.documents(val), lambda number: "val"
-        else:
-            split_of = lambda number: pick_split(number, args.val_fraction, args.seed)
+            found = reader.documents(val)
+
+        def split_of(number):
+            return "val" if val else pick_split(number, args.val_fraction, args.seed)
         write_pieces(writer, by_document(found, split_of) if length is None else
                      by_length(found, max(1, int(length * (1 - args.val_fraction)))), bert, workers)
         if not any(writer.count.values()):

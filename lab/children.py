@@ -1,0 +1,135 @@
+"""
+Runs of train.py as child processes: where they run, how they start and stop, and what they say
+when they fail. None outlives its parent, not even one that is killed; each saves its state first.
+"""
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import torch
+
+from run.checkpoint import make_out_dir
+from run.errors import UserError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TRAIN = [sys.executable, os.path.join(ROOT, "train.py")]
+PATIENCE = 60       # seconds for the run of a killed parent to save itself and leave its folder
+PR_SET_PDEATHSIG = 1  # Linux's prctl: the signal to get when the parent dies
+
+
+def places(n):
+    """[(environment, cores to be pinned to or None, description)] of n places to run."""
+    if torch.cuda.is_available():
+        ids = os.environ.get("CUDA_VISIBLE_DEVICES")
+        ids = ids.split(",") if ids else [str(i) for i in range(torch.cuda.device_count())]
+        if n > len(ids):
+            raise UserError(f"parallel={n}: there are {len(ids)} GPUs here, one a run")
+        return [(dict(CUDA_VISIBLE_DEVICES=i), None, f"{n} at once, a GPU each") for i in ids[:n]]
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else \
+        list(range(os.cpu_count()))
+    if n > len(cores):
+        raise UserError(f"parallel={n}: there are {len(cores)} CPU cores here, at least one a run")
+    if n == 1:  # as a run by itself is, OMP_NUM_THREADS of the user included
+        return [({}, None, f"1 at once, {torch.get_num_threads()} thread(s) each")]
+    each = len(cores) // n
+    return [(dict(OMP_NUM_THREADS=str(each)), cores[i * each:(i + 1) * each],
+             f"{n} at once, {each} thread(s) each") for i in range(n)]
+
+
+class Child:
+    """`command` (TRAIN and its flags) at a place, at work in out_dir; its output goes to run.txt."""
+
+    def __init__(self, command, out_dir, place):
+        environment, cores, _ = place
+        wait_for(out_dir)
+        self.log = os.path.join(out_dir, "run.txt")
+        self.seen = time.monotonic()  # when its owner last looked at it
+        with open(self.log, "ab") as out:
+            self.said = out.tell()  # before it: what is in run.txt already
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **environment},
+                start_new_session=os.name == "posix",  # Ctrl-C is its parent's to hand on
+                preexec_fn=prepare(cores) if os.name == "posix" else None)
+
+    def reason(self):
+        """Why it failed, in a line: its last error since this start, else how it ended."""
+        with open(self.log, "rb") as f:
+            f.seek(self.said)
+            lines = [s.strip() for s in re.split(r"[\r\n]+", f.read().decode(errors="replace"))]
+        code, lines = self.process.returncode, [s for s in lines if s]
+        errors = [s for s in lines if re.match(r"error: |[\w.]+(Error|Exception)\b", s)]
+        if errors:
+            return errors[-1].removeprefix("error: ")
+        if code < 0:
+            return f"killed by signal {-code}" + ", perhaps for want of memory" * (code == -9)
+        return lines[-1] if lines else f"exit code {code}"
+
+
+def prepare(cores):
+    """What a child does before it starts: pin itself, and die (by SIGTERM, so saved) with us."""
+    prctl, parent = getattr(ctypes.CDLL(None), "prctl", None), os.getpid()
+
+    def run():
+        if cores and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)
+        if prctl is not None and sys.platform == "linux":
+            prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:  # it died before that was said
+                os._exit(1)
+    return run
+
+
+def wait_for(out_dir):
+    """Until no run writes there; UserError if one still does after PATIENCE seconds."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return make_out_dir(out_dir).close()
+        except UserError as e:
+            if "another run" not in str(e) or time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+
+
+def side_by_side(waiting, places, start, over, go_on=lambda: True, grace=None, pause=0.1):
+    """
+    start(job, place) -> Child for each job of `waiting`, as many at once as there are places;
+    over(child, job) is asked of each now and then whether it is done with. Whatever ends this, an
+    error, an interrupt or go_on() turning False: the others save their state and stop.
+    """
+    waiting, free, running = list(waiting), list(places), []
+    try:
+        while (waiting or running) and go_on():
+            while waiting and free:
+                job, place = waiting.pop(0), free.pop(0)
+                running.append((start(job, place), job, place))
+            time.sleep(pause)
+            for entry in list(running):
+                child, job, place = entry
+                if over(child, job):
+                    running.remove(entry)
+                    free.append(place)
+    finally:
+        stop([child for child, _, _ in running], grace)
+
+
+def stop(children, grace=None):
+    """Ask them to save and stop, which train.py does after its step; kill after `grace` seconds."""
+    for c in children:
+        if c.process.poll() is None:
+            c.process.terminate()
+    for c in children:
+        try:
+            c.process.wait(grace)
+        except subprocess.TimeoutExpired:
+            c.process.kill()
+            c.process.wait()
+
+
+def interrupt_on_sigterm():
+    """SIGTERM as Ctrl-C, so that it reaches the children too."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,0 +1,38 @@
+"""How the commands of lab/ take numbers and say them: flags, tables, quantities, times."""
+import argparse
+import math
+
+from matplotlib.ticker import EngFormatter
+
+
+def number(kind, low, high=math.inf):
+    """For argparse's `type`: an int or float from `low` to `high`, both included, and finite."""
+    def read(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or math.isinf(value):
+            raise argparse.ArgumentTypeError(
+                f"{text}: must be a {'whole ' * (kind is int)}number, at least {low:g}" +
+                (f" and at most {high:g}" if high < math.inf else ""))
+        return value
+    return read
+
+
+def table(header, rows):
+    """A Markdown table, columns aligned."""
+    rows = [[str(v) for v in r] for r in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join(v.ljust(w) for v, w in zip(r, widths)) + " |" for r in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def human(n, unit=""):
+    """Three figures and a prefix: 102 G."""
+    return EngFormatter(unit)(float(f"{n:.3g}")).rstrip()
+
+
+def clock(seconds):
+    return f"{seconds / 3600:,.1f} h" if seconds >= 5400 else \
+        f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.1f} s"
