@@ -40,7 +40,7 @@ class Run:
     PROGRESS = dict(iter=0, stage=0, tokens=0, flops=0.0, bad=0, grown_at=None, grow_at=None)
 
     def __init__(self, config):
-        self.config, self.ranks = config, Ranks(config.device)
+        self.config, self.ranks, self.lock = config, Ranks(config.device), None
         self.device = self.ranks.device
         self.meta = read_meta(config.data_dir)
         self.meta["fingerprint"] = fingerprint(config.data_dir, self.meta)
