@@ -146,6 +146,7 @@ def in_step(run, batches):
             spare = {k: v[:1] for k, v in run.loader.batch(0).items()}
         yield spare if data is None else data, data is not None
         data = next(batches, None)
+    run.model.reshard()  # its own weights are still whole, for a backward pass that does not come
 
 
 # -----------------------------------------------------------------------------
