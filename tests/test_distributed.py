@@ -15,7 +15,7 @@ from runs import ENV, ROOT, events, flags, losses, make_data
 
 from data.loader import read_meta
 from model import GPT, MODELS, GPTConfig
-from run import shard
+from run import checkpoint, shard
 from run.errors import UserError
 from run.ranks import Ranks, meet
 from run.settings import from_dict
@@ -286,6 +286,20 @@ def test_a_dead_rank_takes_the_job_down(restarts, data, tmp_path):
     assert time.time() - started < 120
     if restarts:
         assert events(out)[-1]["iter"] == 200
+
+
+@pytest.mark.slow
+def test_two_signals_of_a_scheduler(data, tmp_path):
+    """SIGTERM to the ranks and to torchrun, which passes it on: saved all the same, on all ranks."""
+    out = str(tmp_path / "out")
+    job = launch(out, data, "--standalone", "--nproc_per_node=2", shard="fsdp", max_iters=2000,
+                 eval_interval=1000)
+    wait_for(out, 20, job)
+    for pid in (*ranks_of(job), job.pid):
+        os.kill(pid, signal.SIGTERM)
+    said = job.communicate(timeout=120)[0]
+    stopped = checkpoint.load(out)["iter"]
+    assert 20 <= stopped < 2000 and f"stopped at iteration {stopped}" in said, said
 
 
 @pytest.mark.slow
