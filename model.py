@@ -95,17 +95,16 @@ class Masks(nn.Module):
         for axis, new in newborn.items():
             self.register_buffer(axis, new.to(device))
         self.register_buffer("c", torch.zeros((), device=device, dtype=dtype))
-        self._find_new_layers()
+        self._find_new_layers(newborn.get("layer"))
 
     def stop(self):
         for name in (*WIDTH_AXES, "layer", "c"):
             self.register_buffer(name, None)
         self.new_layers = frozenset()
 
-    def _find_new_layers(self):
+    def _find_new_layers(self, layer):
         # which blocks are gated is a fact about the graph, so it is known to Python
-        self.new_layers = frozenset(() if self.layer is None else
-                                    torch.nonzero(self.layer).flatten().tolist())
+        self.new_layers = frozenset(() if layer is None else layer.nonzero().flatten().tolist())
 
     def width(self):
         """The present masks of the width axes, as a Mask."""
@@ -122,7 +121,7 @@ class Masks(nn.Module):
             value = state_dict.get(prefix + name)
             self.register_buffer(name, None if value is None else torch.empty_like(value))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._find_new_layers()
+        self._find_new_layers(self.layer)
 
 
 class Linear(nn.Linear):

@@ -22,6 +22,7 @@ from data.loader import LOADERS, fingerprint, read_meta, vocab_needed
 from grow import describe, set_mask
 from model import GROWABLE, MODELS
 from run import ahead, checkpoint, compiler, hf, shard
+from run.arguments import from_args
 from run.errors import UserError, exits_cleanly, first_line, is_out_of_memory
 from run.operators import OPERATORS
 from run.optim import learning_rate, make_optimizers
@@ -29,7 +30,7 @@ from run.precision import common_dtype
 from run.ranks import Ranks
 from run.resume import saved_state
 from run.runlog import unbreakable_screen
-from run.settings import OWN_STARTS, from_args
+from run.settings import OWN_STARTS
 from run.watch import Watch
 
 
@@ -44,7 +45,7 @@ class Run:
         self.device = self.ranks.device
         self.meta = read_meta(config.data_dir)
         self.meta["fingerprint"] = fingerprint(config.data_dir, self.meta)
-        if config.init_from not in OWN_STARTS:
+        if config.init_from not in OWN_STARTS and not config.branches():
             hf.check_tokenizer(config.init_from, self.meta, config.data_dir)
         self.saved = shard.agree(self.ranks, self.resume_from)
         self.mesh = shard.make_mesh(self.ranks, config.shard)
@@ -59,8 +60,12 @@ class Run:
         self.optimizers = make_optimizers(config, self.model, self.dtype, self.compile != "none")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if self.saved:
+            asked = [{k: g[k] for k in ("peak_lr", "weight_decay")} for o in self.optimizers
+                     for g in o.param_groups]
             for o, state in zip(self.optimizers, self.saved.pop("optimizers")):
                 shard.load_optimizer(o, state, self.ranks, self.mesh)
+            for g, mine in zip((g for o in self.optimizers for g in o.param_groups), asked):
+                g.update(mine)  # a branch may have others than were saved
             if self.saved["scaler"]:  # empty after another number format
                 self.scaler.load_state_dict(self.saved["scaler"])
         for k, v in self.PROGRESS.items():

@@ -15,9 +15,10 @@ import numpy as np
 from lab import verdict
 from lab.children import TRAIN
 from lab.costs import compute
+from run.arguments import read_file
 from run.errors import UserError
 from run.runlog import read_metrics
-from run.settings import TrainConfig, from_dict, read_file
+from run.settings import TrainConfig, from_dict
 
 OWN = ("config", "against", "sweep", "flops")  # a contestant's keys that are not settings
 EXPERIMENT = dict(contestants=dict, settings=dict, config=str, seeds=list, ablation=bool)

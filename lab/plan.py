@@ -19,8 +19,8 @@ from grow import describe
 from lab import probes, search
 from lab.costs import count, has_dataset, known_peak, measure, stage_costs, totals, vocab_of
 from lab.words import clock, human, number, table
+from run.arguments import from_args
 from run.errors import Parser, UserError, exits_cleanly, library
-from run.settings import from_args
 
 WORTH_IT = 1.05  # a ceiling on the speedup below this is within the noise of any comparison
 

@@ -33,8 +33,8 @@ def learning_rate(config, it, last_growth):
     if config.schedule == "cosine":
         done = max(0, it - config.warmup_iters) / max(1, config.max_iters - config.warmup_iters)
         scale *= low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done))
-    elif config.schedule == "wsd" and config.decay_frac:
-        left = (config.max_iters - it) / (config.decay_frac * config.max_iters)
+    elif config.schedule == "wsd" and config.decay_span():
+        left = (config.max_iters - it) / config.decay_span()
         scale *= low + (1 - low) * min(1.0, left)
     return scale
 

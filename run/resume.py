@@ -12,10 +12,16 @@ FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "ev
         "max_bad_steps", "data_dir", "zero1", "shard", "compile_ahead", "tensorboard", "wandb"}
 
 
+# what a branch may change besides: what is still to come
+AHEAD = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "rewarm_iters", "learning_rate",
+         "muon_learning_rate", "weight_decay", "grad_clip", "grow_when", "ramp_iters", "init", "depth",
+         "operator", "dropout"}
+
+
 def saved_state(config, meta, restarted=False):
     """
-    The checkpoint that this run goes on from, or None. restarted: the launcher started it again, by
-    itself. Raises UserError.
+    The checkpoint that this run goes on from, its own or another's, or None. restarted: the launcher
+    started it again, by itself. Raises UserError.
     """
     found = checkpoint.exists(config.out_dir)
     if not found and config.init_from != "resume" and (left := checkpoint.remains(config.out_dir)):
@@ -25,7 +31,7 @@ def saved_state(config, meta, restarted=False):
         if found:
             raise UserError(f"out_dir={config.out_dir} holds a run already: --resume continues it, "
                             "or choose another --out_dir, or delete that folder")
-        return None
+        return branch_point(config, meta) if config.branches() else None
     if not found and config.init_from != "resume":
         return None
     state = checkpoint.load(config.out_dir)
@@ -33,7 +39,14 @@ def saved_state(config, meta, restarted=False):
     return state
 
 
-def check_resume(state, config, meta):
+def branch_point(config, meta):
+    """Another run's checkpoint: model, optimizers and place in the data, but a history of its own."""
+    state = checkpoint.load(config.init_from)
+    check_resume(state, config, meta, FREE | AHEAD)
+    return {k: v for k, v in state.items() if k not in ("metrics_bytes", "best", "evaluated", "pace")}
+
+
+def check_resume(state, config, meta, free=FREE):
     """Say what changed since the checkpoint; refuse what would make it another run."""
     if {k: meta.get(k) for k in ("tokenizer", "vocab_size")} != \
             {k: state["meta"].get(k) for k in ("tokenizer", "vocab_size")}:
@@ -53,7 +66,7 @@ def check_resume(state, config, meta):
             continue
         later = f.name == "stages" and old[:done] == new[:done] and \
             all(s["at"] >= state["iter"] for s in new[done:])
-        if f.name not in FREE and not later:
+        if f.name not in free and not later:
             raise UserError(f"{f.name}={new!r}: the checkpoint was trained with {old!r}; resume "
                             "with that, or start anew in another out_dir")
         if int(os.environ.get("RANK", 0)) == 0:

@@ -1,23 +1,16 @@
 """
-The single list of every setting of train.py, and how it is filled in: a file of plain Python
-assignments, then --key=value overrides. Whatever is wrong ends in one line, with exit code 2.
+The single list of every setting of train.py, and what may be in it: whatever is wrong ends in one
+line that names it. How settings are given is in run/arguments.py.
 """
-import ast
 import difflib
-import inspect
-import itertools
-import json
 import os
 import re
-import runpy
 import sys
-import types
 from dataclasses import dataclass, field, fields
 
 from grow import DEPTHS, INITS, grown_config, sizes_of
 from model import GROWABLE, MODELS, GPTConfig
-from run import hf
-from run.errors import UserError, first_line
+from run.errors import UserError
 from run.operators import OPERATORS, refusal
 
 OWN_STARTS = ("scratch", "resume", "auto")
@@ -31,8 +24,9 @@ class TrainConfig:
     out_dir: str = "out"            # checkpoints, logs and metrics of this run
     data_dir: str = "data/pystdlib"  # folder with train.bin, val.bin, meta.json
     init_from: str = "scratch"      # "scratch"; "resume"; "auto": resume if there is a checkpoint;
-                                    # or a Hugging Face folder or OWNER/NAME of a GPT-2 or BERT,
-                                    # which then says what the sizes are
+                                    # a Hugging Face folder or OWNER/NAME of a GPT-2 or BERT, which
+                                    # then says what the sizes are; or RUN/ckpt_0003000.pt: branch
+                                    # off from there, with all that this run had set
     # model: where the run starts (GPT-2 small and Bert-base by default)
     model: str = "gpt"              # "gpt" or "bert"
     block_size: int = 256           # tokens in a sequence
@@ -63,6 +57,7 @@ class TrainConfig:
     schedule: str = "wsd"           # "wsd" (warmup, stable, decay), "cosine" or "constant"
     warmup_iters: int = 50
     decay_frac: float = 0.25        # wsd: share of the run at its end over which the rate decays
+    decay_iters: int = 0            # the same in iterations, instead of decay_frac
     min_lr_frac: float = 0.0        # the rate at the end, as a share of the peak
     rewarm_iters: int = 0           # after each growth the rate climbs back from 0 over these
     weight_decay: float = 0.1       # on matrices only
@@ -105,6 +100,14 @@ class TrainConfig:
             sizes.append({**sizes[-1], **{k: v for k, v in stage.items() if k in GROWABLE}})
         return sizes
 
+    def decay_span(self):
+        """Iterations at the run's end over which "wsd" brings the rate down."""
+        return self.decay_iters or self.decay_frac * self.max_iters
+
+    def branches(self):
+        """Does this run go on from another one's checkpoint?"""
+        return self.init_from.endswith(".pt")
+
     def head_fraction(self):
         """The share of a sequence's positions that the vocabulary head is computed on."""
         return self.mask_frac if self.model == "bert" else 1.0
@@ -128,145 +131,13 @@ CHOICES = dict(model=tuple(MODELS), init=INITS, depth=DEPTHS, optimizer=("adamw"
                dtype=("auto", "float32", "bfloat16", "float16"))
 AT_LEAST = dict(block_size=1, vocab_size=0, n_layer=0, n_head=1, n_embd=1, n_inner=1, head_dim=1,
                 dropout=0, ramp_iters=0, max_iters=1, batch_tokens=1, micro_batch=1,
-                learning_rate=0, muon_learning_rate=0, warmup_iters=0, decay_frac=0, min_lr_frac=0,
+                learning_rate=0, muon_learning_rate=0, warmup_iters=0, decay_frac=0, decay_iters=0,
+                min_lr_frac=0,
                 rewarm_iters=0, weight_decay=0, beta1=0, beta2=0, grad_clip=0,
                 mask_frac=0, eval_interval=1, eval_seqs=1, log_interval=1, keep_checkpoints=1, seed=0,
                 peak_flops=0, max_bad_steps=1)
 AT_MOST = dict(dropout=0.999, decay_frac=1, min_lr_frac=1, beta1=0.9999, beta2=0.99999,
                mask_frac=0.9, seed=2**31)
-
-
-def from_args(argv):
-    """
-    argv: at most one config file, then --key=value ... . With --resume (a run's folder may stand in
-    the place of the config file) the settings are those that the run recorded, and only the command
-    line changes them. Returns a checked TrainConfig.
-    """
-    if help := [a for a in argv if a == "-h" or a.startswith("--help")]:
-        print(describe_settings(help[0].partition("=")[2]))
-        sys.exit(0)
-    files = [a for a in argv if not a.startswith("--")]
-    if len(files) > 1:
-        raise UserError(f"{files[1]}: only one config file is read; settings are --key=value")
-    given = dict(parse_override(a) for a in argv if a.startswith("--") and a != "--resume")
-    if "--resume" in argv:
-        return from_dict({**recorded(files, given), **given, "init_from": "resume"})
-    values = {**(read_file(files[0]) if files else {}), **given}
-    if values.get("init_from", "scratch") not in OWN_STARTS:
-        values = sized_by_folder(values)
-    return from_dict(values)
-
-
-def recorded(files, given):
-    """The settings that the run to resume was started with, from its out_dir's config.json."""
-    values = {} if not files or os.path.isdir(files[0]) else read_file(files[0])
-    folder = given.get("out_dir") or (files[0] if files and not values else
-                                      values.get("out_dir", TrainConfig.out_dir))
-    path = os.path.join(os.path.expanduser(str(folder)), "config.json")
-    try:
-        with open(path, encoding="utf-8") as f:
-            had = json.load(f)
-    except FileNotFoundError:
-        return {**values, "out_dir": folder}  # of a run that says no more: let its checkpoint speak
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: cannot be read ({first_line(e)}): it says how the run was started; "
-                        "write it again, or resume with the run's config file in another out_dir") \
-            from None
-    known = {f.name for f in fields(TrainConfig)}
-    old = {k: v for k, v in had.items() if k in known} if isinstance(had, dict) else {}
-    for key in sorted(values.keys() & old.keys() - given.keys() - {"out_dir", "init_from"}):
-        if values[key] != old[key] and int(os.environ.get("RANK", 0)) == 0:
-            print(f"resuming with the run's own {key}={old[key]!r}, not {files[0]}'s "
-                  f"{values[key]!r}: give --{key}=... to change it")
-    if not os.path.isdir(str(old.get("data_dir"))):  # the run was started from another folder
-        there = (had.get("resolved") or {}).get("data_dir", "")
-        old.update(data_dir=there if os.path.isdir(there) else old.get("data_dir", "data"))
-    return {**old, "out_dir": folder}
-
-
-def describe_settings(wanted=""):
-    """Every setting with its default and meaning, from TrainConfig's own lines; or one of them."""
-    lines = inspect.getsource(TrainConfig).splitlines()
-    start = next(i for i, line in enumerate(lines) if line.lstrip().startswith("#"))
-    end = next(i for i, line in enumerate(lines) if line.lstrip().startswith("def "))
-    text = [line[4:].replace(" = field(default_factory=list)", " = []") for line in lines[start:end]]
-    if not wanted:
-        return "python train.py [CONFIG] [--key=value ...]     python train.py --resume OUT_DIR\n\n" + \
-            "\n".join(text).rstrip()
-    known = [f.name for f in fields(TrainConfig)]
-    if wanted not in known:
-        raise UserError(unknown(wanted, known))
-    i = next(i for i, line in enumerate(text) if line.startswith(wanted + ":"))
-    more = list(itertools.takewhile(lambda line: line.startswith("     "), text[i + 1:]))
-    return "\n".join([text[i], *more])
-
-
-def sized_by_folder(values):
-    """The sizes of the folder to start from; a setting that contradicts them is an error."""
-    where = str(values["init_from"])
-    folder = hf.find(where)
-    kind, sizes = hf.folder_config(folder)
-    for key, theirs in dict(model=kind, **sizes).items():
-        mine = values.get(key, theirs)
-        if mine == {"vocab_size": 0, "gelu": ""}.get(key):  # what says nothing, as in the defaults
-            mine = theirs
-        if mine != theirs and not (key == "block_size" and type(mine) is int and mine < theirs):
-            raise UserError(f"{key}={mine!r}: init_from={where} has {key}={theirs!r}: leave it out"
-                            + (", or grow to it in stages" if key in GROWABLE else ""))
-        values[key] = mine
-    return {**values, "init_from": folder}
-
-
-def read_file(path):
-    if not os.path.isfile(path):
-        folder = os.path.dirname(path) or "config"  # config/ or lab/experiments/
-        folder = folder if os.path.isdir(folder) else "config"
-        there = os.listdir(folder) if os.path.isdir(folder) else []
-        near = difflib.get_close_matches(path, [os.path.join(folder, f) for f in there
-                                                if f.endswith(".py")], 1)
-        raise UserError(f"{path}: no such config file" + (f", did you mean {near[0]}?" if near
-                                                          else f": see {folder}/ for examples"))
-    sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
-    try:
-        names = runpy.run_path(path)  # which may build on another: from config.gpt2_msg import *
-    except (Exception, SystemExit) as e:
-        raise UserError(f"{path}: not a config file of plain Python assignments: "
-                        f"{type(e).__name__}: {e}".splitlines()[0]) from None
-    finally:
-        del sys.path[0]
-    known = {f.name for f in fields(TrainConfig)}
-    return {k: v for k, v in names.items() if not k.startswith("_") and (
-        k in known or not isinstance(v, (types.ModuleType, types.FunctionType, type)))}
-
-
-def parse_override(arg):
-    key, eq, text = arg[2:].partition("=")
-    kinds = {f.name: f.type for f in fields(TrainConfig)}
-    if not eq:
-        raise UserError(f"{arg}: settings are written --key=value")
-    if key not in kinds:
-        raise UserError(unknown(key, kinds))
-    if kinds[key] is str:
-        return key, text
-    try:
-        return key, ast.literal_eval(literal(text))
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        raise UserError(f"{key}={text}: must be {plain_name(kinds[key])}") from None
-
-
-def literal(text):
-    """Python literals, and also true/false and [dict(at=1, n_embd=8)] as configs write them."""
-    if text.lower() in ("true", "false"):
-        return text.title()
-    tree = ast.parse(text, mode="eval")
-
-    class Dicts(ast.NodeTransformer):
-        def visit_Call(self, node):
-            if getattr(node.func, "id", "") != "dict" or node.args:
-                raise ValueError(text)
-            return ast.Dict(keys=[ast.Constant(k.arg) for k in node.keywords],
-                            values=[self.visit(k.value) for k in node.keywords])
-    return ast.unparse(ast.fix_missing_locations(Dicts().visit(tree)))
 
 
 def from_dict(values):
@@ -336,6 +207,8 @@ def check(config):
     if config.shard == "fsdp" and config.compile == "model":
         raise UserError("compile='model': shard='fsdp' gathers a block at a time, between the graphs: "
                         "use compile='block'")
+    if config.decay_iters > config.max_iters:
+        raise UserError(f"decay_iters={config.decay_iters}: more than max_iters={config.max_iters}")
     check_stages(config)
 
 

@@ -31,7 +31,7 @@ class Watch:
         self.clock = Clock(self.train_s)
         self.last_log = self.train_s, run.tokens - config.batch_tokens
         self.log = RunLog(config.out_dir, config.max_iters, run.iter,
-                          saved["metrics_bytes"] if saved else None, quiet=run.ranks.rank != 0,
+                          saved.get("metrics_bytes") if saved else None, quiet=run.ranks.rank != 0,
                           trackers=() if run.ranks.rank else open_trackers(config, run.iter))
         if run.warning:
             self.log.say(run.warning)

@@ -50,7 +50,7 @@ def train(*args, torchrun=0, check=True, env=ENV, cwd=ROOT, **settings):
 
 def train_here(*args, **settings):
     """train.py in this process, to its end; its lock on out_dir goes with it."""
-    from run.settings import from_args
+    from run.arguments import from_args
     from run.watch import Watch
     from train import Run
     from train import train as go_on

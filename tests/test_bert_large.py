@@ -8,7 +8,7 @@ from test_grow import batch, difference
 
 from grow import grow, set_mask, sizes_of
 from model import GROWABLE, MODELS
-from run.settings import from_args
+from run.arguments import from_args
 
 
 @pytest.mark.slow

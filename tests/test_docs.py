@@ -9,7 +9,8 @@ from dataclasses import fields
 import pytest
 from test_layers import FILES, ROOMS, ROOT
 
-from run.settings import TrainConfig, from_args
+from run.arguments import from_args
+from run.settings import TrainConfig
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SETTINGS = {f.name for f in fields(TrainConfig)}
@@ -52,7 +53,10 @@ CASES = [(page.name, words) for page in PAGES for words in commands(page.read_te
 
 def check_script(path, args):
     assert path in FILES, f"{path.relative_to(ROOT)}: no such script"
-    known = set(re.findall(r'"--([\w-]+)"', path.read_text()))
+    text = path.read_text()  # and that of what it imports: parsers are shared
+    for room, module in re.findall(r"^from (run|data|lab|tools)\.(\w+) import", text, re.M):
+        text += (ROOT / room / f"{module}.py").read_text()
+    known = set(re.findall(r'"--([\w-]+)"', text))
     if path.name in ("train.py", "plan.py", "speedrun.py"):
         known |= SETTINGS | {"resume"}
     for arg in args:

@@ -14,10 +14,11 @@ from test_grow import make
 
 from data.tokenizer import get_tokenizer
 from run import runlog
+from run.arguments import from_args
 from run.errors import UserError
 from run.given import read_jsonl, read_text
 from run.hf import open_model, same_tokenizer
-from run.settings import TrainConfig, from_args
+from run.settings import TrainConfig
 from tools import evaluate
 from tools.common import save_result, table
 from tools.evaluate import Evaluator, parse, parse_tasks, windows

@@ -12,8 +12,8 @@ from test_grow import batch, difference, make, outputs
 from data.tokenizer import get_tokenizer
 from grow import grow, set_mask
 from run import checkpoint
+from run.arguments import from_args
 from run.errors import UserError
-from run.settings import from_args
 
 pytest.importorskip("safetensors")
 import tools.export

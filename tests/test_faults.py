@@ -353,7 +353,8 @@ def test_fuzzed_settings():
     hypothesis = pytest.importorskip("hypothesis")
     from hypothesis import strategies as st
 
-    from run.settings import TrainConfig, from_args
+    from run.arguments import from_args
+    from run.settings import TrainConfig
     keys = st.sampled_from([*TrainConfig.__dataclass_fields__, "n_embed", "stage"])
     value = st.one_of(st.integers().map(str), st.floats().map(str), st.text(max_size=20),
                       st.sampled_from(["true", "[]", "[dict(at=5)]", "[dict(at=5,n_embd=999)]",

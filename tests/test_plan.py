@@ -19,8 +19,9 @@ from lab import plan as planner
 from lab import rates, search
 from lab.costs import batch, count, make_model, stage_costs, totals, vocab_of
 from lab.plan import show
+from run.arguments import from_args
 from run.curves import crossing
-from run.settings import from_args, from_dict
+from run.settings import from_dict
 
 
 def plan(*args, check=True):

@@ -13,7 +13,7 @@ from test_data import TEXT_SCRIPT, documents, fails, many, prepare, shakespeare,
 
 from data.bin_writer import complete
 from data.reading import open_text, read_text
-from data.tokenizer import GPT2, GPT2_CHARS, _read_vocab, load
+from data.tokenizer import GPT2, GPT2_CHARS, load, read_vocab
 from run.errors import UserError
 
 TEXT = "one\r\ntwo\rthree\n\n\u2028four\x85é\ufeff\n"
@@ -55,7 +55,7 @@ def test_every_script_keeps_crlf_and_drops_the_mark(tmp_path):
     vocab = complete(tmp_path / "s")["tokenizer"]["vocab"]
     assert "\r" in vocab and "\ufeff" not in vocab
     (tmp_path / "vocab.txt").write_bytes(b"\xef\xbb\xbf[PAD]\r\nthe\r\n\r\n")
-    assert _read_vocab(tmp_path / "vocab.txt") == ["[PAD]", "the"]
+    assert read_vocab(tmp_path / "vocab.txt") == ["[PAD]", "the"]
 
 
 NOT_TEXTS = {

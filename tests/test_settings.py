@@ -4,10 +4,14 @@ import subprocess
 import sys
 
 import pytest
-from runs import ENV, ROOT, TINY, events, losses, make_data, train
+from runs import ENV, ROOT, TINY, events, losses, make_data, train, train_here
 
+from run.arguments import from_args
 from run.errors import UserError
-from run.settings import from_args, from_dict
+from run.settings import from_dict
+from run.watch import Watch
+from train import Run
+from train import train as go_on
 
 
 @pytest.mark.parametrize("settings, words", [
@@ -69,3 +73,28 @@ def test_resume_from_the_folder_alone(tmp_path):
     assert events(out, "start")[0]["dtype"] == "float32"
     with open(out / "config.json") as f:
         assert json.load(f)["resolved"]["data_dir"] == str(data)
+
+
+def test_a_branch_is_a_run_of_its_own(tmp_path):
+    """A decay from a checkpoint of the stable phase equals a run that was planned so, to the last bit."""
+    data, trunk = make_data(tmp_path / "data"), tmp_path / "trunk"
+    stages = [dict(at=6, n_inner=48), dict(at=26, n_layer=2)]
+    short = dict(data_dir=data, stages=stages[:1], max_iters=24)
+    train_here(data_dir=data, out_dir=trunk, stages=stages, max_iters=40, eval_interval=8,
+               schedule="constant", keep_checkpoints=9)
+    train_here(out_dir=tmp_path / "whole", eval_interval=8, schedule="wsd", decay_iters=8, **short)
+    branch = from_args([f"--init_from={trunk}/ckpt_0000016.pt", f"--out_dir={tmp_path}/branch",
+                        "--schedule=wsd", "--decay_iters=8"])
+    assert branch.max_iters == 24 and branch.stages == stages[:1]
+    run = Run(branch)
+    watch = Watch(run)
+    go_on(run, watch)
+    watch.close()
+    run.close()
+    late = [[x for x in losses(tmp_path / name) if x[0] == "step" and x[1] > 16]
+            for name in ("whole", "branch")]
+    assert late[0] == late[1] and len(late[0]) == 8
+    with pytest.raises(UserError, match="another --out_dir"):
+        from_args([f"--init_from={trunk}/ckpt_0000016.pt"])
+    with pytest.raises(UserError, match="n_head=2: the checkpoint was trained with 1"):
+        Run(from_args([f"--init_from={trunk}/ckpt_0000016.pt", f"--out_dir={tmp_path}/c", "--n_head=2"]))

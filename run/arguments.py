@@ -1,0 +1,168 @@
+"""
+How settings are given: a file of plain Python assignments, then --key=value overrides; or --resume
+and the run's folder. Whatever is wrong ends in one line.
+"""
+import ast
+import difflib
+import inspect
+import itertools
+import json
+import os
+import runpy
+import sys
+import types
+from dataclasses import fields
+
+from model import GROWABLE
+from run import checkpoint, hf
+from run.errors import UserError, first_line
+from run.settings import OWN_STARTS, TrainConfig, from_dict, plain_name, unknown
+
+
+def from_args(argv):
+    """
+    argv: at most one config file, then --key=value ... . With --resume (a run's folder may stand in
+    the place of the config file) the settings are those that the run recorded, and only the command
+    line changes them. Returns a checked TrainConfig.
+    """
+    if help := [a for a in argv if a == "-h" or a.startswith("--help")]:
+        print(describe_settings(help[0].partition("=")[2]))
+        sys.exit(0)
+    files = [a for a in argv if not a.startswith("--")]
+    if len(files) > 1:
+        raise UserError(f"{files[1]}: only one config file is read; settings are --key=value")
+    given = dict(parse_override(a) for a in argv if a.startswith("--") and a != "--resume")
+    if "--resume" in argv:
+        return from_dict({**recorded(files, given), **given, "init_from": "resume"})
+    values = {**(read_file(files[0]) if files else {}), **given}
+    start = values.get("init_from", "scratch")
+    if isinstance(start, str) and start.endswith(".pt"):
+        values = branched(values, os.path.expanduser(start))
+    elif start not in OWN_STARTS:
+        values = sized_by_folder(values)
+    return from_dict(values)
+
+
+def branched(values, start):
+    """The settings of the run that `start` is a checkpoint of, and `values` over them."""
+    state = checkpoint.load(start)
+    known = {f.name for f in fields(TrainConfig)}
+    had = {k: v for k, v in state["config"].items() if k in known}
+    if values.get("out_dir", had["out_dir"]) == had["out_dir"]:
+        raise UserError(f"init_from={start}: a branch is a run of its own: give it another --out_dir")
+    if values.get("decay_iters") and "max_iters" not in values:
+        values["max_iters"] = state["iter"] + values["decay_iters"]
+        had["stages"] = had["stages"][:state["stage"]]  # what was to come, a decay leaves out
+    return {**had, **values}
+
+
+def recorded(files, given):
+    """The settings that the run to resume was started with, from its out_dir's config.json."""
+    values = {} if not files or os.path.isdir(files[0]) else read_file(files[0])
+    folder = given.get("out_dir") or (files[0] if files and not values else
+                                      values.get("out_dir", TrainConfig.out_dir))
+    path = os.path.join(os.path.expanduser(str(folder)), "config.json")
+    try:
+        with open(path, encoding="utf-8") as f:
+            had = json.load(f)
+    except FileNotFoundError:
+        return {**values, "out_dir": folder}  # of a run that says no more: let its checkpoint speak
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: cannot be read ({first_line(e)}): it says how the run was started; "
+                        "write it again, or resume with the run's config file in another out_dir") \
+            from None
+    known = {f.name for f in fields(TrainConfig)}
+    old = {k: v for k, v in had.items() if k in known} if isinstance(had, dict) else {}
+    for key in sorted(values.keys() & old.keys() - given.keys() - {"out_dir", "init_from"}):
+        if values[key] != old[key] and int(os.environ.get("RANK", 0)) == 0:
+            print(f"resuming with the run's own {key}={old[key]!r}, not {files[0]}'s "
+                  f"{values[key]!r}: give --{key}=... to change it")
+    if not os.path.isdir(str(old.get("data_dir"))):  # the run was started from another folder
+        there = (had.get("resolved") or {}).get("data_dir", "")
+        old.update(data_dir=there if os.path.isdir(there) else old.get("data_dir", "data"))
+    return {**old, "out_dir": folder}
+
+
+def describe_settings(wanted=""):
+    """Every setting with its default and meaning, from TrainConfig's own lines; or one of them."""
+    lines = inspect.getsource(TrainConfig).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.lstrip().startswith("#"))
+    end = next(i for i, line in enumerate(lines) if line.lstrip().startswith("def "))
+    text = [line[4:].replace(" = field(default_factory=list)", " = []") for line in lines[start:end]]
+    if not wanted:
+        return "python train.py [CONFIG] [--key=value ...]     python train.py --resume OUT_DIR\n\n" + \
+            "\n".join(text).rstrip()
+    known = [f.name for f in fields(TrainConfig)]
+    if wanted not in known:
+        raise UserError(unknown(wanted, known))
+    i = next(i for i, line in enumerate(text) if line.startswith(wanted + ":"))
+    more = list(itertools.takewhile(lambda line: line.startswith("     "), text[i + 1:]))
+    return "\n".join([text[i], *more])
+
+
+def sized_by_folder(values):
+    """The sizes of the folder to start from; a setting that contradicts them is an error."""
+    where = str(values["init_from"])
+    folder = hf.find(where)
+    kind, sizes = hf.folder_config(folder)
+    for key, theirs in dict(model=kind, **sizes).items():
+        mine = values.get(key, theirs)
+        if mine == {"vocab_size": 0, "gelu": ""}.get(key):  # what says nothing, as in the defaults
+            mine = theirs
+        if mine != theirs and not (key == "block_size" and type(mine) is int and mine < theirs):
+            raise UserError(f"{key}={mine!r}: init_from={where} has {key}={theirs!r}: leave it out"
+                            + (", or grow to it in stages" if key in GROWABLE else ""))
+        values[key] = mine
+    return {**values, "init_from": folder}
+
+
+def read_file(path):
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path) or "config"  # config/ or lab/experiments/
+        folder = folder if os.path.isdir(folder) else "config"
+        there = os.listdir(folder) if os.path.isdir(folder) else []
+        near = difflib.get_close_matches(path, [os.path.join(folder, f) for f in there
+                                                if f.endswith(".py")], 1)
+        raise UserError(f"{path}: no such config file" + (f", did you mean {near[0]}?" if near
+                                                          else f": see {folder}/ for examples"))
+    sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+    try:
+        names = runpy.run_path(path)  # which may build on another: from config.gpt2_msg import *
+    except (Exception, SystemExit) as e:
+        raise UserError(f"{path}: not a config file of plain Python assignments: "
+                        f"{type(e).__name__}: {e}".splitlines()[0]) from None
+    finally:
+        del sys.path[0]
+    known = {f.name for f in fields(TrainConfig)}
+    return {k: v for k, v in names.items() if not k.startswith("_") and (
+        k in known or not isinstance(v, (types.ModuleType, types.FunctionType, type)))}
+
+
+def parse_override(arg):
+    key, eq, text = arg[2:].partition("=")
+    kinds = {f.name: f.type for f in fields(TrainConfig)}
+    if not eq:
+        raise UserError(f"{arg}: settings are written --key=value")
+    if key not in kinds:
+        raise UserError(unknown(key, kinds))
+    if kinds[key] is str:
+        return key, text
+    try:
+        return key, ast.literal_eval(literal(text))
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        raise UserError(f"{key}={text}: must be {plain_name(kinds[key])}") from None
+
+
+def literal(text):
+    """Python literals, and also true/false and [dict(at=1, n_embd=8)] as configs write them."""
+    if text.lower() in ("true", "false"):
+        return text.title()
+    tree = ast.parse(text, mode="eval")
+
+    class Dicts(ast.NodeTransformer):
+        def visit_Call(self, node):
+            if getattr(node.func, "id", "") != "dict" or node.args:
+                raise ValueError(text)
+            return ast.Dict(keys=[ast.Constant(k.arg) for k in node.keywords],
+                            values=[self.visit(k.value) for k in node.keywords])
+    return ast.unparse(ast.fix_missing_locations(Dicts().visit(tree)))
