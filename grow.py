@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 
 import torch
 import torch.nn as nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model import GROWABLE
 from run.parts import WIDTH_AXES
@@ -119,12 +120,22 @@ def grow_tensor(old, spec, shape, fill, device=None, dtype=None, keep_old=True):
     """The one rule: a tensor of `shape`, filled by `fill`, with `old` written over its corner."""
     if old is not None and tuple(old.shape) == tuple(shape):
         return old
+    if isinstance(old, DTensor):  # sharded: whole for a moment, the same on every process
+        return share_out(grow_tensor(old.full_tensor(), spec, shape, fill, keep_old=keep_old), old)
     new = torch.empty(shape, device=device if old is None else old.device,
                       dtype=dtype if old is None else old.dtype)
     fill(new, old, spec)
     if old is not None and keep_old:
         new[tuple(slice(n) for n in old.shape)] = old
     return new
+
+
+def share_out(whole, like):
+    """`whole`, which every process has, sharded as `like` is, be it not at all."""
+    if not isinstance(like, DTensor) or isinstance(whole, DTensor):
+        return whole
+    shards = distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    return shards.clone()  # not a view, which would keep the whole
 
 
 def describe(sizes):
@@ -219,6 +230,7 @@ def _grow_tensors(model, config, optimizers, layers, init, masked):
         for name, is_new in heirs[source]:
             tensor = grow_tensor(None if p is None else p.detach(), specs[name], shapes[name], fill,
                                  some.device, some.dtype, keep_old=masked or not callable(init))
+            tensor = share_out(tensor, some)
             if is_new and p is not None and tensor.shape == p.shape:
                 tensor = tensor.clone()
             made[name] = nn.Parameter(tensor, requires_grad=p is None or p.requires_grad)
@@ -227,7 +239,7 @@ def _grow_tensors(model, config, optimizers, layers, init, masked):
             for o in optimizers:
                 _move_state(o, p, original, specs[source])
             p.grad = None
-            p.data = torch.empty(0, device=p.device, dtype=p.dtype)  # freed here, tensor by tensor
+            _free(p, original)
 
     for name in shapes:
         module, _, leaf = name.rpartition(".")
@@ -244,6 +256,14 @@ def _keep_modes(old, new, layers):
     for name, module in new.named_modules():
         source, _ = _source(name, layers)
         module.training = modes.get(source, old.training)
+
+
+def _free(p, heir):
+    """Free the old parameter here, tensor by tensor, whoever else looks at it."""
+    if not isinstance(p, DTensor):
+        p.data = torch.empty(0, device=p.device, dtype=p.dtype)
+    elif p.shape != heir.shape:  # else they are the same shards
+        p.to_local().untyped_storage().resize_(0)
 
 
 def _source(name, layers):

@@ -23,7 +23,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from run.loss import RowLoss, head_loss
+from run.loss import RowLoss, cross_entropy, head_loss
 from run.parts import Embedding, LayerNorm, Linear, Mask, Masks, RMSNorm, Spec, attend, rotary, turn
 
 # the four sizes that grow, and the axis each of them is
@@ -115,8 +115,8 @@ class Attention(nn.Module):
 
     def forward(self, x, m=None, keep=None, cache=None, rope=None):
         B, T, _ = x.shape
-        q, k, v = (f(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, n_head, T, head_dim)
-                   for f in (self.q, self.k, self.v))
+        q, k, v = (y.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, n_head, T, head_dim)
+                   for y in self.heads(x))
         if rope is not None:
             q, k = (turn(t, rope).to(v.dtype) for t in (self.ln_q(q), self.ln_k(k)))
         if cache is not None:
@@ -127,6 +127,16 @@ class Attention(nn.Module):
                    self.attn_dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, n_head * head_dim)
         return self.dropout(self.proj(y, m))
+
+
+    def heads(self, x):
+        """q, k, v: (B, T, n_head * head_dim). On a GPU one product, for a third of one leaves it idle."""
+        parts = self.q, self.k, self.v
+        if x.device.type != "cuda":
+            return [f(x) for f in parts]
+        bias = None if self.q.bias is None else torch.cat([f.bias for f in parts])
+        y = F.linear(x, torch.cat([f.weight for f in parts]), bias)
+        return y.split([len(f.weight) for f in parts], dim=-1)
 
 
 class MLP(nn.Module):
@@ -283,7 +293,7 @@ class GPT(Transformer):
             return None, head_loss(x.flatten(0, 1), self.head_weight(), targets.flatten(),
                                    row_loss=self.row_loss)
         logits = F.linear(x, self.head_weight())  # (B, T, vocab_size)
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        return logits, cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None):
@@ -374,9 +384,8 @@ class Bert(Transformer):
         out = BertOutput(logits, nsp_logits, pooled)
         if targets is None:
             return out, None
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1) \
-            if return_logits else head_loss(x.flatten(0, 1), self.wte.weight, targets.flatten(),
-                                            self.mlm_bias, self.row_loss)
+        loss = cross_entropy(logits.flatten(0, 1), targets.flatten()) if return_logits else \
+            head_loss(x.flatten(0, 1), self.wte.weight, targets.flatten(), self.mlm_bias, self.row_loss)
         if next_sentence is not None:
             loss = loss + F.cross_entropy(nsp_logits, next_sentence)
         return out, loss

@@ -13,23 +13,21 @@ import math
 import os
 import sys
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import torch
-from torch.nn.parallel import DistributedDataParallel as DDP
 
 from data.loader import LOADERS, fingerprint, read_meta, vocab_needed
 from grow import describe, set_mask
 from model import GROWABLE, MODELS
-from run import ahead, checkpoint, compiler, hf
+from run import ahead, checkpoint, compiler, hf, shard
 from run.arguments import from_args
 from run.errors import UserError, exits_cleanly, first_line, is_out_of_memory
 from run.operators import OPERATORS
 from run.optim import learning_rate, make_optimizers
 from run.precision import common_dtype
-from run.ranks import Ranks, Zero1
+from run.ranks import Ranks
 from run.resume import saved_state
 from run.runlog import unbreakable_screen
 from run.settings import OWN_STARTS
@@ -43,15 +41,14 @@ class Run:
     PROGRESS = dict(iter=0, stage=0, tokens=0, flops=0.0, bad=0, grown_at=None, grow_at=None)
 
     def __init__(self, config):
-        self.config, self.ranks = config, Ranks(config.device)
+        self.config, self.ranks, self.lock = config, Ranks(config.device), None
         self.device = self.ranks.device
-        self.lock = checkpoint.make_out_dir(config.out_dir) if self.ranks.rank == 0 else None
         self.meta = read_meta(config.data_dir)
         self.meta["fingerprint"] = fingerprint(config.data_dir, self.meta)
         if config.init_from not in OWN_STARTS and not config.branches():
             hf.check_tokenizer(config.init_from, self.meta, config.data_dir)
-        self.ranks.barrier()  # rank 0 has the lock: nobody else writes there
-        self.saved = saved_state(config, self.meta)
+        self.saved = shard.agree(self.ranks, self.resume_from)
+        self.mesh = shard.make_mesh(self.ranks, config.shard)
         self.dtype = common_dtype(config.dtype, self.ranks, self.saved)
         self.compile, self.warning = compiler.choose(config.compile, self.device)
         self.vocab_size = self.padded_vocabulary()
@@ -62,11 +59,11 @@ class Run:
             self.make_model()
         self.optimizers = make_optimizers(config, self.model, self.dtype, self.compile != "none")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.zero1 = self.shard()
         if self.saved:
             asked = [{k: g[k] for k in ("peak_lr", "weight_decay")} for o in self.optimizers
                      for g in o.param_groups]
-            self.load_optimizers(self.saved["optimizers"])
+            for o, state in zip(self.optimizers, self.saved.pop("optimizers")):
+                shard.load_optimizer(o, state, self.ranks, self.mesh)
             for g, mine in zip((g for o in self.optimizers for g in o.param_groups), asked):
                 g.update(mine)  # a branch may have others than were saved
             if self.saved["scaler"]:  # empty after another number format
@@ -75,6 +72,11 @@ class Run:
             setattr(self, k, self.saved.get(k, v) if self.saved else v)
         self.bad_run = torch.zeros((), device=self.device)  # non-finite steps in a row
         self.wrap()
+
+    def resume_from(self):
+        """On rank 0: what the run goes on from, or None; and the lock, so that nobody else writes."""
+        self.lock = checkpoint.make_out_dir(self.config.out_dir)
+        return saved_state(self.config, self.meta, self.ranks.restarted)
 
     def resolved(self):
         """What the settings left to this machine and its data, for the record."""
@@ -96,24 +98,19 @@ class Run:
         c = self.config
         torch.manual_seed(c.seed)
         cls, config_cls = MODELS[c.model]
-        self.model = cls(config_cls(**self.saved["model_config"]) if self.saved else
-                         c.model_config(self.vocab_size))
-        if self.saved:
-            self.model.load_state_dict(self.saved["model"])
-        elif c.init_from not in OWN_STARTS:
+        theirs = not self.saved and c.init_from not in OWN_STARTS
+        with torch.device("cpu" if theirs else "meta"):
+            self.model = cls(config_cls(**self.saved["model_config"]) if self.saved else
+                             c.model_config(self.vocab_size))
+        if theirs:
             hf.start_from(self.model, c.init_from)
-        self.model.to(self.device)
+        shard.fill(self.model, self.ranks, self.mesh, self.saved.pop("model") if self.saved else
+                   self.model.state_dict() if theirs else None)
 
     def wrap(self):
-        """Compile the model and wrap it in DDP: at the start, and again after every growth."""
+        """Compile the model, then DDP or FSDP: at the start, and again after every growth."""
         compiler.compile_model(self.model, self.compile)
-        self.parallel = self.model
-        if self.ranks.several:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            with warnings.catch_warnings():  # the new name came after torch 2.11
-                warnings.simplefilter("ignore", FutureWarning)
-                self.parallel = DDP(self.model, device_ids=ids, broadcast_buffers=False,
-                                    gradient_as_bucket_view=True)
+        self.parallel = shard.wrap(self.model, self.ranks, self.mesh)
         self.compiling = ahead.start_next(self)
         self.flops_per_token = self.model.flops_per_token(self.config.head_fraction())
 
@@ -121,11 +118,10 @@ class Run:
 
     def state_dict(self):
         """All that a checkpoint must hold to go on exactly from here (but what Watch adds)."""
-        self.bad = int(self.bad)
+        self.bad, first = int(self.bad), self.ranks.rank == 0
         return dict(
-            model=self.model.state_dict(), model_config=asdict(self.model.config),
-            optimizers=self.zero1.gather() if self.zero1 else
-            [o.state_dict() for o in self.optimizers],
+            model=shard.whole(self.model.state_dict(), first), model_config=asdict(self.model.config),
+            optimizers=shard.whole([o.state_dict() for o in self.optimizers], first),
             autocast=[self.device.type, str(self.dtype).split(".")[1]],
             scaler=self.scaler.state_dict(), config=asdict(self.config), meta=self.meta,
             **{k: getattr(self, k) for k in self.PROGRESS})
@@ -133,18 +129,7 @@ class Run:
     def is_finite(self):
         """Are all weights numbers?"""
         norms = torch._foreach_norm([p.detach() for p in self.model.parameters()])
-        return bool(torch.isfinite(torch.stack(norms)).all())
-
-    def load_optimizers(self, saved):
-        if self.zero1:
-            self.zero1.load(saved)
-            return
-        for o, state in zip(self.optimizers, saved):
-            o.load_state_dict(state)
-
-    def shard(self):
-        """The sharing-out of optimizer state, at the start and after every growth; or None."""
-        return Zero1(self.ranks, self.optimizers) if self.config.zero1 and self.ranks.several else None
+        return bool(torch.isfinite(shard.full(torch.stack(norms))).all())
 
     # -- a batch
 
@@ -178,7 +163,7 @@ class Run:
         for i in range(rounds):
             rows = slice(i * micro_batch, (i + 1) * micro_batch)
             data = self.to_device({k: v[rows] for k, v in batch.items()})
-            if self.ranks.several:  # gradients are averaged once, in the last round
+            if self.ranks.several:  # DDP averages once, in the last round; FSDP keeps shards alone
                 self.parallel.require_backward_grad_sync = i == rounds - 1
             with self.autocast():
                 loss = self.parallel(**data, return_logits=False)[1] / rounds
@@ -186,7 +171,8 @@ class Run:
             total += loss.detach()
         for o in self.optimizers:
             self.scaler.unscale_(o)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip or math.inf)
+        norm = shard.full(torch.nn.utils.clip_grad_norm_(self.model.parameters(),
+                                                         c.grad_clip or math.inf))
         self.update(~torch.isfinite(norm))
         self.iter += 1
         self.tokens += c.batch_tokens
@@ -200,15 +186,11 @@ class Run:
         """
         self.bad_run = (self.bad_run + 1) * bad
         self.bad = self.bad + bad
-        if self.zero1:
-            self.zero1.drop_gradients()
         for o in self.optimizers:
             o.found_inf = bad.float()
             o.step()
             o.zero_grad(set_to_none=True)
         self.scaler.update()
-        if self.zero1:
-            self.zero1.share()
 
     # -- a growth
 
@@ -245,7 +227,6 @@ class Run:
                 depth=c.depth_of(stage))
         times.append(time.perf_counter())
         self.stage, self.grown_at, self.grow_at = self.stage + 1, self.iter, None
-        self.zero1 = self.shard()
         self.wrap()
         times.append(time.perf_counter())
         return [b - a for a, b in zip(times, times[1:])]

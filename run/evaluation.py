@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from model import BertOutput
+from run.shard import in_step
 
 
 def scores(out, loss, data):
@@ -38,9 +39,11 @@ def evaluate(run):
     sums = torch.zeros(len(names), 2, dtype=exact, device=run.device)
     run.model.eval()
     with torch.compiler.set_stance("force_eager"), run.autocast():
-        for data in run.loader.eval_batches():
+        for data, counts in in_step(run, run.loader.eval_batches()):
             data = run.to_device(run.pinned(data))
             out = run.model(**data, return_logits=run.config.model == "bert")
+            if not counts:
+                continue
             found = scores(*out, data)
             sums += torch.stack([torch.stack([v.to(exact) for v in found[n]]) for n in names])
     run.model.train()

@@ -4,13 +4,18 @@ What changes the weights: the learning rate, fused AdamW, and Muon for the block
 Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum
 by the nearest orthogonal matrix, about, found by a few products (Newton-Schulz). All matrices of one
 shape are one batch here, so a step has few kernels however many layers there are, and the products
-are in the number format that is fast on the device.
+are in the number format that is fast on the device. Of several processes each orthogonalises its
+share of a shape's matrices, which travel together: one collective a shape for whole matrices, two for
+sharded ones.
 """
 import math
 
 import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from grow import role
+from run.shard import from_owners, owned, share, to_owners
 
 # entries of the matrices that Muon works on at a time: on a GPU few kernels count (128 MiB in float32
 # a tensor), on a CPU that they stay in its cache (three matrices of 192 x 192: 219 ms a step of six
@@ -51,7 +56,8 @@ def make_optimizers(config, model, dtype=torch.float32, compiled=False):
         # on a CPU compiling took 10 s a size of model, and a step was no faster
         compiled = compiled and next(model.parameters()).device.type != "cpu"
         optimizers.append(Muon(matrices, lr=config.muon_learning_rate,
-                               dtype=products_dtype(dtype), compiled=compiled))
+                               dtype=products_dtype(dtype), compiled=compiled,
+                               several=dist.is_initialized() and dist.get_world_size() > 1))
     else:
         adamw.insert(0, group("matrix", weight_decay=config.weight_decay))
     optimizers.append(torch.optim.AdamW(adamw, lr=config.learning_rate,
@@ -83,38 +89,52 @@ def newton_schulz(x, coefficients, steps):
     return wide if x.size(1) <= x.size(2) else wide.mT
 
 
-def muon_update(grad, buffer, bad, scale, group, dtype):
+def advance(grad, buffer, bad, group):
     """
-    The new momentum and what to add to the weights, of a stack of matrices of one shape.
-    grad, buffer: (N, a, b); bad: 0-D bool, True leaves the momentum as it was; scale: 0-D, minus the
-    learning rate; dtype: of the products. What varies from step to step is a tensor, so that this
-    is compiled once for each shape. Nothing in `grad` matters when `bad`, NaN neither.
+    The new momentum, and what of it is to be orthogonalised, of a stack of matrices or of rows of
+    them. grad, buffer: (N, a, b); bad: 0-D bool, True leaves the momentum as it was, and nothing in
+    `grad` matters then, NaN neither.
     """
     grad, m = grad.masked_fill(bad, 0), group["momentum"]
     buffer = torch.where(bad, buffer, torch.lerp(buffer, grad, 1 - m))
-    x = torch.lerp(grad, buffer, m) if group["nesterov"] else buffer
+    return buffer, torch.lerp(grad, buffer, m) if group["nesterov"] else buffer
+
+
+def orthogonal(x, group, dtype):
+    """The orthogonal factors of a stack of whole matrices, about, in `dtype`."""
     norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)  # no singular value is larger
-    x = newton_schulz((x / norm.clamp_min(group["eps"])).to(dtype), group["ns_coefficients"],
-                      group["ns_steps"])
-    return buffer, x.to(grad.dtype) * scale
+    return newton_schulz((x / norm.clamp_min(group["eps"])).to(dtype), group["ns_coefficients"],
+                         group["ns_steps"])
+
+
+def muon_update(grad, buffer, bad, scale, group, dtype):
+    """
+    The new momentum and what to add to the weights, of a stack of matrices of one shape.
+    grad, buffer: (N, a, b); bad: see advance(); scale: 0-D, minus the learning rate; dtype: of the
+    products. What varies from step to step is a tensor, so that this is compiled once for each shape.
+    """
+    buffer, x = advance(grad, buffer, bad, group)
+    return buffer, orthogonal(x, group, dtype).to(grad.dtype) * scale
 
 
 class Muon(torch.optim.Optimizer):
     """
     torch.optim.Muon, the same mathematics and state dict, but batched, in `dtype`, and never waited
     for: `found_inf`, if set, a 0-D float, skips a step on the device, as it does in fused AdamW.
-    A process may own a share of the matrices: those without a gradient are left alone.
+    several: the processes that train together share the work (all must step); else, and with one
+    process, each does all of it. Sharded parameters (DTensors of rows) always share it.
     """
 
     def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True,
                  ns_coefficients=(3.4445, -4.7750, 2.0315), eps=1e-7, ns_steps=5,
-                 adjust_lr_fn=None, dtype=torch.float32, compiled=False):
+                 adjust_lr_fn=None, dtype=torch.float32, compiled=False, several=False):
         super().__init__(params, dict(
             lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, eps=eps,
             ns_coefficients=ns_coefficients, ns_steps=ns_steps, adjust_lr_fn=adjust_lr_fn))
-        self.dtype, self.found_inf = dtype, None
-        self.update = torch.compile(muon_update, dynamic=False, fullgraph=True) if compiled \
-            else muon_update
+        self.dtype, self.found_inf, self.several = dtype, None, several
+        self.update, self.advance, self.orthogonal = (
+            torch.compile(f, dynamic=False, fullgraph=True) if compiled else f
+            for f in (muon_update, advance, orthogonal))
 
     def add_param_group(self, group):
         super().add_param_group(group)
@@ -123,7 +143,8 @@ class Muon(torch.optim.Optimizer):
                 raise ValueError(f"Muon is for matrices, not for a parameter of shape {tuple(p.shape)}")
 
     def __getstate__(self):  # for copies and pickles: torch's own keeps what it knows of alone
-        mine = {k: getattr(self, k) for k in ("dtype", "found_inf", "update")}
+        mine = {k: getattr(self, k) for k in ("dtype", "found_inf", "several", "update", "advance",
+                                              "orthogonal")}
         return {**super().__getstate__(), **mine}
 
     def load_state_dict(self, saved):
@@ -135,36 +156,68 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            for params in stacks(p for p in group["params"] if p.grad is not None):
-                self.step_stack(group, params)
+            for alike in by_shape(p for p in group["params"] if p.grad is not None):
+                if isinstance(alike[0], DTensor) or self.several:
+                    self.step_stack(group, alike, self.update_together)
+                else:
+                    for params in pieces(alike):
+                        self.step_stack(group, params, self.update)
 
-    def step_stack(self, group, params):
-        """Step `params`, which are of one shape."""
-        p, lr = params[0], group["lr"]
-        bad = p.new_zeros(()) if self.found_inf is None else self.found_inf.to(p.dtype)
+    def step_stack(self, group, params, update):
+        """Step `params`, which are of one shape, by `update`, see muon_update()."""
+        shape, lr = params[0].shape, group["lr"]
         for q in params:
             if "momentum_buffer" not in self.state[q]:
                 self.state[q]["momentum_buffer"] = torch.zeros_like(q)
-        buffers = [self.state[q]["momentum_buffer"] for q in params]
+        buffers = local(self.state[q]["momentum_buffer"] for q in params)
+        grads = local(q.grad for q in params)
         settings = {k: group[k] for k in ("momentum", "nesterov", "eps", "ns_coefficients", "ns_steps")}
-        buffer, update = self.update(
-            torch.stack([q.grad for q in params]), torch.stack(buffers), bad > 0,
-            (bad - 1) * (lr * rate_of_shape(p.shape, group["adjust_lr_fn"])), settings, self.dtype)
+        mesh, params = getattr(params[0], "device_mesh", None), local(params)
+        bad = params[0].new_zeros(()) if self.found_inf is None else self.found_inf.to(params[0].dtype)
+        more = {} if update is self.update else dict(n_rows=shape[0], mesh=mesh)
+        buffer, change = update(
+            torch.stack(grads), torch.stack(buffers), bad > 0,
+            (bad - 1) * (lr * rate_of_shape(shape, group["adjust_lr_fn"])), settings, self.dtype, **more)
         torch._foreach_copy_(buffers, buffer.unbind())
         torch._foreach_mul_(params, (bad - 1) * (lr * group["weight_decay"]) + 1)
-        torch._foreach_add_(params, update.unbind())
+        torch._foreach_add_(params, change.unbind())
+
+    def update_together(self, grad, buffer, bad, scale, group, dtype, n_rows, mesh):
+        """
+        muon_update() by all processes: each has all matrices, or, with a mesh, rows of matrices of
+        n_rows rows; each orthogonalises those that it owns.
+        """
+        buffer, x = self.advance(grad, buffer, bad, group)
+        n = len(x)
+        mine = x[owned(n, dist.get_rank(), dist.get_world_size())] if mesh is None else \
+            to_owners(x, n_rows, mesh)
+        done = [self.orthogonal(piece, group, dtype) for piece in pieces(mine)]
+        done = torch.cat(done) if done else mine.to(dtype)
+        x = share(done, n) if mesh is None else from_owners(done, n, mesh)
+        return buffer, x.to(grad.dtype) * scale
 
 
-def stacks(params):
-    """Lists of parameters of one shape (and device), AT_ONCE entries together, or a larger one."""
-    by_shape = {}
+def local(tensors):
+    """What this process has of each: its rows of a sharded one."""
+    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+
+
+def by_shape(params):
+    """Lists of all parameters of one shape (and device), but for empty ones."""
+    alike = {}
     for p in params:
         if p.numel():
-            by_shape.setdefault((p.shape, p.dtype, p.device), []).append(p)
-    for alike in by_shape.values():
-        at_once = AT_ONCE.get(alike[0].device.type, AT_ONCE_ELSEWHERE)
-        n = max(1, at_once // alike[0].numel())
-        yield from (alike[i:i + n] for i in range(0, len(alike), n))
+            alike.setdefault((p.shape, p.dtype, p.device), []).append(p)
+    return alike.values()
+
+
+def pieces(alike):
+    """Runs of matrices of one shape, AT_ONCE entries together, or a larger one."""
+    if not len(alike):
+        return []
+    at_once = AT_ONCE.get(alike[0].device.type, AT_ONCE_ELSEWHERE)
+    n = max(1, at_once // alike[0].numel())
+    return [alike[i:i + n] for i in range(0, len(alike), n)]
 
 
 def rate_of_shape(shape, how):

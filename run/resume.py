@@ -9,7 +9,7 @@ from run.settings import TrainConfig
 # what a resumed run may change, because it says nothing about the steps already taken
 FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "eval_seqs",
         "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
-        "max_bad_steps", "data_dir", "zero1", "compile_ahead", "tensorboard", "wandb"}
+        "max_bad_steps", "data_dir", "zero1", "shard", "compile_ahead", "tensorboard", "wandb"}
 
 
 # what a branch may change besides: what is still to come
@@ -18,9 +18,11 @@ AHEAD = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "rewarm_iters",
          "operator", "dropout"}
 
 
-def saved_state(config, meta):
-    """The checkpoint that this run goes on from, its own or another's, or None. Raises UserError."""
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def saved_state(config, meta, restarted=False):
+    """
+    The checkpoint that this run goes on from, its own or another's, or None. restarted: the launcher
+    started it again, by itself. Raises UserError.
+    """
     found = checkpoint.exists(config.out_dir)
     if not found and config.init_from != "resume" and (left := checkpoint.remains(config.out_dir)):
         raise UserError(f"out_dir={config.out_dir} holds a run without its checkpoints ({left}): "

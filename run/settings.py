@@ -14,6 +14,7 @@ from run.errors import UserError
 from run.operators import OPERATORS, refusal
 
 OWN_STARTS = ("scratch", "resume", "auto")
+WHOLE = ("net2net", "aki", "zero_output")  # they mend the grown model's tensors one against another
 STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "init", "depth", "operator", "rate",
               "micro_batch")
 
@@ -88,7 +89,9 @@ class TrainConfig:
     compile: str = "auto"           # "block", "model", "none", or "auto": block where it works
     compile_ahead: str = "auto"     # make the next stage's graphs while this one trains: "on", "off",
                                     # or "auto": on CPUs and CUDA (a second process on the device)
-    zero1: bool = False             # several processes: each keeps a share of the optimizer state
+    shard: str = "none"             # several processes: "none", the whole model in each (DDP), or
+                                    # "fsdp", shards of it, its gradients and optimizer state
+    zero1: bool = False             # the former name of shard="fsdp"
     peak_flops: float = 0.0         # of the device, for mfu; 0: known for common GPUs
     max_bad_steps: int = 5          # stop after so many steps in a row with loss inf or NaN
 
@@ -140,6 +143,7 @@ CHOICES = dict(model=tuple(MODELS), init=INITS, depth=DEPTHS, optimizer=("adamw"
                schedule=("wsd", "cosine", "constant"), grow_when=("iters", "rate"),
                gelu=("", "tanh", "exact"),
                compile=("auto", "block", "model", "none"), compile_ahead=("auto", "on", "off"),
+               shard=("none", "fsdp"),
                dtype=("auto", "float32", "bfloat16", "float16"))
 AT_LEAST = dict(block_size=1, vocab_size=0, n_layer=0, n_head=1, n_embd=1, n_inner=1, head_dim=1,
                 kv_group=1, rope_theta=1, norm_eps=0,
@@ -170,6 +174,10 @@ def from_dict(values):
             raise UserError(f"{key}={value!r}: holds a NUL, which no name can")
         typed[key] = os.path.expanduser(value) if key in PATHS else value
     config = TrainConfig(**typed)
+    if config.zero1:
+        config.zero1, config.shard = False, "fsdp"
+        if int(os.environ.get("RANK", 0)) == 0:
+            print("zero1=True is shard='fsdp' now, which shards weights and gradients too")
     check(config)
     return config
 
@@ -214,6 +222,9 @@ def check(config):
     if config.warmup_iters > config.max_iters:
         raise UserError(f"warmup_iters={config.warmup_iters}: more than max_iters="
                         f"{config.max_iters}, the whole run: lower it too")
+    if config.shard == "fsdp" and config.compile == "model":
+        raise UserError("compile='model': shard='fsdp' gathers a block at a time, between the graphs: "
+                        "use compile='block'")
     if config.decay_iters > config.max_iters:
         raise UserError(f"decay_iters={config.decay_iters}: more than max_iters={config.max_iters}")
     check_stages(config)
@@ -267,6 +278,9 @@ def check_stages(config):
                       {k: v for k, v in stage.items() if k in GROWABLE}, before)
         if why:
             raise UserError(f"{what}: {why}")
+        if config.shard == "fsdp" and stage.get("operator", config.operator) in WHOLE:
+            raise UserError(f"{what}: operator={stage.get('operator', config.operator)!r} needs whole "
+                            "tensors, which shard='fsdp' has none of: use shard='none'")
         free = max(stage["at"] + config.ramp_of(stage), stage["at"] + 1)
 
 

@@ -108,16 +108,6 @@ def test_resume_with_another_optimizer(driver, data, optimizer, tmp_path):
     assert losses(a) == losses(b)
 
 
-def test_resume_on_two_processes(driver, data, tmp_path):
-    a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    assert driver.run(a, data_dir=data, dropout=0.0)["code"] == 0
-    driver.run(b, {"iter": 29}, data_dir=data, dropout=0.0)
-    train("--resume", torchrun=2, data_dir=data, out_dir=b, dropout=0.0, micro_batch=2)
-    a, b = losses(a), losses(b)
-    assert [x[:3] for x in a] == [x[:3] for x in b]
-    assert max(abs(x[3] - y[3]) for x, y in zip(a, b)) < 1e-5
-
-
 def test_signal_saves_and_says_how_to_go_on(data, whole, tmp_path):
     for number in (signal.SIGTERM, signal.SIGINT):
         out = str(tmp_path / number.name)
@@ -133,30 +123,6 @@ def test_signal_saves_and_says_how_to_go_on(data, whole, tmp_path):
         assert run.returncode == 0 and "--resume" in said, said
         train("--resume", data_dir=data, out_dir=out)
         assert losses(out) == losses(whole[0])
-
-
-def test_a_dead_rank_takes_the_job_down(data, tmp_path):
-    """Two processes, one killed: torchrun ends the other soon, and --max-restarts resumes."""
-    for restarts in (0, 1):
-        out = str(tmp_path / f"out{restarts}")
-        run = subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-             f"--max-restarts={restarts}", "train.py",
-             *flags(data_dir=data, out_dir=out, micro_batch=2, dropout=0.0, max_iters=200)],
-            cwd=ROOT, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True)
-        metrics = os.path.join(out, "metrics.jsonl")
-        while not (os.path.exists(metrics) and '"iter": 30' in open(metrics).read()):
-            assert run.poll() is None, run.stdout.read()
-            time.sleep(0.01)
-        ranks = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True)
-        os.kill(int(ranks.stdout.split()[-1]), signal.SIGKILL)
-        started = time.time()
-        said = run.communicate(timeout=120)[0]
-        assert time.time() - started < 90
-        assert (run.returncode == 0) == (restarts == 1), said
-        if restarts:
-            assert events(out)[-1]["iter"] == 200
 
 
 def test_damaged_checkpoints(driver, data, whole, tmp_path):

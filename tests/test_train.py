@@ -1,7 +1,6 @@
 """Whole runs of train.py, as a user starts them."""
 import json
 import os
-import shutil
 
 import pytest
 import torch
@@ -50,46 +49,6 @@ def test_out_dir_contents(one):
     with open(os.path.join(out, "config.json")) as f:
         assert json.load(f)["n_embd"] == 16
     assert "grown to" in done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("model", ["gpt", "bert"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_two_processes_train_like_one(model, optimizer, data, one, tmp_path):
-    settings = dict(data_dir=data, dropout=0.0, model=model, optimizer=optimizer)
-    if (model, optimizer) == ("gpt", "adamw"):
-        a = one[0]
-    else:
-        a = str(tmp_path / "a")
-        train(out_dir=a, **settings)
-    b = str(tmp_path / "b")
-    train(out_dir=b, torchrun=2, micro_batch=2, **settings)
-    a, b = losses(a), losses(b)
-    assert [x[:3] for x in a] == [x[:3] for x in b]
-    assert max(abs(x[3] - y[3]) for x, y in zip(a, b)) < 1e-5
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_sharded_optimizer_state_changes_nothing(optimizer, data, tmp_path):
-    """zero1: the same losses through three growths, half the state each, and any rank count after."""
-    settings = dict(data_dir=data, dropout=0.0, micro_batch=2, optimizer=optimizer, max_iters=50)
-    outs = [str(tmp_path / name) for name in ("whole", "sharded", "resumed")]
-    train(out_dir=outs[0], torchrun=2, **settings)
-    train(out_dir=outs[1], torchrun=2, zero1=True, **settings)
-    assert losses(outs[0]) == losses(outs[1])
-    states = [torch.load(os.path.join(o, "ckpt.pt"))["optimizers"] for o in outs[:2]]
-    for whole, sharded in zip(*states):
-        assert whole["param_groups"] == sharded["param_groups"]
-        assert set(whole["state"]) == set(sharded["state"]) != set()
-        for i, state in whole["state"].items():
-            assert all(torch.equal(v, sharded["state"][i][k]) for k, v in state.items())
-    # the checkpoint is an ordinary one: one process goes on from it, and two sharded ones again
-    more = {**settings, "data_dir": data, "init_from": "resume", "max_iters": 56}
-    for torchrun, zero1 in ((2, True), (0, False)):
-        outs[2] = str(tmp_path / f"resumed{torchrun}")
-        shutil.copytree(outs[1], outs[2])
-        train(out_dir=outs[2], torchrun=torchrun, zero1=zero1, **more)
-    tail = [[x[3] for x in losses(str(tmp_path / f"resumed{n}")) if x[1] > 50] for n in (2, 0)]
-    assert len(tail[0]) == 7 and max(abs(a - b) for a, b in zip(*tail)) < 1e-5
 
 
 def test_evaluation_does_not_disturb_training(data, one, tmp_path):

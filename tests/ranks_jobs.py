@@ -1,0 +1,139 @@
+"""Jobs of tests/ranks_driver.py that are no whole runs: what they print, test_distributed.py reads."""
+import json
+import os
+from collections import Counter
+
+import torch
+import torch.distributed as dist
+from runs import TINY
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
+
+import run.ranks
+import train
+from grow import grow
+from model import GPT, GPTConfig
+from run import shard
+from run.optim import make_optimizers
+from run.settings import from_dict
+
+
+def rss(key):
+    """In MiB: VmRSS, what this process holds; VmHWM, the most since the mark was last set down."""
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith(key)) / 1024
+
+
+def make(ranks, sizes, how="fsdp", **settings):
+    """A model on the ranks, as train.py makes it, and its optimizers after a step on gradients of 0."""
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**sizes))
+    mesh = shard.make_mesh(ranks, how)
+    torch.manual_seed(0)
+    shard.fill(model, ranks, mesh)
+    optimizers = make_optimizers(from_dict({**settings, "learning_rate": 0.0}), model)
+    parallel = shard.wrap(model, ranks, mesh)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    step(optimizers)
+    return model, optimizers, parallel, mesh
+
+
+def step(optimizers):
+    for o in optimizers:
+        o.step()
+        o.zero_grad(set_to_none=True)
+
+
+def memory():
+    """What growing and saving take at most, against the grown state's share and its largest tensor."""
+    torch.set_num_threads(1)
+    run.ranks.hold_memory = lambda: None  # what is freed must be seen to be
+    ranks = run.ranks.Ranks("cpu")
+    small = dict(block_size=64, vocab_size=8192, n_layer=6, n_embd=256, n_head=4, n_inner=1024)
+    large = dict(n_layer=8, n_embd=512, n_head=8, n_inner=2048)
+    make(ranks, {**small, "n_layer": 1})  # whatever the libraries take at first use
+    base = rss("VmRSS")
+    model, optimizers, parallel, mesh = make(ranks, small)
+    peaks = []
+    for job in (lambda: grow(model, optimizers, **large), lambda: shard.whole(
+            [model.state_dict(), *(o.state_dict() for o in optimizers)], ranks.rank == 0)):
+        with open("/proc/self/clear_refs", "w") as f:
+            f.write("5")  # set the high-water mark down
+        done = job()
+        peaks.append(rss("VmHWM") - base)
+        if isinstance(done[0], GPT):
+            model = shard.wrap(done[0], ranks, mesh)
+    assert isinstance(model.wte.weight, DTensor)
+    print(json.dumps(dict(
+        peaks=peaks, state=3 * 4 * model.num_params() / 2**20,
+        largest=4 * max(p.numel() for p in model.parameters()) / 2**20)))
+    ranks.close()
+
+
+def collectives():
+    """How many collectives a step of Muon alone takes, by how it is shared out and by layers."""
+    ranks, counts = run.ranks.Ranks("cpu"), {}
+    for how in ("none", "fsdp"):
+        for n_layer in (2, 5):
+            _, optimizers, _, _ = made = make(
+                ranks, dict(block_size=32, vocab_size=64, n_layer=n_layer, n_embd=16, n_head=1,
+                            head_dim=16, n_inner=32), how, optimizer="muon")
+            for p in made[0].parameters():
+                p.grad = torch.zeros_like(p)
+            seen = Counter()
+            real = {name: getattr(dist, name) for name in dir(dist)
+                    if name.startswith(("all_", "reduce", "broadcast", "gather", "scatter"))
+                    and callable(getattr(dist, name))}
+            for name, f in real.items():
+                setattr(dist, name, counting(seen, name, f))
+            optimizers[0].step()
+            for name, f in real.items():
+                setattr(dist, name, f)
+            counts[f"{how}{n_layer}"] = seen
+    print(json.dumps(counts))
+    ranks.close()
+
+
+def counting(seen, name, f):
+    def counted(*args, **kwargs):
+        seen[name] += 1
+        return f(*args, **kwargs)
+    return counted
+
+
+def bad_steps():
+    """
+    A loss that is NaN on one rank is nobody's step. And float16's scaler, were there one on CPUs: an
+    infinity in one rank's shard stops all.
+    """
+    config = from_dict({**TINY, "data_dir": os.environ["DATA"], "out_dir": os.environ["OUT"],
+                        "optimizer": os.environ["OPTIMIZER"], "micro_batch": 2, "shard": "fsdp"})
+    run = train.Run(config)
+    rank, forward = run.ranks.rank, run.model.forward
+    run.step(run.loader.batch(0))
+    before = weights_and_state(run)
+    run.model.forward = lambda **kw: (None, forward(**kw)[1] * (torch.nan if rank else 1))
+    run.step(run.loader.batch(1))
+    assert int(run.bad) == 1 and int(run.bad_run) == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, weights_and_state(run)))
+    scaler, o = torch.amp.GradScaler("cpu", init_scale=4.0), run.optimizers[-1]
+    for p in run.model.parameters():
+        p.grad = torch.ones_like(p)
+    if rank:
+        run.model.wte.weight.grad.to_local()[-1, -1] = torch.inf
+    scaler.scale(torch.ones(()))  # it makes its tensors at first use
+    scaler.unscale_(o)
+    o.found_inf = None
+    scaler.step(o)
+    scaler.update()
+    assert scaler.get_scale() == 2.0
+    assert torch.equal(before[0], weights_and_state(run)[0])
+    run.close()
+    print(json.dumps("ok"))
+
+
+def weights_and_state(run):
+    whole = shard.whole(run.state_dict())
+    leaves = tree_leaves([whole["model"], whole["optimizers"]])
+    return [t.clone() for t in leaves if torch.is_tensor(t)]

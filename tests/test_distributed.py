@@ -1,0 +1,317 @@
+"""Several processes: DDP and FSDP train, grow, save and resume like one, and they die together."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from runs import ENV, ROOT, events, flags, losses, make_data
+
+from data.loader import read_meta
+from model import GPT, MODELS, GPTConfig
+from run import checkpoint, shard
+from run.errors import UserError
+from run.ranks import Ranks, meet
+from run.settings import from_dict
+from tools.export import export
+
+# shorter than TINY: 5 evaluated rows, so that two ranks have unequally many batches of them
+SHORT = dict(dropout=0.0, eval_seqs=5, micro_batch=2, max_iters=26, ramp_iters=5, schedule="constant",
+             stages=[dict(at=4, n_inner=48), dict(at=10, n_embd=32, n_head=2), dict(at=16, n_layer=3)])
+CUT = dict(max_iters=12, stages=SHORT["stages"][:2])  # in the middle of the second ramp
+
+
+class Driver:
+    """tests/ranks_driver.py, which forks the ranks of every job it is sent."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "ranks_driver.py")], cwd=ROOT, text=True,
+            env={**ENV, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def send(self, world, log, **job):
+        """Returns the exit codes and what rank 0 and rank 1 printed."""
+        self.process.stdin.write(json.dumps(dict(world=world, log=log, **job)) + "\n")
+        self.process.stdin.flush()
+        codes = json.loads(self.process.stdout.readline())
+        return codes, [open(log + (f".{r}" if r else "")).read() for r in range(min(world, 2))]
+
+    def run(self, out_dir, world, *args, ok=True, **settings):
+        args = [[*flags(**{**SHORT, "out_dir": out_dir, **settings}), *args]] * world
+        codes, said = self.send(world, out_dir + ".log", args=args)
+        assert not ok or codes == [0] * world, "\n".join(said)
+        return losses(out_dir) if ok else (codes, said)
+
+    def call(self, name, world, log, **env):
+        codes, said = self.send(world, str(log), call=name, env=env)
+        assert codes == [0] * world, "\n".join(said)
+        return [json.loads(s.strip().splitlines()[-1]) for s in said]
+
+
+@pytest.fixture(scope="module")
+def driver():
+    d = Driver()
+    yield d
+    d.process.stdin.close()
+    d.process.wait()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return str(make_data(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def whole(driver, data, tmp_path_factory):
+    """A run of (model, optimizer) on so many processes, made once: its out_dir and losses."""
+    done, folder = {}, tmp_path_factory.mktemp("whole")
+
+    def get(model="gpt", optimizer="adamw", world=1, how="none"):
+        key = f"{model}_{optimizer}_{world}_{how}"
+        if key not in done:
+            out = str(folder / key)
+            done[key] = out, driver.run(out, world, data_dir=data, model=model, shard=how,
+                                        optimizer=optimizer)
+        return done[key]
+    return get
+
+
+def assert_close(a, b, tol=1e-5):
+    assert a and [x[:3] for x in a] == [x[:3] for x in b]
+    assert max(abs(x[3] - y[3]) for x, y in zip(a, b)) < tol
+
+
+@pytest.mark.parametrize("how", ["none", "fsdp"])
+@pytest.mark.parametrize("model,optimizer", [("gpt", "adamw"), ("gpt", "muon"), ("bert", "muon")])
+def test_two_processes_train_like_one(model, optimizer, how, whole):
+    """Through three growths, with gradient accumulation; every training and validation loss."""
+    one, two = whole(model, optimizer), whole(model, optimizer, 2, how)
+    assert_close(one[1], two[1])
+    # and the checkpoint is that of one process, tensor by tensor
+    a, b = (torch.load(os.path.join(out, "ckpt.pt")) for out, _ in (one, two))
+    assert list(a["model"]) == list(b["model"])
+    for x, y in zip(a["optimizers"], b["optimizers"], strict=True):
+        assert x["param_groups"] == y["param_groups"] and list(x["state"]) == list(y["state"])
+        for i, state in x["state"].items():
+            assert all((v.shape, v.dtype) == (y["state"][i][k].shape, y["state"][i][k].dtype)
+                       for k, v in state.items())
+
+
+@pytest.mark.parametrize("optimizer,start,resumed", [
+    ("adamw", (2, "fsdp"), [(1, "none"), (2, "none")]),
+    ("adamw", (1, "none"), [(2, "fsdp")]),
+    ("muon", (2, "none"), [(2, "fsdp")]),
+    ("muon", (2, "fsdp"), [(1, "none")])])
+def test_resumed_as_anything(optimizer, start, resumed, driver, data, whole, tmp_path):
+    """Stopped in the middle of a ramp; then sharded, whole in each, and on one process."""
+    want = [x for x in whole("gpt", optimizer)[1] if x[0] == "step"]
+    settings, cut = dict(data_dir=data, optimizer=optimizer), str(tmp_path / "cut")
+    driver.run(cut, start[0], shard=start[1], **CUT, **settings)
+    assert 0 < torch.load(os.path.join(cut, "ckpt.pt"))["model"]["masks.c"] < 1
+    for world, how in resumed:
+        out = str(tmp_path / f"{world}{how}")
+        shutil.copytree(cut, out)
+        got = driver.run(out, world, "--resume", shard=how, **settings)
+        assert_close(want, [x for x in got if x[0] == "step"])
+
+
+def test_only_rank_0_needs_the_checkpoint(driver, data, whole, tmp_path):
+    a, b = str(tmp_path / "a"), str(tmp_path / "nothing_here")
+    driver.run(a, 1, data_dir=data, **CUT)
+    args = [[*flags(**{**SHORT, "out_dir": out}), f"--data_dir={data}", "--init_from=auto"]
+            for out in (a, b)]
+    codes, said = driver.send(2, str(tmp_path / "log"), args=args)
+    assert codes == [0, 0], said
+    assert_close(*[[x for x in found if x[0] == "step"] for found in (whole()[1], losses(a))])
+    assert not os.path.exists(b)
+
+
+def test_nothing_to_resume_is_said_once(driver, data, tmp_path):
+    codes, said = driver.run(str(tmp_path / "out"), 2, "--resume", ok=False, data_dir=data)
+    assert codes == [2, 2]
+    assert "holds no checkpoint" in said[0] and len(said[0].splitlines()) == 1 and not said[1]
+
+
+@pytest.mark.parametrize("how", ["none", "fsdp"])
+def test_fewer_sequences_to_evaluate_than_processes(how, driver, data, tmp_path):
+    settings = dict(data_dir=data, eval_seqs=1, max_iters=3, warmup_iters=1, stages=[])
+    one = driver.run(str(tmp_path / "one"), 1, **settings)
+    assert_close(one, driver.run(str(tmp_path / "two"), 2, shard=how, **settings))
+
+
+def test_growth_by_rate_sharded(driver, data, tmp_path):
+    out, rate = str(tmp_path / "out"), [[0, 1e9]]
+    driver.run(out, 2, data_dir=data, shard="fsdp", grow_when="rate", eval_interval=4, max_iters=20,
+               stages=[dict(at=18, n_inner=48, rate=rate)], warmup_iters=2)
+    assert [e["iter"] for e in events(out, "grow")] == [9]
+
+
+def test_somebody_elses_model_sharded(driver, data, tmp_path):
+    """init_from a Hugging Face folder: the same losses, whole or in shards."""
+    pytest.importorskip("safetensors")
+    torch.manual_seed(0)
+    folder = str(tmp_path / "hf")
+    export(GPT(GPTConfig(block_size=32, vocab_size=320, n_layer=1, n_embd=16, n_head=1, n_inner=32,
+                         head_dim=16)), read_meta(data), folder)
+    settings = dict(data_dir=data, init_from=folder, max_iters=8, stages=SHORT["stages"][:1])
+    one = driver.run(str(tmp_path / "one"), 1, **settings)
+    assert_close(one, driver.run(str(tmp_path / "two"), 2, shard="fsdp", **settings))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_four_processes(optimizer, driver, data, whole, tmp_path):
+    """More ranks than some tensors have rows, and than there are layers."""
+    got = driver.run(str(tmp_path / "out"), 4, data_dir=data, shard="fsdp", optimizer=optimizer)
+    assert_close(whole("gpt", optimizer)[1], got)
+
+
+@pytest.mark.slow
+def test_sharded_and_compiled(driver, data, whole, tmp_path):
+    """The same graphs, and as few, as on one process."""
+    out = str(tmp_path / "out")
+    got = driver.run(out, 2, data_dir=data, shard="fsdp", compile="block")
+    assert_close(whole()[1], got, 1e-3)
+    assert [(e["iter"], e["graphs"]) for e in events(out, "compile")] == \
+        [(1, 1), (5, 1), (9, 1), (11, 1), (15, 1), (17, 1)]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_growing_takes_the_shards_and_one_whole_tensor(driver, tmp_path):
+    """So does saving, on all ranks but the one that writes."""
+    for rank, got in enumerate(driver.call("memory", 2, tmp_path / "log")):
+        growing, saving = got["peaks"]
+        limit = 1.1 * got["state"] / 2 + 3 * got["largest"]  # old, new, and what carries them
+        assert limit < 0.8 * got["state"]
+        print(f"rank {rank}: growing {growing:.0f}, saving {saving:.0f} MiB, limit {limit:.0f}, "
+              f"state {got['state']:.0f}, largest {got['largest']:.0f}")
+        assert growing < limit and (rank == 0 or saving < limit)
+
+
+def test_collectives_of_muon(driver, tmp_path):
+    """Three shapes: one each for whole matrices, two for sharded ones, however many layers."""
+    counts, _ = driver.call("collectives", 2, tmp_path / "log")
+    assert counts["none2"] == counts["none5"] == {"all_gather_into_tensor": 3}
+    assert counts["fsdp2"] == counts["fsdp5"] == {"all_to_all_single": 6}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_bad_steps_are_skipped_by_all(optimizer, driver, data, tmp_path):
+    driver.call("bad_steps", 2, tmp_path / "log", DATA=data, OUT=str(tmp_path / "out"),
+                OPTIMIZER=optimizer)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_filled_as_drawn(model):
+    """Values are those that the model draws when it is made, to the last bit."""
+    cls, config_cls = MODELS[model]
+    config = config_cls(block_size=8, vocab_size=32, n_layer=2, n_embd=16, n_head=2, n_inner=24)
+    torch.manual_seed(3)
+    want = cls(config).state_dict()
+    with torch.device("meta"):
+        got = cls(config)
+    torch.manual_seed(3)
+    shard.fill(got, Ranks("cpu"), None)
+    assert list(want) == list(got.state_dict())
+    assert all(torch.equal(v, want[k]) for k, v in got.state_dict().items())
+
+
+def test_settings(capsys):
+    assert from_dict(dict(zero1=True)).shard == "fsdp"
+    assert "zero1=True is shard='fsdp' now" in capsys.readouterr().out
+    for wrong, says in [(dict(compile="model"), "compile='block'"),
+                        (dict(operator="net2net", n_inner=64, stages=[dict(at=5, n_inner=96)]),
+                         "stages\\[0\\]: operator='net2net' needs whole tensors")]:
+        with pytest.raises(UserError, match=says):
+            from_dict(dict(shard="fsdp", **wrong))
+
+
+def test_a_new_start_has_a_name_of_its_own():
+    """Whatever earlier starts left in the store, on whatever machine they were counted."""
+    store, names = dist.HashStore(), []
+    store.set("here/2", "a rank that died waiting")
+    for _ in range(3):
+        got = {}
+        threads = [threading.Thread(target=lambda r=r, got=got: got.update({r: meet(store, r, 3, 20)}))
+                   for r in (1, 0, 2)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert len(got) == 3
+        names.append(set(got.values()))
+    assert all(len(n) == 1 for n in names) and len(set.union(*names)) == 3
+    with pytest.raises(UserError, match="1 of 2 processes"):
+        meet(dist.HashStore(), 0, 2, 0.1)
+
+
+def launch(out, data, *torchrun, **settings):
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *torchrun, "train.py",
+         *flags(**{**SHORT, "data_dir": data, "out_dir": out, "max_iters": 200, **settings})],
+        cwd=ROOT, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True)
+
+
+def wait_for(out, it, *running):
+    metrics = os.path.join(out, "metrics.jsonl")
+    while not (os.path.exists(metrics) and f'"iter": {it}' in open(metrics).read()):
+        for r in running:
+            assert r.poll() is None, r.stdout.read()
+        time.sleep(0.01)
+
+
+def ranks_of(launcher):
+    found = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_dead_rank_takes_the_job_down(restarts, data, tmp_path):
+    """Two processes, one killed: torchrun ends the other soon, and --max-restarts resumes."""
+    out = str(tmp_path / "out")
+    job = launch(out, data, "--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}")
+    wait_for(out, 30, job)
+    os.kill(ranks_of(job)[-1], signal.SIGKILL)
+    started = time.time()
+    said = job.communicate(timeout=180)[0]
+    assert (job.returncode == 0) == (restarts == 1), said
+    assert time.time() - started < 120
+    if restarts:
+        assert events(out)[-1]["iter"] == 200
+
+
+@pytest.mark.slow
+def test_two_signals_of_a_scheduler(data, tmp_path):
+    """SIGTERM to the ranks and to torchrun, which passes it on: saved all the same, on all ranks."""
+    out = str(tmp_path / "out")
+    job = launch(out, data, "--standalone", "--nproc_per_node=2", shard="fsdp", max_iters=2000,
+                 eval_interval=1000)
+    wait_for(out, 20, job)
+    for pid in (*ranks_of(job), job.pid):
+        os.kill(pid, signal.SIGTERM)
+    said = job.communicate(timeout=120)[0]
+    stopped = checkpoint.load(out)["iter"]
+    assert 20 <= stopped < 2000 and f"stopped at iteration {stopped}" in said, said
+
+
+@pytest.mark.slow
+def test_restart_on_two_machines(data, tmp_path):
+    """Each machine counts its own restarts; twice a rank of another machine dies, and they go on."""
+    out, port = str(tmp_path / "out"), 29000 + os.getpid() % 1000
+    jobs = [launch(out, data, "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3",
+                   "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=test",
+                   "--local_addr=127.0.0.1", max_iters=300, shard="fsdp") for _ in range(2)]
+    for it, job in ((30, jobs[0]), (90, jobs[1])):
+        wait_for(out, it, *jobs)
+        os.kill(ranks_of(job)[-1], signal.SIGKILL)
+    said = [job.communicate(timeout=300)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], "\n".join(said)
+    assert events(out)[-1]["iter"] == 300
