@@ -394,7 +394,7 @@ def test_old_tensors_are_freed(kind):
     assert sum(p.numel() for p in model.parameters()) == 0
     del model
     grown = [n for n, p in big.named_parameters() if n in shapes and p.shape != shapes[n]]
-    assert len(grown) > 20  # all but a few that have no axis that grows
+    assert len(grown) >= 20  # all but a few that have no axis that grows
     assert not any(r() is not None and r().numel() for n in grown for r in refs[n])
 
 

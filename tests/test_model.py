@@ -8,6 +8,7 @@ from grow import grow, set_mask
 from model import GPT, Bert, BertConfig, GPTConfig, Llama, LlamaConfig
 from run import compiler
 from run.hf import load_hf
+from run.loss import LOGITS_AT_ONCE
 from run.parts import attend
 
 DECODERS = ["gpt", "llama", "qwen"]
@@ -202,7 +203,7 @@ def test_llama_equals_transformers(transformers, name, tie, kv_group):
 @pytest.mark.parametrize("tie", [True, False])
 def test_chunked_loss_of_llama(tie, monkeypatch):
     """The loss without all logits in memory, and its gradients, tied and untied."""
-    monkeypatch.setattr("run.loss.LOGITS_AT_ONCE", 9 * 61)
+    monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", 9 * 61)
     found = []
     for return_logits in (True, False):
         model = make("llama", tie=tie)
