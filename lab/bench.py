@@ -9,12 +9,16 @@ What growth and our training step cost, side by side.
 Every contestant lives in a process of its own; the rounds alternate between them, so that a noisy
 machine is noisy for all. The median and the spread of the rounds are reported. The contestants:
 ours-block, ours-model, ours-none (how our model is compiled), peer-compiled, peer-eager
-(transformers' model), masked-inner, -head, -embd, -layer and -all (ours, that dimension growing).
+(transformers' model), nanogpt-compiled, nanogpt-eager (with --nanogpt=FOLDER of its files),
+masked-inner, -head, -embd, -layer and -all (ours, that dimension growing), all with AdamW; muon-ours
+and muon-torch (ours-block with our Muon, and with torch.optim's).
 """
 import argparse
+import contextlib
 import functools
 import json
 import os
+import runpy
 import statistics
 import subprocess
 import sys
@@ -39,6 +43,7 @@ from lab.words import number, table
 from model import MODELS
 from run import compiler, hf
 from run.errors import Parser, UserError, exits_cleanly, library
+from run.optim import make_optimizers
 from run.precision import pick_dtype
 from run.ranks import Ranks, hold_memory
 from run.runlog import read_metrics
@@ -55,8 +60,10 @@ ROWS = 16  # of a batch
 # what grows in each masked contestant, from half the size
 GROWTHS = {"inner": ["n_inner"], "head": ["n_head"], "embd": ["n_embd"], "layer": ["n_layer"],
            "all": ["n_inner", "n_head", "n_embd", "n_layer"]}
-CONTESTANTS = ["ours-block", "ours-model", "ours-none", "peer-compiled", "peer-eager",
+CONTESTANTS = ["ours-block", "ours-model", "ours-none", "muon-ours", "muon-torch", "peer-compiled",
+               "peer-eager", "nanogpt-compiled", "nanogpt-eager",
                *(f"masked-{dims}" for dims in GROWTHS)]
+FOREIGN = ("peer", "nanogpt")
 
 
 def config_of(args):
@@ -74,12 +81,14 @@ def halved(config, dims):
 # -----------------------------------------------------------------------------
 # one contestant, in its own process
 
-def build(name, config, device, dtype):
-    """The Step of a contestant, and its model."""
+def build(name, config, device, dtype, nanogpt=""):
+    """The Step of a contestant, and its model. nanogpt: the folder with nanoGPT's model.py."""
     torch.manual_seed(0)
     kind, _, how = name.partition("-")
     if kind == "peer":
         model = peer(config)
+    elif kind == "nanogpt":
+        model = nanogpt_model(config, nanogpt)
     elif kind == "masked":
         start, grown = halved(config, GROWTHS[how])
         model, _ = grow(make_model(config, start, config.vocab_size), **grown)
@@ -87,13 +96,38 @@ def build(name, config, device, dtype):
     else:
         model = make_model(config, {}, config.vocab_size)
     model.to(device)
-    if kind != "peer":
+    if kind not in FOREIGN:
         compiler.compile_model(model, how if kind == "ours" else "block")
     elif how == "compiled":
         model.compile(dynamic=False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True)
     data = batch(config, config.vocab_size, ROWS, device)
-    return Step(model, [optimizer], data, dtype, loss=peer_loss if kind == "peer" else None), model
+    loss = dict(peer=peer_loss, nanogpt=lambda m, d: m(d["idx"], d["targets"])[1]).get(kind)
+    return Step(model, optimizers(kind, how, config, model, dtype), data, dtype, loss=loss), model
+
+
+def optimizers(kind, how, config, model, dtype):
+    """AdamW for all, nanoGPT's as its own file makes it; or AdamW and Muon, ours or torch's."""
+    if kind == "nanogpt":
+        return [model.configure_optimizers(config.weight_decay, config.learning_rate,
+                                           (config.beta1, config.beta2),
+                                           next(model.parameters()).device.type)]
+    if kind != "muon":
+        return [torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True)]
+    muon, adamw = make_optimizers(replace(config, optimizer="muon"), model, dtype, compiled=True)
+    if how == "torch":
+        muon = torch.optim.Muon(muon.param_groups[0]["params"], lr=config.muon_learning_rate)
+    return [muon, adamw]
+
+
+def nanogpt_model(config, folder):
+    """nanoGPT's own model, from its published file, at the same size; its FFN is four times as wide."""
+    path = os.path.join(folder, "model.py")
+    if not folder or not os.path.isfile(path):
+        raise UserError(f"nanogpt={folder}: holds no model.py: give the folder of nanoGPT's files")
+    names = runpy.run_path(path)
+    return names["GPT"](names["GPTConfig"](
+        block_size=config.block_size, vocab_size=config.vocab_size, n_layer=config.n_layer,
+        n_head=config.n_head, n_embd=config.n_embd, dropout=0.0, bias=config.bias))
 
 
 def peer(config):
@@ -120,13 +154,14 @@ def peer_loss(model, data):
         ce(out.seq_relationship_logits, data["next_sentence"])
 
 
-def worker(name, config, device, dtype):
+def worker(name, nanogpt, config, device, dtype):
     """Answers each line on stdin (a number of steps) with the seconds they took."""
     started = time.perf_counter()
     hold_memory()  # as train.py does; the peers get it too
-    step, model = build(name, config, device, dtype)
+    with contextlib.redirect_stdout(sys.stderr):  # whatever a peer says: stdout is for answers
+        step, model = build(name, config, device, dtype, nanogpt)
     seconds_of(step, device)
-    flops = model.flops_per_token(config.head_fraction()) if name[:4] != "peer" else None
+    flops = None if name.startswith(FOREIGN) else model.flops_per_token(config.head_fraction())
     print(json.dumps(dict(first_s=time.perf_counter() - started, flops=flops)), flush=True)
     for line in sys.stdin:
         print(json.dumps(seconds_of(lambda: [step() for _ in range(int(line))], device)), flush=True)
@@ -181,7 +216,7 @@ def show_cost(out_dir):
 
 def start(name, args, **env):
     command = [sys.executable, "-m", "lab.bench", f"--worker={name}"] + [
-        f"--{k}={getattr(args, k)}" for k in ("preset", "model", "device", "dtype", "threads")]
+        f"--{k}={getattr(args, k)}" for k in ("preset", "model", "device", "dtype", "threads", "nanogpt")]
     env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), **env}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
                             stderr=None if args.verbose else subprocess.DEVNULL)
@@ -264,6 +299,7 @@ def parse(argv):
     p.add_argument("--steps", type=number(int, 1), default=4, help="steps a round (4)")
     p.add_argument("--only", type=contestants, default=CONTESTANTS, metavar="NAME,NAME",
                    help="contestants (all)")
+    p.add_argument("--nanogpt", default="", metavar="FOLDER", help="where nanoGPT's model.py is")
     p.add_argument("--save", default="", help="JSON file to write")
     p.add_argument("--verbose", action="store_true", help="show what the contestants say on stderr")
     p.add_argument("--run", default="", metavar="OUT_DIR", help="say what growing cost this run")
@@ -283,11 +319,13 @@ def main():
     args.device, args.dtype = str(device), str(dtype).split(".")[1]
     if args.worker:
         torch.set_num_threads(args.threads)
-        work = growth if args.worker == "growth" else functools.partial(worker, args.worker)
+        work = growth if args.worker == "growth" else functools.partial(worker, args.worker, args.nanogpt)
         work(config_of(args), device, dtype)
         return
     if args.save and not os.path.isdir(os.path.dirname(args.save) or "."):
         raise UserError(f"save={args.save}: no such folder: make it first")
+    if not args.nanogpt or args.model != "gpt":
+        args.only = [n for n in args.only if not n.startswith("nanogpt")]
     result = measure(args)
     if not result:
         raise UserError(f"only={','.join(args.only)}: none could be measured: --verbose says why")
