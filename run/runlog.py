@@ -135,7 +135,7 @@ def open_trackers(config, start=0):
             raise UserError(f"wandb={config.wandb}: needs the wandb package: pip install wandb, or "
                             "leave it out") from None
         try:
-            name = os.path.basename(os.path.normpath(config.out_dir))
+            name = os.path.join(*os.path.abspath(config.out_dir).split(os.sep)[-2:])
             run = wandb.init(project=config.wandb, name=name, dir=config.out_dir,
                              config=asdict(config))
         except Exception as e:  # not logged in, no network, ...
@@ -154,9 +154,12 @@ def sane(v):
 
 def read_metrics(out_dir):
     """The events of a run, a list of dicts; a last line that was cut off is left out."""
-    events = []
-    with open(os.path.join(out_dir, "metrics.jsonl")) as f:
-        for line in f:
+    events, path = [], os.path.join(out_dir, "metrics.jsonl")
+    with open(path, errors="replace") as f:
+        for n, line in enumerate(f, 1):
             if line.endswith("\n"):
-                events.append(json.loads(line))
+                try:
+                    events.append(json.loads(line))
+                except ValueError:
+                    raise UserError(f"{path}:{n}: damaged: not JSON: take that line out") from None
     return events

@@ -121,3 +121,15 @@ def test_every_rank_may_have_no_validation_rows(data, tmp_path):
     from run.evaluation import evaluate
     assert list(evaluate(run)) == ["val_loss"]
     run.close()
+
+
+def test_other_data_in_the_same_place(data, tmp_path):
+    """--resume on half of the text, or on another of the same size, is refused."""
+    mine, out = make_data(tmp_path / "data"), tmp_path / "out"
+    train(data_dir=mine, out_dir=out, max_iters=8, stages=[], warmup_iters=1)
+    whole = (mine / "train.bin").read_bytes()
+    for other in (whole[:len(whole) // 2], whole[:5000] + bytes([65]) + whole[5001:]):
+        (mine / "train.bin").write_bytes(other)
+        done = train("--resume", data_dir=mine, out_dir=out, max_iters=9, stages=[], warmup_iters=1,
+                     check=False)
+        assert done.returncode == 2 and "other data than the checkpoint" in done.stderr
