@@ -2,13 +2,13 @@
 BERT's rows: what is predicted, and that nothing but what B says tells whether it follows A.
 """
 import functools
-import types
 
 import numpy as np
 import pytest
 import torch
 
 from data.loader import BertLoader
+from run.settings import TrainConfig
 
 BYTES = dict(tokenizer=dict(name="bytes"), vocab_size=256, dtype="uint8", eot=0, sep=10)
 MARKS = dict(tokenizer=dict(name="wordpiece", vocab=[
@@ -33,7 +33,7 @@ def loader(folder, meta, n_sentences, T, mask_frac=0.15, rows=1):
     low, ends = (97, (46, 63)) if meta is BYTES else (40, (18, 35))
     for split in ("train", "val"):
         stream(meta["sep"], meta["eot"], low, ends, n_sentences).tofile(folder / f"{split}.bin")
-    return BertLoader(types.SimpleNamespace(
+    return BertLoader(TrainConfig(
         data_dir=str(folder), block_size=T, batch_tokens=T * rows, micro_batch=rows, eval_seqs=rows,
         mask_frac=mask_frac, seed=1), meta, 512)
 

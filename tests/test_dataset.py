@@ -2,7 +2,6 @@
 import json
 import os
 import pickle
-import types
 from collections import Counter
 
 import numpy as np
@@ -12,6 +11,7 @@ from data.dataset import GPT2, Shards, files_of, open_tokens
 from data.loader import Loader, fingerprint, read_meta, vocab_needed
 from data.tokenizer import get_tokenizer
 from run.errors import UserError
+from run.settings import TrainConfig
 
 GOOD = dict(tokenizer=dict(name="bytes"), vocab_size=256, dtype="uint8", eot=0, sep=10)
 
@@ -28,7 +28,7 @@ def folder(path, meta=GOOD, tokens=5000, dtype=np.uint8, top=256):
 
 def loader(data_dir, T=32, rows=8, vocab_size=None):
     meta = read_meta(data_dir)
-    return Loader(types.SimpleNamespace(data_dir=data_dir, block_size=T, batch_tokens=rows * T,
+    return Loader(TrainConfig(data_dir=data_dir, block_size=T, batch_tokens=rows * T,
                                         micro_batch=rows, eval_seqs=rows, seed=1),
                   meta, vocab_size or meta["vocab_size"])
 
