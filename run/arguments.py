@@ -58,6 +58,8 @@ def branched(values, start):
 
 def recorded(files, given):
     """The settings that the run to resume was started with, from its out_dir's config.json."""
+    if files and not files[0].endswith(".py") and not os.path.isdir(files[0]):
+        raise UserError(f"{files[0]}: no such folder: --resume goes on with a run's out_dir")
     values = {} if not files or os.path.isdir(files[0]) else read_file(files[0])
     folder = given.get("out_dir") or (files[0] if files and not values else
                                       values.get("out_dir", TrainConfig.out_dir))

@@ -68,7 +68,8 @@ def check_script(path, args):
                 assert (ROOT / word).is_file(), word
             elif " " in arg:
                 assert word.partition("=")[0] in SETTINGS, word
-    if path.name == "train.py" and not any(a.startswith("--init_from=hf") for a in args):
+    of_a_run = ("--resume", "--init_from=hf", "--init_from=out")  # which is not there
+    if path.name == "train.py" and not any(a.startswith(of_a_run) for a in args):
         from_args(args)  # a UserError says what is wrong
 
 

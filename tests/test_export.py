@@ -194,7 +194,7 @@ def altered(folder, tmp_path, **changes):
 
 
 @pytest.mark.parametrize("changes, said", [
-    (dict(model_type="llama"), "model_type must be gpt2 or bert"),
+    (dict(model_type="mistral"), "model_type must be gpt2 or bert or llama"),
     (dict(layer_norm_epsilon=1e-6), "layer_norm_epsilon=1e-06: only 1e-05"),
     (dict(activation_function="silu"), "activation 'silu'"),
     (dict(n_inner=24), r"h.0.mlp.c_fc.weight is \(12, 20\)|\(20, 12\)"),
