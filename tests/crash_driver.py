@@ -64,8 +64,8 @@ def arm(moment):
 def cut_off(moment):
     count = [0]
 
-    def opener(path, mode="r", *args):
-        f = builtins.open(path, mode, *args)
+    def opener(path, mode="r", *args, **kwargs):
+        f = builtins.open(path, mode, *args, **kwargs)
         if mode != "wb":
             return f
         count[0] += 1
