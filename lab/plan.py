@@ -110,20 +110,18 @@ def show_plan(config, args, rest):
 def tried(found):
     """
     What a search tried, a table of seconds to the goal: predicted from the trunk's loss alone,
-    after a stretch of the grown model, and measured; and how long a step of the target took against
-    the reference's: far from 1, and the machine was busy with other things.
+    after a stretch of the grown model, and measured (~: short of the goal, so extrapolated).
     """
-    rows = [["from scratch", "", "", f"{found.scratch_s:.0f}", "", "", "1.00x"]]
+    rows = [["from scratch", "", "", f"{found.scratch_s:.0f}", "", "1.00x"]]
     for p in [*found.found, *(p for p in found.tried if p not in found.found)]:
         first, second, best = p.get("first"), p.get("second"), p.get("measured")
         rows.append([search.schedule_name(p["path"]), *(f"{s:.0f}" if s else "" for s in
                                                         (first, second)),
                      search.told(p) if "final" in p else "",
                      f"{second / best - 1:+.0%}" if second and best else "",
-                     f"{p['pace']:.2f}" if "pace" in p else "",
                      f"{found.scratch_s / best:.2f}x" if best else ""])
     return table(["schedule", "predicted, s", "after a stretch, s", "measured, s", "off by",
-                  "step against the first run's", "speedup"], rows)
+                  "speedup"], rows)
 
 
 def run_search(config, args, rest):

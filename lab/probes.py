@@ -91,6 +91,7 @@ class Runs:
                          folder, place)
 
         def over(child, job):
+            self.save()
             if child.process.poll() is None and not enough():
                 return False
             stop([child], GRACE)

@@ -105,12 +105,11 @@ class Search:
                    keep_checkpoints=1000 if run in self.trunks else 2)
 
     def decayed(self, run, at):
-        """The decay off a Stable from iteration `at`: its evaluations, and the pace of its steps."""
+        """What the decay off a Stable from iteration `at` says (read_run)."""
         name = f"{run.name}_decay_{at}"
         self.train(name, run.path, at + self.decay, self.runs.checkpoint(run.name, at),
                    schedule="wsd", decay_iters=self.decay, keep_checkpoints=1)
-        seen, usual = read_run(self.runs.events(name)), self.step_s(self.target)
-        return seen, seen["step_s"].get(shape(self.target), usual) / usual
+        return read_run(self.runs.events(name))
 
     def grown(self, run):
         """(iterations, losses) of a Stable at the target's size, without a mask."""
@@ -167,7 +166,7 @@ class Search:
             self.stable(trunk, self.early)
             run = Stable("early", [*trunk.path, (self.target, self.early)], trunk)
         self.stable(run, self.end)
-        seen, pace = self.decayed(run, self.end)
+        seen = self.decayed(run, self.end)
         self.compile_s = read_run(self.runs.events(run.name))["compile_s"]
         try:
             self.curve = rates.fit(*self.grown(run))
@@ -180,7 +179,7 @@ class Search:
         self.needed = float(self.curve.iters_at(self.goal + drop))
         print(f"goal: val loss {self.goal:.4f}, from scratch in {self.scratch_s:.0f} s", flush=True)
         if run.parent:
-            self.note(dict(path=run.path), seen, pace)
+            self.note(dict(path=run.path), seen)
 
     def explore(self, trunk):
         """Train a trunk as far as growing from it later is still predicted to be better."""
@@ -189,6 +188,22 @@ class Search:
             first = [p["first"] for p in self.points(trunk)]
             return len(first) > 3 and min(first[-3:]) > min(first)
         self.stable(trunk, self.end, enough)
+
+    def explore_wide(self):
+        """A trunk with the target's width from early on, so that layers come last."""
+        trunk, wide = self.trunks[0], {**self.target, "n_layer": self.start["n_layer"]}
+        if wide not in (self.start, self.target) and all(map(self.can_finish, self.ranking()[:1])):
+            self.trunks.append(Stable("trunk_wide", [*trunk.path, (wide, self.early)], trunk))
+            self.explore(self.trunks[-1])
+
+    def can_finish(self, point):
+        """Would the budget still do for finishing this, after what comes before?"""
+        return self.runs.left() > RESERVE * point["first"]
+
+    def is_new(self, point):
+        """Is it far enough from all growth points of its trunk that were tried?"""
+        return all(p["trunk"] is not point["trunk"] or APART * self.config.max_iters <=
+                   abs(p["path"][-1][1] - point["path"][-1][1]) for p in self.tried)
 
     def stretch(self, point):
         """Grow there, and see how far ahead of the reference the grown model is a little later."""
@@ -214,10 +229,10 @@ class Search:
         run, margin = point["run"], MARGIN * self.config.max_iters
         until = max(math.ceil(point["iters"] - self.decay + margin), self.grown(run)[0][-1])
         self.stable(run, until)
-        missed = self.note(point, *self.decayed(run, until))
+        missed = self.note(point, self.decayed(run, until))
         self.needed += missed / (1 + sum("second" in p for p in self.found[:-1]))
 
-    def note(self, point, seen, pace):
+    def note(self, point, seen):
         """What a finished schedule came to. Returns by how many iterations its prediction was off."""
         path, total, final = point["path"], seen["iters"][-1], seen["losses"][-1]
         iters = crossing(seen["iters"], seen["losses"], self.goal)
@@ -226,7 +241,7 @@ class Search:
             here = self.curve.loss_at(self.needed)
             iters = total + float(self.curve.iters_at(here + self.goal - final)) - self.needed
         point.update(total=math.ceil(max(total, iters)) if math.isfinite(iters) else total,
-                     final=final, pace=pace, measured=self.seconds(path, iters))
+                     final=final, measured=self.seconds(path, iters))
         self.found.append(point)
         print(f"{schedule_name(path)}: {told(point)} s to the goal", flush=True)
         return iters - point.get("iters", iters)
@@ -242,24 +257,12 @@ class Search:
             self.explore(self.trunks[0])
             self.explore_wide()
             for p in self.ranking():
-                near = any(q["trunk"] is p["trunk"] and abs(q["path"][-1][1] - p["path"][-1][1]) <
-                           APART * self.config.max_iters for q in self.tried)
-                if not near and len(self.tried) < BRANCHES and (self.affordable(p) or not self.tried):
+                if len(self.tried) < BRANCHES and self.is_new(p) and self.can_finish(p):
                     self.stretch(p)
             while (best := self.foresee()[:1]) and len(self.found) < FINISHES:
                 self.finish(best[0])
         except OutOfTime:
             print("the budget is spent", flush=True)
-
-    def affordable(self, point):
-        return self.runs.left() > RESERVE * point["first"]
-
-    def explore_wide(self):
-        """A trunk with the target's width from early on, so that layers come last."""
-        trunk, wide = self.trunks[0], {**self.target, "n_layer": self.start["n_layer"]}
-        if wide not in (self.start, self.target) and all(map(self.affordable, self.ranking()[:1])):
-            self.trunks.append(Stable("trunk_wide", [*trunk.path, (wide, self.early)], trunk))
-            self.explore(self.trunks[-1])
 
     def winner(self):
         """The fastest that was finished, else the best prediction that beats scratch, or None."""
