@@ -17,7 +17,7 @@ import torch
 from grow import describe
 from lab import search
 from lab.costs import has_dataset, known_peak, measure, stage_costs, totals, vocab_of
-from lab.words import clock, human, number, table
+from lab.words import clock, human, number, schedule_name, table
 from run.arguments import from_args
 from run.errors import Parser, UserError, exits_cleanly, library
 
@@ -115,7 +115,7 @@ def tried(found):
     rows = [["from scratch", "", "", f"{found.scratch_s:.0f}", "", "1.00x"]]
     for p in [*found.found, *(p for p in found.tried if p not in found.found)]:
         first, second, best = p.get("first"), p.get("second"), p.get("measured")
-        rows.append([search.schedule_name(p["path"]), *(f"{s:.0f}" if s else "" for s in
+        rows.append([schedule_name(p["path"]), *(f"{s:.0f}" if s else "" for s in
                                                         (first, second)),
                      search.told(p) if "final" in p else "",
                      f"{second / best - 1:+.0%}" if second and best else "",
@@ -142,7 +142,7 @@ def run_search(config, args, rest):
         return
     save = os.path.join(out, "found.py")
     search.write_config(found, winner, base, save)
-    print(f"wrote {save}: {search.schedule_name(winner['path'])}")
+    print(f"wrote {save}: {schedule_name(winner['path'])}")
     if (winner.get("measured") or 0) > found.scratch_s:
         print("but training from scratch was faster than any of them here")
 

@@ -7,7 +7,6 @@ go on to the end with their decay. How the rest is predicted is in rates.py.
 Predictions are in iterations. Their seconds, and those of measured iterations, are at the usual pace
 of each size of model here, so that a machine that was busy with other things misleads nobody.
 """
-import itertools
 import json
 import math
 import os
@@ -16,11 +15,11 @@ from lab import rates
 from lab.children import ROOT
 from lab.costs import count, read_run, shape
 from lab.probes import OutOfTime, Runs, Stable
+from lab.words import schedule_name, stages_of
 from model import GROWABLE
 from run.curves import crossing
 from run.errors import UserError
 
-SHORT = {"n_embd": "hidden", "n_head": "heads", "n_inner": "FFN", "n_layer": "layers"}
 EVALS = 40       # evaluations in a run as long as the user's; a trunk has half of them, and grows there
 # shares of the user's run:
 EARLY = 0.1      # where the trunk that is wide first gets its width
@@ -30,20 +29,6 @@ MARGIN = 0.02    # how far a finish goes beyond its prediction, to see the goal
 BRANCHES, FINISHES = 4, 3
 RESERVE = 1.5    # times the seconds of the best prediction, kept for finishing it
 WRITTEN = {*GROWABLE, "stages", "out_dir", "max_iters", "ramp_iters", "decay_iters", "init_from"}
-
-
-def stages_of(path, extras):
-    """train.py's stages of a path [(sizes, iteration), ...]; extras: further keys of each."""
-    return [dict(at=at, **{k: v for k, v in sizes.items() if v != before[k]}, **extras)
-            for (before, _), (sizes, at) in itertools.pairwise(path)]
-
-
-def schedule_name(path):
-    parts = ["{n_layer}L_{n_embd}_{n_head}h_{n_inner}".format(**path[0][0])]
-    for stage in stages_of(path, {}):
-        grown = " ".join(f"{SHORT[k]} {v}" for k, v in stage.items() if k != "at")
-        parts.append(f"at {stage['at']:,} {grown}")
-    return ", ".join(parts)
 
 
 def worth_it(config, vocab_size, path, law=None):
