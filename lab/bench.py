@@ -35,10 +35,11 @@ from lab.costs import (
     known_peak,
     machine,
     make_model,
+    read_run,
     seconds_of,
+    shape,
 )
 from lab.costs import measure as measure_growth
-from lab.rates import read_run, shape
 from lab.words import number, table
 from model import MODELS
 from run import compiler, hf

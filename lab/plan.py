@@ -3,11 +3,10 @@ Know before training what to grow, when, and what it will save.
 
     python -m lab.plan config/pystdlib_msg.py                       # costs of each stage, measured here
     python -m lab.plan config/flm_101b.py --dry --flops=312e12 --mfu=0.5 --processes=192
-    python -m lab.plan config/pystdlib_msg.py --study               # which dimension learns how fast
-    python -m lab.plan config/pystdlib_msg.py --search --budget=30  # find a schedule, in minutes
+    python -m lab.plan config/pystdlib_msg.py --search --budget=40  # find a schedule, in minutes
 
 --key=value: a setting of train.py, as there. The table needs no dataset, and with --dry no memory
-either. --study and --search train, and need scipy; interrupted, the same command goes on.
+either. --search trains, and needs scipy; interrupted, the same command goes on.
 """
 import argparse
 import os
@@ -16,9 +15,9 @@ import sys
 import torch
 
 from grow import describe
-from lab import probes, search
-from lab.costs import count, has_dataset, known_peak, measure, stage_costs, totals, vocab_of
-from lab.words import clock, human, number, table
+from lab import search
+from lab.costs import has_dataset, known_peak, measure, stage_costs, totals, vocab_of
+from lab.words import clock, human, number, schedule_name, table
 from run.arguments import from_args
 from run.errors import Parser, UserError, exits_cleanly, library
 
@@ -108,39 +107,43 @@ def show_plan(config, args, rest):
           f"iteration, {config.max_iters:,} iterations\n\n{show(rows, config)}")
 
 
-def run_study(config, args, rest):
-    vocab_size, (start, _, _) = vocab_of(config), probes.structures(config)
-    step_s = measure(config, vocab_size, start, seconds=0.5)["step_s"]
-
-    def interval(sizes):
-        cost = count(config, sizes, vocab_size)[1] / count(config, start, vocab_size)[1]
-        return max(1, int(0.7 * args.probe / probes.EVALS / (step_s * cost)))
-    header, rows, picture = probes.study(config, rest, args.out or config.out_dir + "_study",
-                                         args.probe, args.seeds, args.parallel, interval)
-    print(f"{table(header, rows)}\n\nwrote {picture}")
+def tried(found):
+    """
+    What a search tried, a table of seconds to the goal: predicted from the trunk's loss alone,
+    after a stretch of the grown model, and measured (~: short of the goal, so extrapolated).
+    """
+    rows = [["from scratch", "", "", f"{found.scratch_s:.0f}", "", "1.00x"]]
+    for p in [*found.found, *(p for p in found.tried if p not in found.found)]:
+        first, second, best = p.get("first"), p.get("second"), p.get("measured")
+        rows.append([schedule_name(p["path"]), *(f"{s:.0f}" if s else "" for s in
+                                                        (first, second)),
+                     search.told(p) if "final" in p else "",
+                     f"{second / best - 1:+.0%}" if second and best else "",
+                     f"{found.scratch_s / best:.2f}x" if best else ""])
+    return table(["schedule", "predicted, s", "after a stretch, s", "measured, s", "off by",
+                  "speedup"], rows)
 
 
 def run_search(config, args, rest):
     base = next((a for a in rest if not a.startswith("--")), None)
     if base is None:
         raise UserError("--search needs a config file, which the one it writes builds on")
-    vocab_size, out = vocab_of(config), args.out or config.out_dir + "_search"
-    found = search.Search(config, rest, out, args.budget)
-    found.go(lambda: measure(config, vocab_size, config.sizes()[-1], seconds=1.0)["step_s"],
-             lambda sizes: count(config, sizes, vocab_size)[1])
-    header, rows, winner = search.report(found)
-    text = f"{table(header, rows)}\n\n{len(found.ranking):,} schedules predicted, " \
-        f"{len(found.checks)} checked, {found.runs.spent() / 60:.1f} of {args.budget:g} minutes spent"
+    out = args.out or config.out_dir + "_search"
+    found = search.Search(config, rest, out, args.budget, vocab_of(config), args.goal)
+    found.go()
+    text = f"{tried(found)}\n\nThe goal is a validation loss of {found.goal:.4f}. " \
+        f"{args.budget - found.runs.left() / 60:.1f} of {args.budget:g} minutes spent."
     with open(os.path.join(out, "tried.md"), "w") as f:
         f.write(text + "\n")
     print("\n" + text)
+    winner = found.winner()
     if winner is None:
-        print("no schedule is predicted to reach the loss of the run from scratch: train that way")
+        print("no schedule is predicted to reach that sooner than from scratch: train that way")
         return
     save = os.path.join(out, "found.py")
     search.write_config(found, winner, base, save)
-    print(f"wrote {save}: {search.schedule_name(winner['path'])}")
-    if (winner["about"] or winner["predicted"]) > found.scratch_s:
+    print(f"wrote {save}: {schedule_name(winner['path'])}")
+    if (winner.get("measured") or 0) > found.scratch_s:
         print("but training from scratch was faster than any of them here")
 
 
@@ -158,19 +161,12 @@ def parse(argv):
     p.add_argument("--processes", type=count, default=1, help="devices that share a batch (1)")
     p.add_argument("--seconds", type=number(float, 0.01), default=2.0,
                    help="of each measurement of a stage (2)")
-    job = p.add_mutually_exclusive_group()
-    job.add_argument("--study", action="store_true", help="probe each dimension alone")
-    job.add_argument("--search", action="store_true", help="find a schedule")
-    p.add_argument("--probe", type=number(float, 5), default=60.0,
-                   help="with --study: seconds of a probe run, at least 5 (60)")
-    p.add_argument("--seeds", type=count, default=3,
-                   help="with --study: probes of each structure (3)")
-    p.add_argument("--parallel", type=count, default=1,
-                   help="with --study: runs at once, each on its cores or GPU (1)")
+    p.add_argument("--search", action="store_true", help="find a schedule")
     p.add_argument("--budget", type=number(float, 1), default=30.0,
                    help="with --search: minutes for all of it, at least 1 (30)")
-    p.add_argument("--out", default="",
-                   help="folder of a study or a search (out_dir and _study or _search)")
+    p.add_argument("--goal", type=number(float, 0),
+                   help="with --search: the final validation loss from scratch, where it is known")
+    p.add_argument("--out", default="", help="folder of a search (out_dir and _search)")
     return p.parse_known_args(argv)
 
 
@@ -178,13 +174,12 @@ def parse(argv):
 def main():
     args, rest = parse(sys.argv[1:])
     config = from_args(rest)
-    job = run_study if args.study else run_search if args.search else None
-    if job:
+    if args.search:
         library("scipy.optimize", "scipy")
     try:
-        (job or show_plan)(config, args, rest)
+        (run_search if args.search else show_plan)(config, args, rest)
     except KeyboardInterrupt:
-        print("stopped; the same command continues" if job else "stopped")
+        print("stopped" + "; the same command continues" * args.search)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
-"""How the commands of lab/ take numbers and say them: flags, tables, quantities, times."""
+"""
+How the commands of lab/ take numbers and say them: flags, tables, quantities, times, schedules.
+"""
 import argparse
+import itertools
 import math
 
 from matplotlib.ticker import EngFormatter
+
+SHORT = {"n_embd": "hidden", "n_head": "heads", "n_inner": "FFN", "n_layer": "layers"}
 
 
 def number(kind, low, high=math.inf):
@@ -36,3 +41,17 @@ def human(n, unit=""):
 def clock(seconds):
     return f"{seconds / 3600:,.1f} h" if seconds >= 5400 else \
         f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.1f} s"
+
+
+def stages_of(path, extras):
+    """train.py's stages of a path [(sizes, iteration), ...]; extras: further keys of each."""
+    return [dict(at=at, **{k: v for k, v in sizes.items() if v != before[k]}, **extras)
+            for (before, _), (sizes, at) in itertools.pairwise(path)]
+
+
+def schedule_name(path):
+    parts = ["{n_layer}L_{n_embd}_{n_head}h_{n_inner}".format(**path[0][0])]
+    for stage in stages_of(path, {}):
+        grown = " ".join(f"{SHORT[k]} {v}" for k, v in stage.items() if k != "at")
+        parts.append(f"at {stage['at']:,} {grown}")
+    return ", ".join(parts)
