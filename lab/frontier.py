@@ -29,6 +29,7 @@ from run.settings import from_dict
 EXPERIMENT = dict(settings=dict, ladder=dict, starts=dict, grown=dict, target=str, budgets=list,
                   grown_at=list, decays=list, rates=dict, sweep_at=float, seeds=list)
 OPTIONAL = ("starts", "grown", "grown_at")
+START_S = 8  # seconds from a start of train.py to its first step, and of its evaluation
 RAMP = 0.02  # of the iterations that the target from scratch would have
 
 class Study:
@@ -39,17 +40,18 @@ class Study:
         self.__dict__.update(dict(starts={}, grown={}, grown_at=[]), **experiment)
         self.out, (self.rate_key, self.rate_values) = out, next(iter(self.rates.items()))
         self.sizes, self.tuned = {**self.starts, **self.ladder}, {}
-        for f in ("cost", "stages", "branch", "points"):  # arithmetic that is asked for often
+        for f in ("costs", "stages", "branch", "points"):  # arithmetic that is asked for often
             setattr(self, f, functools.cache(getattr(self, f)))
         self.names = [*self.ladder, *self.grown]
         self.decay = self.decays[len(self.decays) // 2]  # of sweeps, and where none is known yet
+        self.batch = self.config(self.target).batch_tokens
         self.smallest = min(self.ladder, key=self.cost)
         self.weights = self.weigh(self.config(self.target).sizes()[0])
         for name, g in self.grown.items():
             known(g.get("start"), self.sizes, f"grown {name!r}: start")
-            for at, sizes in g["growths"]:
-                if not 0 < at < 1:
-                    raise UserError(f"grown {name!r}: grows at {at}, must be a share of the compute")
+            if not all(0 < at < 1 for at, _ in g.get("growths", [(0, {})])):
+                raise UserError(f"grown {name!r}: growths={g.get('growths')!r}: must be [(share of the "
+                                "compute, dict of sizes), ...]")
             if self.config(g["start"], stages=self.stages(name, self.budgets[0])).sizes()[-1] != \
                     self.config(self.target).sizes()[0]:
                 raise UserError(f"grown {name!r}: does not end at the size of {self.target}")
@@ -67,7 +69,12 @@ class Study:
 
     def cost(self, name):
         """FLOPs a token of training a size."""
-        return stage_costs(self.config(name), vocab_of(self.config(name)))[0]["flops"]
+        return self.costs(name)[0]["flops"]
+
+    def costs(self, name, budget=None):
+        """costs.stage_costs() of a size, or of a grown contestant at a budget, that never ends."""
+        config = self.config(self.start(name), stages=self.stages(name, budget))
+        return stage_costs(config, vocab_of(config))
 
     def weigh(self, sizes):
         """Weights of the blocks' matrices: what the loss law counts."""
@@ -78,37 +85,35 @@ class Study:
         """The compute of the target on `budget` tokens a weight."""
         return budget * self.weights * self.cost(self.target)
 
-    def iterations(self, config, flops):
-        """After how many iterations a run with these stages has cost `flops`."""
-        for row in stage_costs(config, vocab_of(config)):
-            each = row["flops"] * config.batch_tokens
+    def iterations(self, rows, flops):
+        """After how many iterations a run of these stage costs has cost `flops`."""
+        for row in rows:
+            each = row["flops"] * self.batch
             if flops <= each * row["iters"]:
                 break
             flops -= each * row["iters"]
         return row["at"] + round(flops / each)
 
-    def spent(self, config, iters):
-        """FLOPs of the first iterations of a run with these stages."""
-        return sum(r["flops"] * config.batch_tokens * min(r["iters"], max(0, iters - r["at"]))
-                   for r in stage_costs(config, vocab_of(config)))
+    def spent(self, name, budget, iters):
+        """FLOPs of the first iterations of a contestant at a budget."""
+        return sum(r["flops"] * self.batch * min(r["iters"], max(0, iters - r["at"]))
+                   for r in self.costs(name, budget))
 
     def stages(self, name, budget):
         """A grown contestant's stages, placed by shares of the budget's compute; [] from scratch."""
         stages, entry = [], self.grown.get(name, dict(growths=[]))
         for at, sizes in entry["growths"]:
-            config = self.config(entry["start"], stages=list(stages))
-            C, ramp = self.flops(budget), entry.get("ramp", RAMP)
-            ramp = round(ramp * self.iterations(self.config(self.target), C))
-            stages.append(dict(at=self.iterations(config, at * C), **sizes, ramp_iters=ramp,
+            config, C = self.config(entry["start"], stages=list(stages)), self.flops(budget)
+            ramp = entry.get("ramp", RAMP) * self.iterations(self.costs(self.target), C)
+            at = self.iterations(stage_costs(config, vocab_of(config)), at * C)
+            stages.append(dict(at=at, **sizes, ramp_iters=round(ramp),
                                operator=entry.get("operator", "msg")))
         return stages
 
     def branch(self, name, budget, decay):
         """(iteration at which the decay begins, at which it ends)"""
-        stages = self.stages(name, budget)
-        config, C = self.config(self.start(name), stages=stages), self.flops(budget)
-        last = stages[-1]["at"] if stages else 0
-        return max(last, self.iterations(config, (1 - decay) * C)), self.iterations(config, C)
+        rows, C = self.costs(name, budget), self.flops(budget)
+        return max(rows[-1]["at"], self.iterations(rows, (1 - decay) * C)), self.iterations(rows, C)
 
     def start(self, name):
         return self.grown[name]["start"] if name in self.grown else name
@@ -136,7 +141,6 @@ class Study:
         """The job that takes a trunk to iteration `at`, with all before it."""
         grown, job = name in self.grown, None
         stages = self.stages(name, budget) if grown else []
-        config = self.config(self.start(name), stages=stages)
         own = rate if rate is not None else self.rate(self.target if grown else name)
         begin = stages[0]["at"] if grown else 0
         if grown:
@@ -144,7 +148,8 @@ class Study:
         out_dir = os.path.join(self.folder(name, budget, seed, own), "trunk")
         points = sorted(p for p in self.points(name, budget) if p > begin)
         for i, p in enumerate(p for p in points if p <= at):
-            flops = self.spent(config, p) - self.spent(config, points[i - 1] if i else begin)
+            flops = self.spent(name, budget, p) - self.spent(name, budget,
+                                                             points[i - 1] if i else begin)
             values = dict(self.values(name, stages, seed, own), schedule="constant", max_iters=p,
                           keep_checkpoints=10**6)
             job = Job(out_dir, values, flops, job, tuple(points))
@@ -154,14 +159,13 @@ class Study:
         """The job that ends a contestant at a budget: the decay, branched off its trunk."""
         at, end = self.branch(name, budget, decay)
         stages = self.stages(name, budget)
-        config = self.config(self.start(name), stages=stages)
         own = rate if rate is not None else self.rate(self.target if stages else name)
         values = dict(self.values(name, stages, seed, own), schedule="wsd", max_iters=end,
                       decay_iters=end - at, keep_checkpoints=1)
         out_dir = os.path.join(self.folder(name, budget, seed, own),
                                f"tokens_{budget:g}_decay_{decay:g}")
-        return Job(out_dir, values, self.spent(config, end) - self.spent(config, at),
-                   self.trunk(name, at, seed, rate, budget))
+        flops = self.spent(name, budget, end) - self.spent(name, budget, at)
+        return Job(out_dir, values, flops, self.trunk(name, at, seed, rate, budget))
 
     def values(self, name, stages, seed, rate):
         sizes = {k: v for k, v in self.sizes[self.start(name)].items() if k != "budgets"}
@@ -256,12 +260,12 @@ def plan(study, speed):
             if key not in seen:
                 seen.add(key)
                 jobs, flops, left = phases.get(what, (0, 0.0, 0.0))
-                phases[what] = jobs + 1, flops + job.flops, left + (not job.done()) * job.flops
+                takes = 0.0 if job.done() else START_S + job.flops / speed
+                phases[what] = jobs + 1, flops + job.flops, left + takes
     rows, total = [], 0.0
     for (kind, budget, seed), (jobs, flops, left) in phases.items():
-        total += left / speed
-        rows.append([kind, f"{budget:g}", seed, jobs, f"{flops / 1e12:.3g}", clock(left / speed),
-                     clock(total)])
+        total += left
+        rows.append([kind, f"{budget:g}", seed, jobs, f"{flops / 1e12:.3g}", clock(left), clock(total)])
     return table(["what", "tokens a weight", "seed", "runs", "TFLOP", "still takes", "in all"], rows) \
         + f"\n\nAt {human(speed, 'FLOP/s')}. Target {study.target}: {human(study.weights)} weights."
 

@@ -43,8 +43,8 @@ def summary(study, name, budget, decay):
     stages = study.stages(name, budget)
     config = study.config(study.start(name), stages=stages, max_iters=end)
     parts = [(study.weigh(r["sizes"]), r["tokens"]) for r in stage_costs(config, vocab_of(config))]
-    return dict(share=1 - study.spent(config, at) / study.spent(config, end), parts=parts,
-                small=study.spent(config, stages[0]["at"]) if stages else 0.0)
+    return dict(share=1 - study.spent(name, budget, at) / study.spent(name, budget, end), parts=parts,
+                small=study.spent(name, budget, stages[0]["at"]) if stages else 0.0)
 
 
 def mean_loss(result):
@@ -221,6 +221,6 @@ def draw(study, found, best, rows, save):
             mine = [r for r in rows if r["name"] == name and r["best"]]
             right.plot([r["budget"] for r in mine], [r["best"][0] for r in mine],
                        "o-" if name in study.ladder else "D--", ms=4, lw=1, color=hues[name])
-        right.axhline(1, color="k", ls=":", lw=1)
+        right.plot(study.budgets, [1] * len(study.budgets), "k:", lw=1)
         right.set(xscale="log", yscale="log", xlabel="tokens a weight of the target",
                   ylabel="compute multiplier against the best size from scratch")
