@@ -45,10 +45,16 @@ class Job:
         os.makedirs(self.out_dir, exist_ok=True)
         if not numbered(self.out_dir) and os.path.exists(self.path("metrics.jsonl")):
             os.remove(self.path("metrics.jsonl"))  # killed before its first checkpoint
+        if self.keep and [p for p in numbered(self.out_dir) if p > self.checkpoint()]:
+            raise UserError(f"{self.out_dir}: is past iteration {self.values['max_iters']}, where the "
+                            "experiment branches off now: choose another --out, or delete that folder")
         print(f"{time.strftime('%H:%M:%S')} {self.out_dir} to {self.values['max_iters']}", flush=True)
         return Child(self.command(), self.out_dir, place)
 
     def diverged(self):
+        """Did it, or what it starts from? Of a trunk what came before that counts."""
+        if self.keep and os.path.exists(self.checkpoint()):
+            return False
         return os.path.exists(self.path("diverged.txt")) or bool(self.after and self.after.diverged())
 
     def done(self):

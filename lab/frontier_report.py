@@ -20,9 +20,9 @@ BEYOND = 2  # how many times beyond its ends a curve of loss over cost is believ
 
 def results(study):
     """
-    {(contestant, budget): dict(decay, share (of the iterations' compute), seeds: {seed: dict(loss,
-    flops, train_s)}, small (FLOPs spent before the first growth), parts [(weights, tokens)])}, of
-    what is finished.
+    Of what is finished, {(contestant, budget): dict of decay (as asked for), share (of the compute
+    that it was), small (FLOPs before the first growth), parts ([(weights, tokens), ...]), seeds
+    ({seed: dict(loss, flops, train_s)})}.
     """
     found = {}
     for name in study.names:
@@ -167,8 +167,15 @@ def cautions(study, found, best):
 
 def verdicts(study, fitted):
     """What the law says of the target at each budget, before any growth was tried."""
-    return [f"{b:g} tokens a weight: {fitted.verdict(study.weights, D=b * study.weights)[1]}"
-            for b in study.budgets] if fitted else []
+    sizes = [study.weigh(study.config(n).sizes()[0]) for n in study.ladder]
+    said = []
+    for b in study.budgets if fitted else ():
+        best = fitted.best_size(fitted.loss(study.weights, b * study.weights))
+        far = not min(sizes) / 2 <= best <= 2 * max(sizes)
+        said.append(f"{b:g} tokens a weight: " + (
+            "the law's best size lies far beyond those that ran: no verdict." if far else
+            fitted.verdict(study.weights, D=b * study.weights)[1]))
+    return said
 
 
 def write_report(study):

@@ -61,6 +61,7 @@ def play(job, gain=0.0, diverges=lambda job: False):
     with open(job.path("config.json"), "w") as f:
         json.dump(dict(out_dir=job.out_dir, init_from="x/y.pt", resolved=dict(data_dir="z", b=1)), f)
     if diverges(job):
+        os.remove(job.checkpoint())
         open(job.path("diverged.txt"), "w").close()
     else:
         job.tidy()
@@ -180,6 +181,14 @@ def test_every_rate_diverges(study):
         play_all(study, diverges=lambda j: True)
 
 
+def test_what_came_before_a_trunk_diverged_counts(study):
+    play_all(study, diverges=lambda j: j.keep and j.values["n_layer"] == 4 and j.keep[-1] ==
+             j.values["max_iters"])
+    found = frontier_report.results(study)
+    assert ("four", 5) in found and ("four", 10) in found
+    assert found["four", 20]["decay"] != 0.2  # that branches off last
+
+
 def test_plan(study):
     text = plan(study, 1e9)
     assert "| rates   | 5               | 1    |" in text and "Target two: 4.1 k weights." in text
@@ -235,6 +244,10 @@ def test_a_killed_job_starts_again(tmp_path, monkeypatch):
     assert not os.path.exists(job.path("metrics.jsonl"))
     open(job.path("ckpt_0000002.pt"), "w").close()
     assert job.start(None)[2:] == [job.out_dir, "--resume", "--max_iters=5"]
+    open(job.path("ckpt_0000007.pt"), "w").close()
+    job.keep = (5, 7)
+    with pytest.raises(UserError, match="is past iteration 5, where the experiment branches off now"):
+        job.start(None)
 
 
 @pytest.mark.slow
