@@ -221,13 +221,24 @@ def draw(study, found, best, rows, save):
         left.plot([study.flops(b) for b in sorted(best)],
                   [mean_loss(found[best[b], b]) for b in sorted(best)], "k", lw=4, alpha=0.25, zorder=0,
                   label="best size from scratch")
-        left.set(xscale="log", yscale="log", xlabel="compute (FLOPs)",
+        left.set(xscale="log", yscale="log", xlabel="compute (TFLOP; tokens a weight of the target)",
                  ylabel="final validation loss (nats a token)")
         left.legend(fontsize=7)
         for name in study.names:
             mine = [r for r in rows if r["name"] == name and r["best"]]
             right.plot([r["budget"] for r in mine], [r["best"][0] for r in mine],
                        "o-" if name in study.ladder else "D--", ms=4, lw=1, color=hues[name])
+            for r in mine:
+                if r["best"][1]:
+                    right.plot([r["budget"]] * 2, r["best"][1:], lw=1, alpha=0.5, color=hues[name])
         right.plot(study.budgets, [1] * len(study.budgets), "k:", lw=1)
         right.set(xscale="log", yscale="log", xlabel="tokens a weight of the target",
                   ylabel="compute multiplier against the best size from scratch")
+        left.set_xticks([study.flops(b) for b in study.budgets],
+                        [f"{study.flops(b) / 1e12:.3g}\n{b:g}" for b in study.budgets])
+        right.set_xticks(study.budgets, [f"{b:g}" for b in study.budgets])
+        for ax in (left, right):
+            ax.minorticks_off()
+            low, high = ax.get_ylim()
+            ax.set_yticks(np.geomspace(low, high, 9)[1:-1])
+            ax.yaxis.set_major_formatter("{x:.3g}")
