@@ -1,0 +1,34 @@
+# When is it worth growing, against the best of the sizes from scratch? Bytes of Python's standard
+# library, a target of 6 layers x 64 (0.29M weights without embeddings), on one CPU thread. The budgets
+# are tokens a weight of the target; 2.5, 10 and 40 are there for the curves from scratch only.
+settings = dict(
+    data_dir="data/pystdlib", block_size=128, head_dim=32, batch_tokens=2048, micro_batch=16,
+    n_embd=64, n_head=2, n_inner=256, optimizer="muon", learning_rate=2e-3, warmup_iters=30,
+    eval_interval=1000, eval_seqs=512, log_interval=100, dtype="float32",
+    compile="none")
+
+target = "6 x 64"
+ladder = {
+    "1 x 64": dict(n_layer=1), "2 x 64": dict(n_layer=2), "3 x 64": dict(n_layer=3),
+    "6 x 64": dict(n_layer=6), "12 x 64": dict(n_layer=12, budgets=[20, 80])}
+starts = {"2 x 32": dict(n_layer=2, n_embd=32, n_head=1, n_inner=48)}  # grown from, not compared
+
+budgets = [2.5, 5, 10, 20, 40, 80]
+grown_at = [5, 20, 80]
+decays = [0.2, 0.35, 0.55]  # shares of the compute
+rates = dict(muon_learning_rate=[0.01, 0.02, 0.04])
+sweep_at = 5.0
+seeds = [1, 2, 3]
+
+_six = dict(n_layer=6)
+_paper = [(0.1, dict(n_inner=256)), (0.2, dict(n_layer=3)), (0.3, dict(n_embd=64)),
+          (0.4, dict(n_head=2)), (0.5, dict(n_layer=6))]  # its order and its places
+grown = {
+    "early, stack": dict(start="2 x 64", growths=[(0.02, _six)], operator="stack"),
+    "early, MSG": dict(start="2 x 64", growths=[(0.02, _six)], operator="msg"),
+    "late, MSG": dict(start="2 x 64", growths=[(0.8, _six)], operator="msg"),
+    "late, zero output": dict(start="2 x 64", growths=[(0.8, _six)], operator="zero_output"),
+    "late, stack": dict(start="2 x 64", growths=[(0.8, _six)], operator="stack"),
+    "half, stack": dict(start="2 x 64", growths=[(0.4, _six)], operator="stack"),
+    "as the paper, MSG": dict(start="2 x 32", growths=_paper, operator="msg"),
+}

@@ -1,0 +1,305 @@
+"""
+When is it worth growing, against the lower envelope over from-scratch sizes? One command that can be
+stopped and goes on: sizes from scratch and grown runs at equal compute, tuned rates and decays, seeds.
+
+    python -m lab.frontier lab/experiments/frontier.py --plan
+    python -m lab.frontier lab/experiments/frontier.py --out=out/frontier --minutes=60
+    python -m lab.frontier lab/experiments/frontier.py --out=out/frontier --report
+
+A trunk is a run at a constant rate, one for each size, rate and seed. From its checkpoints branch off
+the decays of every budget, and the grown runs, which are trunks too. The cheapest that say something
+come first. docs/frontier.md says how to write an experiment and to read the report.
+"""
+import argparse
+import functools
+import math
+import os
+
+from lab.branches import Job, run_all
+from lab.campaign import known, must_be, slug
+from lab.children import interrupt_on_sigterm, places
+from lab.costs import measure, stage_costs, vocab_of
+from lab.frontier_report import write_report
+from lab.words import clock, human, number, table
+from run.arguments import read_file
+from run.checkpoint import make_out_dir
+from run.errors import Parser, UserError, exits_cleanly
+from run.settings import from_dict
+
+EXPERIMENT = dict(settings=dict, ladder=dict, starts=dict, grown=dict, target=str, budgets=list,
+                  grown_at=list, decays=list, rates=dict, sweep_at=float, seeds=list)
+OPTIONAL = ("starts", "grown", "grown_at")
+START_S = 8  # seconds from a start of train.py to its first step, and of its evaluation
+RAMP = 0.02  # of the iterations that the target from scratch would have
+
+class Study:
+    """An experiment, checked; its jobs, in order."""
+
+    def __init__(self, experiment, out):
+        check_experiment(experiment)
+        self.__dict__.update(dict(starts={}, grown={}, grown_at=[]), **experiment)
+        self.out, (self.rate_key, self.rate_values) = out, next(iter(self.rates.items()))
+        self.sizes, self.tuned = {**self.starts, **self.ladder}, {}
+        for f in ("costs", "stages", "branch", "points"):  # arithmetic that is asked for often
+            setattr(self, f, functools.cache(getattr(self, f)))
+        self.names = [*self.ladder, *self.grown]
+        self.decay = self.decays[len(self.decays) // 2]  # of sweeps, and where none is known yet
+        self.batch = self.config(self.target).batch_tokens
+        self.smallest = min(self.ladder, key=self.cost)
+        self.weights = self.weigh(self.config(self.target).sizes()[0])
+        for name, g in self.grown.items():
+            known(g.get("start"), self.sizes, f"grown {name!r}: start")
+            if not all(0 < at < 1 for at, _ in g.get("growths", [(0, {})])):
+                raise UserError(f"grown {name!r}: growths={g.get('growths')!r}: must be [(share of the "
+                                "compute, dict of sizes), ...]")
+            if self.config(g["start"], stages=self.stages(name, self.budgets[0])).sizes()[-1] != \
+                    self.config(self.target).sizes()[0]:
+                raise UserError(f"grown {name!r}: does not end at the size of {self.target}")
+        for name in self.sizes:
+            first, warmup = min(self.points(name), default=10**9), self.config(name).warmup_iters
+            if first < warmup:
+                raise UserError(f"{name}: its first branch is at iteration {first}, in the warmup: "
+                                f"lower warmup_iters={warmup}, or grow later")
+
+    # -- settings and costs
+
+    def config(self, name, **more):
+        sizes = {k: v for k, v in self.sizes[name].items() if k != "budgets"}
+        return from_dict({**self.settings, **sizes, "max_iters": 10**9, **more})
+
+    def cost(self, name):
+        """FLOPs a token of training a size."""
+        return self.costs(name)[0]["flops"]
+
+    def costs(self, name, budget=None):
+        """costs.stage_costs() of a size, or of a grown contestant at a budget, that never ends."""
+        config = self.config(self.start(name), stages=self.stages(name, budget))
+        return stage_costs(config, vocab_of(config))
+
+    def weigh(self, sizes):
+        """Weights of the blocks' matrices: what the loss law counts."""
+        heads = sizes["n_head"] * self.config(self.target).head_dim
+        return sizes["n_layer"] * 2 * sizes["n_embd"] * (2 * heads + sizes["n_inner"])
+
+    def flops(self, budget):
+        """The compute of the target on `budget` tokens a weight."""
+        return budget * self.weights * self.cost(self.target)
+
+    def iterations(self, rows, flops):
+        """After how many iterations a run of these stage costs has cost `flops`."""
+        for row in rows:
+            each = row["flops"] * self.batch
+            if flops <= each * row["iters"]:
+                break
+            flops -= each * row["iters"]
+        return row["at"] + round(flops / each)
+
+    def spent(self, name, budget, iters):
+        """FLOPs of the first iterations of a contestant at a budget."""
+        return sum(r["flops"] * self.batch * min(r["iters"], max(0, iters - r["at"]))
+                   for r in self.costs(name, budget))
+
+    def stages(self, name, budget):
+        """A grown contestant's stages, placed by shares of the budget's compute; [] from scratch."""
+        stages, entry = [], self.grown.get(name, dict(growths=[]))
+        for at, sizes in entry["growths"]:
+            config, C = self.config(entry["start"], stages=list(stages)), self.flops(budget)
+            ramp = entry.get("ramp", RAMP) * self.iterations(self.costs(self.target), C)
+            at = self.iterations(stage_costs(config, vocab_of(config)), at * C)
+            stages.append(dict(at=at, **sizes, ramp_iters=round(ramp),
+                               operator=entry.get("operator", "msg")))
+        return stages
+
+    def branch(self, name, budget, decay):
+        """(iteration at which the decay begins, at which it ends)"""
+        rows, C = self.costs(name, budget), self.flops(budget)
+        return max(rows[-1]["at"], self.iterations(rows, (1 - decay) * C)), self.iterations(rows, C)
+
+    def start(self, name):
+        return self.grown[name]["start"] if name in self.grown else name
+
+    def points(self, name, budget=None):
+        """
+        The iterations at which something branches off a trunk: a size's, or that of a grown
+        contestant at a budget.
+        """
+        if name in self.grown:
+            return {self.branch(name, budget, d)[0] for d in self.decays}
+        found = {self.stages(g, b)[0]["at"] for g in self.grown for b in self.grown_at
+                 if self.start(g) == name}
+        return found.union(*({self.branch(name, b, d)[0] for d in self.decays}
+                             for b in self.budgets_of(name)))
+
+    def budgets_of(self, name):
+        if name in self.grown:
+            return self.grown_at
+        return self.ladder[name].get("budgets", self.budgets) if name in self.ladder else []
+
+    # -- jobs
+
+    def trunk(self, name, at, seed, rate=None, budget=None):
+        """The job that takes a trunk to iteration `at`, with all before it."""
+        grown, job = name in self.grown, None
+        stages = self.stages(name, budget) if grown else []
+        own = rate if rate is not None else self.rate(self.target if grown else name)
+        begin = stages[0]["at"] if grown else 0
+        if grown:
+            job = self.trunk(self.start(name), begin, seed)
+        out_dir = os.path.join(self.folder(name, budget, seed, own), "trunk")
+        points = sorted(p for p in self.points(name, budget) if p > begin)
+        for i, p in enumerate(p for p in points if p <= at):
+            flops = self.spent(name, budget, p) - self.spent(name, budget,
+                                                             points[i - 1] if i else begin)
+            values = dict(self.values(name, stages, seed, own), schedule="constant", max_iters=p,
+                          keep_checkpoints=10**6)
+            job = Job(out_dir, values, flops, job, tuple(points))
+        return job
+
+    def leaf(self, name, budget, seed, decay, rate=None):
+        """The job that ends a contestant at a budget: the decay, branched off its trunk."""
+        at, end = self.branch(name, budget, decay)
+        stages = self.stages(name, budget)
+        own = rate if rate is not None else self.rate(self.target if stages else name)
+        values = dict(self.values(name, stages, seed, own), schedule="wsd", max_iters=end,
+                      decay_iters=end - at, keep_checkpoints=1)
+        out_dir = os.path.join(self.folder(name, budget, seed, own),
+                               f"tokens_{budget:g}_decay_{decay:g}")
+        flops = self.spent(name, budget, end) - self.spent(name, budget, at)
+        return Job(out_dir, values, flops, self.trunk(name, at, seed, rate, budget))
+
+    def values(self, name, stages, seed, rate):
+        sizes = {k: v for k, v in self.sizes[self.start(name)].items() if k != "budgets"}
+        return {**self.settings, **sizes, **({"stages": stages} if stages else {}), "seed": seed,
+                self.rate_key: rate}
+
+    def folder(self, name, budget, seed, rate):
+        parts = ["grown", slug(name), f"tokens_{budget:g}"] if name in self.grown else \
+            ["scratch", slug(name), f"rate_{rate:g}"]
+        return os.path.join(self.out, *parts, f"seed_{seed}")
+
+    def sweep(self, name):
+        return [self.leaf(name, self.sweep_at, self.seeds[0], self.decay, r) for r in self.rate_values]
+
+    def rate(self, name):
+        """Of the sweep of the smallest size or of the target, whichever costs more nearly as much."""
+        here, ends = math.log(self.cost(name)), (self.smallest, self.target)
+        tuned = min(ends, key=lambda e: abs(math.log(self.cost(e)) - here))
+        if tuned in self.tuned:
+            return self.tuned[tuned]
+        losses = [j.final() for j in self.sweep(tuned)]
+        if None in losses:
+            return self.rate_values[len(self.rate_values) // 2]  # for plans; nothing runs at it
+        if min(losses) == math.inf:
+            raise UserError(f"{tuned}: every rate of its sweep diverged: try lower ones")
+        self.tuned[tuned] = self.rate_values[losses.index(min(losses))]
+        return self.tuned[tuned]
+
+    def tried(self, name, budget, seed):
+        """{decay: job}: of the first seed every decay that differs, of the others the best."""
+        different = {self.branch(name, budget, d): d for d in self.decays}
+        if seed == self.seeds[0]:
+            return {d: self.leaf(name, budget, seed, d) for d in different.values()}
+        best = self.best_decay(name, budget)
+        return {best: self.leaf(name, budget, seed, best)}
+
+    def best_decay(self, name, budget):
+        """By what the first seed has finished."""
+        losses = {d: j.final() for d, j in self.tried(name, budget, self.seeds[0]).items()}
+        have = {d: v for d, v in losses.items() if v is not None}
+        return min(have, key=have.get) if have else self.decay
+
+    def wanted(self):
+        """(what for, decay) of all jobs, in order of their worth; what depends on others is guessed."""
+        for name in dict.fromkeys((self.target, self.smallest)):
+            yield from ((("rates", self.sweep_at, self.seeds[0]), j) for j in self.sweep(name))
+        for budget, i in sorted(((b, i) for b in self.budgets for i in range(len(self.seeds))),
+                                key=lambda p: (p[0] * 2**p[1], p)):
+            for name in self.names:
+                if budget in self.budgets_of(name):
+                    kind = "grown" if name in self.grown else "scratch"
+                    yield from (((kind, budget, self.seeds[i]), j) for j in
+                                self.tried(name, budget, self.seeds[i]).values())
+
+    def ready(self, n):
+        """The next n jobs; those of another purpose wait, for they may depend on these."""
+        found, purpose = {}, None
+        for what, leaf in self.wanted():
+            if purpose not in (None, what):
+                break
+            for job in leaf.chain():
+                if not job.done() and (job.after is None or job.after.done()):
+                    found.setdefault(job.out_dir, job)
+                    purpose = what
+        return list(found.values())[:n]
+
+
+def check_experiment(experiment):
+    for key in EXPERIMENT.keys() - experiment.keys() - set(OPTIONAL):
+        raise UserError(f"experiment: has no {key}: see docs/frontier.md")
+    for key, value in experiment.items():
+        kind = EXPERIMENT[known(key, EXPERIMENT, "experiment")]
+        value = float(value) if kind is float and type(value) is int else value
+        if kind is float and type(value) is not float:
+            raise UserError(f"experiment: {key}={value!r}: must be a number")
+        if kind is not float:
+            must_be(value, kind, f"experiment: {key}")
+        if key not in OPTIONAL and not value:
+            raise UserError(f"experiment: {key} is empty")
+    known(experiment["target"], experiment["ladder"], "experiment: target")
+    for b in [experiment["sweep_at"], *experiment.get("grown_at", [])]:
+        if b not in experiment["budgets"]:
+            raise UserError(f"experiment: {b} is none of the budgets {experiment['budgets']}")
+
+
+def plan(study, speed):
+    """Markdown: the phases, in order, and what they cost at `speed` FLOP/s; what is done left out."""
+    phases, seen = {}, set()
+    for what, leaf in study.wanted():
+        for job in leaf.chain():
+            key = (job.out_dir, job.values["max_iters"])
+            if key not in seen:
+                seen.add(key)
+                jobs, flops, left = phases.get(what, (0, 0.0, 0.0))
+                takes = 0.0 if job.done() else START_S + job.flops / speed
+                phases[what] = jobs + 1, flops + job.flops, left + takes
+    rows, total = [], 0.0
+    for (kind, budget, seed), (jobs, flops, left) in phases.items():
+        total += left
+        rows.append([kind, f"{budget:g}", seed, jobs, f"{flops / 1e12:.3g}", clock(left), clock(total)])
+    return table(["what", "tokens a weight", "seed", "runs", "TFLOP", "still takes", "in all"], rows) \
+        + f"\n\nAt {human(speed, 'FLOP/s')}. Target {study.target}: {human(study.weights)} weights."
+
+
+@exits_cleanly
+def main():
+    p = Parser(prog="python -m lab.frontier", description=__doc__,
+               formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("experiment", help="a file such as lab/experiments/frontier.py")
+    p.add_argument("--out", help="folder of the study (out/ and the experiment's name)")
+    p.add_argument("--parallel", type=number(int, 1), default=1, help="runs at once (1)")
+    p.add_argument("--minutes", type=number(float, 0), default=1e6, help="stop after so many")
+    p.add_argument("--plan", action="store_true", help="only say what would run and what it costs")
+    p.add_argument("--report", action="store_true", help="only report on what is finished")
+    args = p.parse_args()
+    stem = os.path.splitext(os.path.basename(args.experiment))[0]
+    study = Study(read_file(args.experiment), args.out or os.path.join("out", stem))
+    if not args.report:
+        config = study.config(study.target)
+        step = measure(config, vocab_of(config), config.sizes()[0])["step_s"]
+        print(plan(study, study.cost(study.target) * config.batch_tokens / step), flush=True)
+    if args.plan:
+        return
+    if not args.report:
+        slots = places(args.parallel)
+        interrupt_on_sigterm()
+        try:
+            with make_out_dir(study.out):  # locked meanwhile
+                run_all(study.ready, slots, args.minutes)
+        except KeyboardInterrupt:
+            raise UserError("interrupted; every run was saved, the same command goes on from here") \
+                from None
+    print("\n" + write_report(study))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""What the study of lab/frontier.py found so far: a table, a picture, a loss law, in its folder."""
+import json
+import math
+import os
+from dataclasses import asdict
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from lab import law
+from lab.costs import machine, stage_costs, vocab_of
+from lab.verdict import interval, picture, plus_minus, ratio_interval, times
+from lab.words import human, table
+from run.checkpoint import write_json
+from run.errors import UserError
+
+BEYOND = 2  # how many times beyond its ends a curve of loss over cost is believed
+
+
+def results(study):
+    """
+    Of what is finished, {(contestant, budget): dict of decay (as asked for), share (of the compute
+    that it was), small (FLOPs before the first growth), parts ([(weights, tokens), ...]), seeds
+    ({seed: dict(loss, flops, train_s)})}.
+    """
+    found = {}
+    for name in study.names:
+        for budget in study.budgets_of(name):
+            decay = study.best_decay(name, budget)
+            jobs = {s: study.leaf(name, budget, s, decay) for s in study.seeds}
+            ends = {s: j.end() for s, j in jobs.items() if j.final() not in (None, math.inf)}
+            if ends:
+                found[name, budget] = dict(summary(study, name, budget, decay), decay=decay, seeds={
+                    s: dict(loss=e["val_loss"], flops=e["flops"], train_s=e["train_s"])
+                    for s, e in ends.items()})
+    return found
+
+
+def summary(study, name, budget, decay):
+    """Of a contestant at a budget: what needs no run."""
+    at, end = study.branch(name, budget, decay)
+    stages = study.stages(name, budget)
+    config = study.config(study.start(name), stages=stages, max_iters=end)
+    parts = [(study.weigh(r["sizes"]), r["tokens"]) for r in stage_costs(config, vocab_of(config))]
+    return dict(share=1 - study.spent(name, budget, at) / study.spent(name, budget, end), parts=parts,
+                small=study.spent(name, budget, stages[0]["at"]) if stages else 0.0)
+
+
+def mean_loss(result):
+    return float(np.mean([r["loss"] for r in result["seeds"].values()]))
+
+
+def envelope(study, found):
+    """{budget: the size from scratch with the lowest loss}"""
+    best = {}
+    for name in study.ladder:
+        for budget in study.budgets_of(name):
+            if (name, budget) in found and (budget not in best or mean_loss(
+                    found[name, budget]) < mean_loss(found[best[budget], budget])):
+                best[budget] = name
+    return best
+
+
+def curve(found, names, seed, cost):
+    """[(cost, loss)] of a seed, for {budget: size}; the mean of all seeds where it has not run."""
+    points = []
+    for budget, name in sorted(names.items()):
+        seeds = found[name, budget]["seeds"]
+        runs = [seeds[seed]] if seed in seeds else list(seeds.values())
+        points.append(tuple(float(np.mean([r[k] for r in runs])) for k in (cost, "loss")))
+    return points
+
+
+def cost_of(points, loss):
+    """
+    What a loss costs on a curve [(cost, loss), ...], log-log interpolated, or extrapolated up to
+    BEYOND times; None beyond that, or from fewer than two points that go down.
+    """
+    down = [p for i, p in enumerate(points) if all(p[1] < q[1] for q in points[:i])]
+    if len(down) < 2:
+        return None
+    x, y = np.log(np.array(down)).T
+    i = int(np.clip(np.searchsorted(-y, -math.log(loss)), 1, len(y) - 1))
+    at = x[i - 1] + (math.log(loss) - y[i - 1]) * (x[i] - x[i - 1]) / (y[i] - y[i - 1])
+    near = x[0] - math.log(BEYOND) <= at <= x[-1] + math.log(BEYOND)
+    return math.exp(at) if near else None
+
+
+def multiplier(found, result, names, cost, given=0.0):
+    """
+    (mean, low, high) over seeds: what the loss costs on the baseline's curve over what it cost here,
+    less what was `given`. None where the curve does not reach.
+    """
+    ratios = []
+    for seed, r in result["seeds"].items():
+        needed = cost_of(curve(found, names, seed, cost), r["loss"])
+        if needed is None:
+            return None
+        ratios.append(needed / (r[cost] - given))
+    return ratio_interval(ratios)
+
+
+def fit_law(study, found):
+    """The Law of all runs from scratch, or why there is none yet."""
+    points = [(*found[n, b]["parts"][0], r["loss"]) for n, b in found if n in study.ladder
+              for r in found[n, b]["seeds"].values()]
+    try:
+        return law.fit(points), ""
+    except UserError as e:
+        return None, str(e)
+
+
+def make_rows(study, found, best, fitted):
+    """A dict for each contestant at each budget: what the table says, in numbers."""
+    target = {b: study.target for b in study.budgets_of(study.target) if (study.target, b) in found}
+    rows = []
+    for budget in study.budgets:
+        for name in (n for n in study.names if (n, budget) in found):
+            r = found[name, budget]
+            given = r["small"]
+            row = dict(name=name, budget=budget, seeds=sorted(r["seeds"]), decay=r["share"],
+                       loss=interval([v["loss"] for v in r["seeds"].values()]))
+            row["target"] = multiplier(found, r, target, "flops")
+            row["target_s"] = multiplier(found, r, target, "train_s")
+            row["best"] = multiplier(found, r, best, "flops")
+            row["given_target"] = given and multiplier(found, r, target, "flops", given)
+            row["given_best"] = given and multiplier(found, r, best, "flops", given)
+            row["beyond_law"] = mean_loss(r) - fitted.grown_loss(r["parts"]) if fitted else None
+            rows.append(row)
+    return rows
+
+
+def make_table(rows, best):
+    lines = [[f"{r['budget']:g}", r["name"] + " (best)" * (best.get(r["budget"]) == r["name"]),
+              len(r["seeds"]), f"{100 * r['decay']:.0f} %", plus_minus(r["loss"], 4),
+              times(r["target"]), times(r["target_s"]), times(r["best"]),
+              times(r["given_target"] or None), times(r["given_best"] or None),
+              "-" if r["beyond_law"] is None else f"{r['beyond_law']:+.4f}"] for r in rows]
+    return table(["tokens a weight", "contestant", "seeds", "decay", "final val loss", "target, compute",
+                  "target, s", "best size, compute", "small given: target", "small given: best size",
+                  "loss less the law's"], lines)
+
+
+def cautions(study, found, best):
+    said = []
+    for name in (study.target, study.smallest):
+        if study.rate(name) in (min(study.rate_values), max(study.rate_values)) and all(
+                j.final() is not None for j in study.sweep(name)):
+            said.append(f"{name}: its best {study.rate_key}, {study.rate(name):g}, lies at the edge of "
+                        "the sweep: widen it")
+    for budget, name in sorted(best.items()):
+        ran = sorted((n for n in study.ladder if (n, budget) in found), key=study.cost)
+        if name in (ran[0], ran[-1]):
+            said.append(f"{budget:g} tokens a weight: the best size, {name}, is the "
+                        f"{'smallest' if name == ran[0] else 'largest'} that ran: the envelope may "
+                        "lie lower")
+    for (name, budget), r in found.items():
+        first = study.tried(name, budget, study.seeds[0]).values()
+        if any(j.final() is None for j in first):
+            said.append(f"{name}, {budget:g} tokens a weight: not all its decays have run")
+        elif len(first) > 1 and r["decay"] in (min(study.decays), max(study.decays)):
+            said.append(f"{name}, {budget:g} tokens a weight: its best decay, {r['decay']:g}, lies at "
+                        "the edge of those tried")
+    return said
+
+
+def verdicts(study, fitted):
+    """What the law says of the target at each budget, before any growth was tried."""
+    sizes = [study.weigh(study.config(n).sizes()[0]) for n in study.ladder]
+    said = []
+    for b in study.budgets if fitted else ():
+        best = fitted.best_size(fitted.loss(study.weights, b * study.weights))
+        far = not min(sizes) / 2 <= best <= 2 * max(sizes)
+        said.append(f"{b:g} tokens a weight: " + (
+            "the law's best size lies far beyond those that ran: no verdict." if far else
+            fitted.verdict(study.weights, D=b * study.weights)[1]))
+    return said
+
+
+def write_report(study):
+    """report.md, report.json, law.json and frontier.png in the study's folder. Returns the text."""
+    found = results(study)
+    if not found:
+        raise UserError(f"{study.out}: no finished runs to report on yet")
+    best = envelope(study, found)
+    fitted, why = fit_law(study, found)
+    rows, said = make_rows(study, found, best, fitted), cautions(study, found, best)
+    where = f"{machine()}, torch {torch.__version__}"
+    text = "\n".join([
+        make_table(rows, best), "",
+        f"Target {study.target}, {human(study.weights)} weights; 95 % t-intervals over seeds. "
+        f"Machine: {where}.", "",
+        f"Law from scratch: {', '.join(f'{k} = {v:.4g}' for k, v in asdict(fitted).items())}."
+        if fitted else f"No law yet: {why}.", *verdicts(study, fitted), "",
+        *(f"Caution: {c}." for c in said)])
+    sweeps = {n: {j.values[study.rate_key]: j.final() for j in study.sweep(n)}
+              for n in (study.target, study.smallest)}
+    report = dict(machine=where, rows=rows, best=best, law=fitted and asdict(fitted), sweeps=sweeps,
+                  cautions=said, runs=[dict(name=n, budget=b, **r) for (n, b), r in found.items()])
+    write_json(os.path.join(study.out, "report.json"),
+               json.loads(json.dumps(report), parse_constant=str))  # no Infinity
+    if fitted:
+        write_json(os.path.join(study.out, "law.json"), asdict(fitted))
+    with open(os.path.join(study.out, "report.md"), "w") as f:
+        f.write(text + "\n")
+    draw(study, found, best, rows, os.path.join(study.out, "frontier.png"))
+    return text
+
+
+def draw(study, found, best, rows, save):
+    """Left: final loss over compute, sizes, envelope and grown runs. Right: against the envelope."""
+    hues = dict(zip(study.names, plt.cm.turbo(np.linspace(0.05, 0.95, len(study.names)))))
+    with picture(save, 2, (5.4,)) as axes:
+        left, right = axes[0]
+        for name in study.names:
+            xs = [(study.flops(b), mean_loss(found[name, b])) for b in study.budgets_of(name)
+                  if (name, b) in found]
+            left.plot(*zip(*xs) if xs else ([], []), "o-" if name in study.ladder else "D", ms=4,
+                      lw=1, color=hues[name], label=name)
+        left.plot([study.flops(b) for b in sorted(best)],
+                  [mean_loss(found[best[b], b]) for b in sorted(best)], "k", lw=4, alpha=0.25, zorder=0,
+                  label="best size from scratch")
+        left.set(xscale="log", yscale="log", xlabel="compute (TFLOP; tokens a weight of the target)",
+                 ylabel="final validation loss (nats a token)")
+        left.legend(fontsize=7)
+        for name in study.names:
+            mine = [r for r in rows if r["name"] == name and r["best"]]
+            right.plot([r["budget"] for r in mine], [r["best"][0] for r in mine],
+                       "o-" if name in study.ladder else "D--", ms=4, lw=1, color=hues[name])
+            for r in mine:
+                if r["best"][1]:
+                    right.plot([r["budget"]] * 2, r["best"][1:], lw=1, alpha=0.5, color=hues[name])
+        right.plot(study.budgets, [1] * len(study.budgets), "k:", lw=1)
+        right.set(xscale="log", yscale="log", xlabel="tokens a weight of the target",
+                  ylabel="compute multiplier against the best size from scratch")
+        left.set_xticks([study.flops(b) for b in study.budgets],
+                        [f"{study.flops(b) / 1e12:.3g}\n{b:g}" for b in study.budgets])
+        right.set_xticks(study.budgets, [f"{b:g}" for b in study.budgets])
+        for ax in (left, right):
+            ax.minorticks_off()
+            low, high = ax.get_ylim()
+            ax.set_yticks(np.geomspace(low, high, 9)[1:-1])
+            ax.yaxis.set_major_formatter("{x:.3g}")

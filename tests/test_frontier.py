@@ -1,0 +1,276 @@
+"""The study of growing against the envelope: equal compute, the order of its jobs, what it reports."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from runs import ENV, ROOT, events, make_data
+
+from lab import branches, frontier_report
+from lab.costs import compute
+from lab.frontier import Study, plan
+from lab.law import Law
+from run.arguments import read_file
+from run.errors import UserError
+from run.settings import from_dict
+
+TINY = dict(
+    settings=dict(block_size=16, head_dim=8, batch_tokens=64, micro_batch=4, n_embd=16, n_head=2,
+                  n_inner=32, optimizer="muon", warmup_iters=2, eval_interval=50, eval_seqs=8,
+                  log_interval=10, device="cpu", dtype="float32", compile="none"),
+    target="two", ladder=dict(one=dict(n_layer=1), two=dict(n_layer=2), four=dict(n_layer=4)),
+    starts=dict(narrow=dict(n_layer=1, n_embd=8, n_head=1, n_inner=16)),
+    budgets=[5, 10, 20], grown_at=[10], decays=[0.2, 0.35, 0.5], sweep_at=5, seeds=[1, 2],
+    rates=dict(muon_learning_rate=[0.01, 0.02, 0.04]),
+    grown={"early": dict(start="one", growths=[(0.1, dict(n_layer=2))], operator="stack"),
+           "late": dict(start="one", growths=[(0.8, dict(n_layer=2))]),
+           "steps": dict(start="narrow", growths=[(0.2, dict(n_embd=16, n_inner=32)),
+                                                  (0.4, dict(n_head=2, n_layer=2))])})
+LAW = Law(E=1.0, A=20, B=60, a=0.4, b=0.4)
+
+
+@pytest.fixture
+def study(tmp_path):
+    make_data(tmp_path / "data")
+    return make(tmp_path)
+
+
+def make(tmp_path, **changes):
+    experiment = {**TINY, **changes}
+    experiment["settings"] = dict(experiment["settings"], data_dir=str(tmp_path / "data"))
+    return Study({k: v for k, v in experiment.items() if v is not None}, str(tmp_path / "out"))
+
+
+def play(job, gain=0.0, diverges=lambda job: False):
+    """What train.py would leave of a job, in a world where LAW holds; gain: of grown runs, in nats."""
+    os.makedirs(job.out_dir, exist_ok=True)
+    if job.keep:
+        open(job.checkpoint(), "w").close()
+        open(job.path("ckpt_0000001.pt"), "w").close()  # saved on the way
+    c = from_dict(job.values)
+    starts = [0, *(s["at"] for s in c.stages)]
+    parts = [(s["n_layer"] * 2 * s["n_embd"] * (2 * s["n_head"] * 8 + s["n_inner"]), (b - a) * 64)
+             for s, a, b in zip(c.sizes(), starts, [*starts[1:], c.max_iters])]
+    share = c.decay_iters / c.max_iters
+    loss = LAW.grown_loss(parts) - gain * bool(c.stages) + 0.1 * (share - 0.35)**2 + \
+        abs(c.muon_learning_rate - 0.02)
+    with open(job.path("metrics.jsonl"), "a") as f:
+        f.write(json.dumps(dict(event="eval", iter=c.max_iters, train_s=c.max_iters / 9,
+                                flops=compute(c), val_loss=loss)) + "\n")
+    with open(job.path("config.json"), "w") as f:
+        json.dump(dict(out_dir=job.out_dir, init_from="x/y.pt", resolved=dict(data_dir="z", b=1)), f)
+    if diverges(job):
+        os.remove(job.checkpoint())
+        open(job.path("diverged.txt"), "w").close()
+    else:
+        job.tidy()
+
+
+def play_all(study, **more):
+    done = []
+    while jobs := study.ready(2):
+        for job in jobs:
+            assert job.after is None or job.after.done()
+            play(job, **more)
+            done.append(job)
+    return done
+
+
+def law_point(study, name, budget):
+    """(weights, tokens) of a size from scratch"""
+    return study.weigh(study.config(name).sizes()[0]), study.flops(budget) / study.cost(name)
+
+
+def test_equal_compute(study):
+    for name in study.names:
+        for budget in study.budgets_of(name):
+            C = study.flops(budget)
+            for decay in study.decays:
+                at, end = study.branch(name, budget, decay)
+                leaf = study.leaf(name, budget, 1, decay)
+                config = from_dict({**leaf.values, "max_iters": end})
+                step = 64 * study.cost(study.target if name in study.grown else name)
+                assert abs(compute(config) - C) <= step
+                assert abs(sum(j.flops for j in leaf.chain()) - compute(config)) < 1
+                share = 0.2 if name == "late" else decay
+                assert leaf.flops == pytest.approx(share * C, abs=2 * step)
+                assert leaf.values["decay_iters"] == end - at and leaf.values["schedule"] == "wsd"
+                assert leaf.after.values["max_iters"] == at
+
+
+def test_jobs_come_in_order(study):
+    done = play_all(study)
+    kinds = [os.path.relpath(j.out_dir, study.out).split(os.sep) for j in done]
+    first = [k for k in kinds if k[0] == "grown"][0]
+    assert {k[2] for k in kinds[:kinds.index(first)]} == {"rate_0.01", "rate_0.02", "rate_0.04"}
+    assert {k[1] for k in kinds if k[2] == "rate_0.01"} == {"one", "two"}  # that are tuned
+    trunks = [(j.out_dir, j.values["max_iters"]) for j in done if j.keep]
+    assert len(trunks) == len(set(trunks))
+    for folder in {t[0] for t in trunks}:
+        pieces = [n for f, n in trunks if f == folder]
+        assert pieces == sorted(pieces)
+        assert sorted(int(f[5:-3]) for f in os.listdir(folder) if f.startswith("ckpt")) == pieces
+    leaf = next(j for j in done if not j.keep)
+    assert sorted(os.listdir(leaf.out_dir)) == ["config.json", "metrics.jsonl"]
+    with open(leaf.path("config.json")) as f:
+        assert json.load(f) == dict(out_dir="tokens_5_decay_0.35", init_from="y.pt", resolved=dict(b=1))
+    # the other seed runs the best decay alone
+    assert len([k for k in kinds if k[:2] == ["scratch", "four"] and k[-2] == "seed_2"
+                and k[-1].startswith("tokens_5")]) == 1
+    assert study.ready(2) == [] and make_again(study).ready(2) == []
+
+
+def make_again(study):
+    return Study(dict(TINY, settings=study.settings), study.out)
+
+
+def test_the_report_finds_the_law(study):
+    play_all(study)
+    text = frontier_report.write_report(study)
+    with open(os.path.join(study.out, "report.json")) as f:
+        report = json.load(f)
+    assert report["best"] == {str(b): min(study.ladder, key=lambda n: LAW.loss(*law_point(study, n, b)))
+                              for b in (5, 10, 20)}
+    found = Law(**report["law"])
+    assert found.loss(3000, 50_000) == pytest.approx(LAW.loss(3000, 50_000), rel=5e-3)
+    rows = {(r["name"], r["budget"]): r for r in report["rows"]}
+    assert len(rows) == 12 and all(r["seeds"] == [1, 2] for r in rows.values())
+    for budget in (5, 10, 20):
+        assert rows["two", budget]["target"] == pytest.approx([1, 1, 1], abs=0.01)
+        assert rows[report["best"][str(budget)], budget]["best"] == pytest.approx([1, 1, 1], abs=0.01)
+    for name in study.grown:  # worth their loss and nothing more
+        assert rows[name, 10]["beyond_law"] == pytest.approx(0, abs=0.01)
+        given, all_of_it = rows[name, 10]["given_target"], rows[name, 10]["target"]
+        assert given[0] > all_of_it[0]
+    assert rows["late", 10]["given_best"][0] == pytest.approx(5 * rows["late", 10]["best"][0], rel=0.05)
+    assert "10 tokens a weight: " in text and "Caution" in text
+    assert os.path.getsize(os.path.join(study.out, "frontier.png")) > 10_000
+    with open(os.path.join(study.out, "law.json")) as f:
+        assert json.load(f) == report["law"]
+
+
+def test_a_gain_is_seen(study):
+    play_all(study, gain=0.1)
+    frontier_report.write_report(study)
+    with open(os.path.join(study.out, "report.json")) as f:
+        rows = {(r["name"], r["budget"]): r for r in json.load(f)["rows"]}
+    assert rows["early", 10]["beyond_law"] == pytest.approx(-0.1, abs=0.01)
+    assert rows["early", 10]["target"][0] > 1.2
+
+
+def test_half_a_study_reports_too(study):
+    with pytest.raises(UserError, match="no finished runs"):
+        frontier_report.write_report(study)
+    for _ in range(9):
+        play(study.ready(1)[0])
+    text = frontier_report.write_report(study)
+    assert "No law yet: a loss law has 5 numbers" in text and "not all its decays have run" in text
+
+
+def test_divergence(study):
+    done = play_all(study, diverges=lambda j: j.values["muon_learning_rate"] == 0.04)
+    assert {j.out_dir for j in done if "rate_0.04" in j.out_dir} == {
+        os.path.join(study.out, "scratch", n, "rate_0.04", "seed_1", "trunk") for n in ("one", "two")}
+    assert study.rate("two") == 0.02
+    assert "lies at the edge of the sweep" not in frontier_report.write_report(study)
+
+
+def test_every_rate_diverges(study):
+    with pytest.raises(UserError, match="one: every rate of its sweep diverged"):
+        play_all(study, diverges=lambda j: True)
+
+
+def test_what_came_before_a_trunk_diverged_counts(study):
+    play_all(study, diverges=lambda j: j.keep and j.values["n_layer"] == 4 and j.keep[-1] ==
+             j.values["max_iters"])
+    found = frontier_report.results(study)
+    assert ("four", 5) in found and ("four", 10) in found
+    assert found["four", 20]["decay"] != 0.2  # that branches off last
+
+
+def test_plan(study):
+    text = plan(study, 1e9)
+    assert "| rates   | 5               | 1    |" in text and "Target two: 4.1 k weights." in text
+    play_all(study)
+    assert {line.split("|")[6].strip() for line in plan(study, 1e9).splitlines()[2:-2]} == {"0.0 s"}
+
+
+def test_cost_of_a_loss():
+    curve = [(1, 4.0), (4, 2.0), (16, 1.0)]
+    assert frontier_report.cost_of(curve, 2.0) == pytest.approx(4)
+    assert frontier_report.cost_of(curve, 2.0**0.5) == pytest.approx(8)
+    assert frontier_report.cost_of(curve, 5.0) == pytest.approx((4 / 5)**2)
+    assert frontier_report.cost_of(curve, 0.5) is None and frontier_report.cost_of(curve, 9) is None
+    assert frontier_report.cost_of(curve[:1], 4.0) is None
+    assert frontier_report.cost_of([(1, 4.0), (2, 4.5), (4, 2.0)], 2.0) == pytest.approx(4)
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(target="tow"), "target: 'tow': no such name, did you mean two"),
+    (dict(decays=None), "experiment: has no decays"),
+    (dict(seeds=[]), "experiment: seeds is empty"),
+    (dict(sweep_at=7), "7 is none of the budgets"),
+    (dict(sweep_at="5"), "sweep_at='5': must be a number"),
+    (dict(ladder=[1]), r"ladder=\[1\]: must be a dict"),
+    (dict(bugdets=[5]), "no such name, did you mean budgets"),
+    (dict(grown={"x": dict(start="five", growths=[(0.1, dict(n_layer=2))])}), "grown 'x': start"),
+    (dict(grown={"x": dict(start="one", growths=[(2, dict(n_layer=2))])}), r"\[\(share of the compute"),
+    (dict(grown={"x": dict(start="one", growths=[(0.1, dict(n_layer=3))])}), "does not end at the size"),
+    (dict(grown={"x": dict(start="one", growths=[(0.001, dict(n_layer=2))])}), "lower warmup_iters=2"),
+])
+def test_what_is_no_study(tmp_path, changes, message):
+    make_data(tmp_path / "data")
+    with pytest.raises(UserError, match=message):
+        make(tmp_path, **changes)
+
+
+def test_the_experiment_of_this_house(tmp_path):
+    made = read_file(str(ROOT / "lab/experiments/frontier.py"))
+    made["settings"] = dict(made["settings"], data_dir=str(make_data(tmp_path / "data")))
+    study = Study(made, str(tmp_path / "out"))
+    costs = [study.cost(n) for n in study.ladder]
+    assert len(costs) >= 4 and all(1.4 < b / a < 2.2 for a, b in zip(costs, costs[1:]))
+    assert study.weights == 294_912
+
+
+def test_a_killed_job_starts_again(tmp_path, monkeypatch):
+    """What a kill left before the first checkpoint is no run to go on from."""
+    job = branches.Job(str(tmp_path / "run"), dict(max_iters=5), 1.0)
+    os.makedirs(job.out_dir)
+    open(job.path("metrics.jsonl"), "w").close()
+    monkeypatch.setattr(branches, "Child", lambda command, out_dir, place: command)
+    assert "--init_from=scratch" in job.start(None)
+    assert not os.path.exists(job.path("metrics.jsonl"))
+    open(job.path("ckpt_0000002.pt"), "w").close()
+    assert job.start(None)[2:] == [job.out_dir, "--resume", "--max_iters=5"]
+    open(job.path("ckpt_0000007.pt"), "w").close()
+    job.keep = (5, 7)
+    with pytest.raises(UserError, match="is past iteration 5, where the experiment branches off now"):
+        job.start(None)
+
+
+@pytest.mark.slow
+def test_end_to_end(tmp_path):
+    """train.py itself: trunks, decays, grown runs; stopped in between."""
+    made = dict(TINY, settings=dict(TINY["settings"], data_dir=str(make_data(tmp_path / "data"))),
+                budgets=[5, 10], decays=[0.3], seeds=[1],
+                ladder={k: TINY["ladder"][k] for k in ("one", "two")},
+                rates=dict(muon_learning_rate=[0.02]))
+    path = tmp_path / "toy.py"
+    path.write_text("\n".join(f"{k} = {v!r}" for k, v in made.items()))
+    command = [sys.executable, "-m", "lab.frontier", str(path), f"--out={tmp_path / 'out'}"]
+    for more in (["--minutes=0.3"], []):
+        done = subprocess.run([*command, *more], cwd=ROOT, env=ENV, capture_output=True, text=True,
+                              timeout=580)
+        assert done.returncode == 0 or more, done.stderr[-2000:]
+    study = Study(read_file(str(path)), str(tmp_path / "out"))
+    assert study.ready(1) == []
+    for name in study.names:
+        for budget in study.budgets_of(name):
+            leaf = study.leaf(name, budget, 1, study.best_decay(name, budget))
+            end = events(leaf.out_dir, "eval")[-1]
+            assert end["n_layer"] == from_dict(leaf.values).sizes()[-1]["n_layer"]
+            assert end["flops"] == pytest.approx(study.flops(budget), rel=0.05)
+            assert end["mask"] == 1
+    assert "| early" in done.stdout and plan(study, 1e9).count("0.0 s") == 6
