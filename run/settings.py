@@ -289,5 +289,5 @@ def check_rate(what, points):
     if not (isinstance(points, list) and points and all(
             isinstance(p, (list, tuple)) and len(p) == 2 and
             all(type(v) in (int, float) for v in p) for p in points)):
-        raise UserError(f"{what}: rate={points!r}: must be [(loss, loss per second), ...], as "
-                        "lab.plan --search writes it")
+        raise UserError(f"{what}: rate={points!r}: must be [(loss, loss per second), ...] "
+                        "of the next sizes")

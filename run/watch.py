@@ -138,7 +138,7 @@ class Watch:
         """
         grow_when="rate": after an evaluation, decide whether to grow now rather than at `at`: when
         the loss per second since the evaluation before falls below that of the next stage's sizes
-        at this loss. That is the stage's `rate`, measured by lab.plan; without one it is guessed that
+        at this loss. That is the stage's `rate`, if it was measured; without one it is guessed that
         a step of the next sizes takes off as much loss as one of the present sizes did at first,
         and costs as much more time as it has more FLOPs. Rank 0 decides for all, and the decision
         goes into the checkpoint taken right after. pace: [iteration, loss, seconds, first rate].

@@ -146,7 +146,7 @@ def test_lines_left_out_are_counted(tmp_path, capsys):
     ("cola", b"", "has no rows of CoLA"), ("sst2", b"sentence\tlabel\n", "has no rows of SST-2"),
     ("stsb", b"\t" * 9 + b"high\n", "t.tsv:1: label 'high': must be a number"),
     ("stsb", b"\t" * 9 + b"nan\n", "t.tsv:1: label 'nan': must be a number"),
-    ("sst2", b"\xff\xfe", "not UTF-8 text"), ("sst2", None, "No such file")])
+    ("sst2", b"\xff\xfe", "is UTF-16 text"), ("sst2", None, "No such file")])
 def test_bad_glue_files(task, content, said, tmp_path):
     if content is not None:
         (tmp_path / "t.tsv").write_bytes(content)

@@ -44,7 +44,7 @@ def test_graphs_made_ahead():
                             tie=False, qk_norm=True, n_layer=1, n_embd=16, n_inner=16, block_size=32,
                             batch_tokens=64, micro_batch=2))
     process = ahead.start(config, dict(n_layer=1, n_head=3, n_embd=16, n_inner=16),
-                          dict(n_head=6, n_layer=2), 64, "cpu", torch.float32)
+                          dict(n_head=6, n_layer=2), 2, 64, "cpu", torch.float32)
     assert process.wait(timeout=300) == 0
 
 
