@@ -16,6 +16,7 @@ from lab import verdict
 from lab.children import TRAIN
 from lab.costs import compute
 from run.arguments import read_file
+from run.curves import curve
 from run.errors import UserError
 from run.runlog import read_metrics
 from run.settings import TrainConfig, from_dict
@@ -59,7 +60,7 @@ class Run:
         return os.path.join(self.config.out_dir, name)
 
     def curve(self):
-        return verdict.curve(read_metrics(self.config.out_dir))
+        return curve(read_metrics(self.config.out_dir))
 
     def diverged(self):
         return os.path.exists(self.path("diverged.txt"))

@@ -78,7 +78,7 @@ def test_bert_does_not_write(tmp_path, monkeypatch, capsys):
     (lambda s: s["model_config"].update(n_embd=24), "size mismatch"),
     (lambda s: s["model_config"].update(n_embd="24"), "not a whole model"),
     (lambda s: s["model_config"].update(n_embd=-1), "not a whole model"),
-    (lambda s: s["config"].update(model="llama"), "KeyError: 'llama'"),
+    (lambda s: s["config"].update(model="mamba"), "KeyError: 'mamba'"),
     (lambda s: s["model"].pop("wte.weight"), "Missing key"),
     (lambda s: s.update(meta={}), "names no tokenizer")])
 def test_checkpoints_of_wrong_contents(change, said, gpt, tmp_path, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from runs import ENV, ROOT, TINY, events, make_data
 
 from lab import children, costs, speedrun, verdict
 from lab.campaign import Campaign, Contestant, Run
-from run.curves import crossing
+from run.curves import crossing, curve, reaches
 from run.errors import UserError
 
 FAKE = '''
@@ -105,13 +105,13 @@ def test_a_loss_before_the_last_growth_does_not_count():
     def events(*points):
         return [dict(event="eval", iter=i, train_s=10.0 * i, flops=1.0 * i, n_layer=layers, mask=mask,
                      val_loss=loss) for i, (layers, mask, loss) in enumerate(points)]
-    grown = verdict.curve(events((1, 1.0, 5.0), (1, 1.0, 1.0), (2, 0.5, 1.0), (2, 1.0, 3.0),
+    grown = curve(events((1, 1.0, 5.0), (1, 1.0, 1.0), (2, 0.5, 1.0), (2, 1.0, 3.0),
                                  (2, 1.0, 1.0)))
     assert grown["whole"] == [False, False, False, True, True]
-    assert verdict.reaches(grown, "train_s", 2.0) == 35 and verdict.reaches(grown, "flops", 3.0) == 3
-    assert verdict.reaches(grown, "train_s", 0.5) is None
-    assert verdict.reaches(verdict.curve(events((1, 1.0, 5.0), (2, 0.5, 1.0))), "iter", 2.0) is None
-    assert verdict.reaches(verdict.curve(events((1, 1.0, 3.0), (1, 1.0, 1.0))), "iter", 2.0) == 0.5
+    assert reaches(grown, "train_s", 2.0) == 35 and reaches(grown, "flops", 3.0) == 3
+    assert reaches(grown, "train_s", 0.5) is None
+    assert reaches(curve(events((1, 1.0, 5.0), (2, 0.5, 1.0))), "iter", 2.0) is None
+    assert reaches(curve(events((1, 1.0, 3.0), (1, 1.0, 1.0))), "iter", 2.0) == 0.5
 
 
 def test_compare_pairs_by_seed():

@@ -14,7 +14,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from data.reading import read_text  # noqa: E402
 from run.curves import curve, reaches  # noqa: E402
 from run.errors import Parser, UserError, exits_cleanly  # noqa: E402
 
@@ -24,7 +23,9 @@ def read_run(folder):
     path = os.path.join(folder, "metrics.jsonl")
     if not os.path.isfile(path):
         raise UserError(f"{folder}: no metrics.jsonl there: give the out_dir of a run")
-    events, lines = [], read_text(path).split("\n")[:-1]  # the last line may not be whole yet
+    with open(path, encoding="utf-8", errors="replace") as f:
+        lines = f.read().split("\n")[:-1]  # the last line may not be whole yet
+    events = []
     for line in lines:
         try:
             e = json.loads(line)
