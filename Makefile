@@ -11,11 +11,11 @@ train: $(VENV)/ready data/pystdlib/meta.json
 	$(RUN) -m tools.plot out/$(CONFIG)
 
 test: $(VENV)/ready
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n 2
 
 # with the optional packages that some tests compare with, and the tests that take minutes
 test-all: $(VENV)/extra
-	$(RUN) -m pytest -q --slow
+	$(RUN) -m pytest -q -n 2 --slow
 
 # the linter, and the order of the house: who may import whom
 lint: $(VENV)/extra

@@ -88,8 +88,10 @@ def assert_close(a, b, tol=1e-5):
     assert max(abs(x[3] - y[3]) for x, y in zip(a, b)) < tol
 
 
-@pytest.mark.parametrize("how", ["none", "fsdp"])
-@pytest.mark.parametrize("model,optimizer", [("gpt", "adamw"), ("gpt", "muon"), ("bert", "muon")])
+@pytest.mark.parametrize("model,optimizer,how", [
+    ("gpt", "adamw", "none"), ("gpt", "muon", "fsdp"), *(pytest.param(*v, marks=pytest.mark.slow) for v in (
+        ("gpt", "adamw", "fsdp"), ("gpt", "muon", "none"), ("bert", "muon", "none"),
+        ("bert", "muon", "fsdp")))])
 def test_two_processes_train_like_one(model, optimizer, how, whole):
     """Through three growths, with gradient accumulation; every training and validation loss."""
     one, two = whole(model, optimizer), whole(model, optimizer, 2, how)
@@ -106,8 +108,8 @@ def test_two_processes_train_like_one(model, optimizer, how, whole):
 
 @pytest.mark.parametrize("optimizer,start,resumed", [
     ("adamw", (2, "fsdp"), [(1, "none"), (2, "none")]),
-    ("adamw", (1, "none"), [(2, "fsdp")]),
-    ("muon", (2, "none"), [(2, "fsdp")]),
+    *(pytest.param(*v, marks=pytest.mark.slow) for v in (
+        ("adamw", (1, "none"), [(2, "fsdp")]), ("muon", (2, "none"), [(2, "fsdp")]))),
     ("muon", (2, "fsdp"), [(1, "none")])])
 def test_resumed_as_anything(optimizer, start, resumed, driver, data, whole, tmp_path):
     """Stopped in the middle of a ramp; then sharded, whole in each, and on one process."""
@@ -273,7 +275,7 @@ def ranks_of(launcher):
     return [int(pid) for pid in found.stdout.split()]
 
 
-@pytest.mark.parametrize("restarts", [0, 1])
+@pytest.mark.parametrize("restarts", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_dead_rank_takes_the_job_down(restarts, data, tmp_path):
     """Two processes, one killed: torchrun ends the other soon, and --max-restarts resumes."""
     out = str(tmp_path / "out")

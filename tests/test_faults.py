@@ -72,10 +72,12 @@ def moments(seconds):
     yield from ({"replace": n} for n in rng.sample(range(1, 25), 4))
 
 
-def test_killed_runs_go_on_exactly(driver, data, whole, tmp_path):
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 4])
+def test_killed_runs_go_on_exactly(every, driver, data, whole, tmp_path):
+    """Shot at 29 moments, or at every fourth of them."""
     out, seconds = whole
     want, killed = losses(out), 0
-    for i, moment in enumerate(moments(seconds)):
+    for i, moment in enumerate(list(moments(seconds))[::every]):
         print(f"FAULT_SEED={SEED}, death {i}: {moment}")
         dead = str(tmp_path / str(i))
         first = driver.run(dead, moment, data_dir=data)
@@ -85,7 +87,7 @@ def test_killed_runs_go_on_exactly(driver, data, whole, tmp_path):
         assert again["code"] == 0, again["log"]
         assert losses(dead) == want
         shutil.rmtree(dead)
-    assert killed >= 20
+    assert killed >= 20 // every
 
 
 def test_killed_again_and_again(driver, data, whole, tmp_path):
@@ -108,21 +110,21 @@ def test_resume_with_another_optimizer(driver, data, optimizer, tmp_path):
     assert losses(a) == losses(b)
 
 
-def test_signal_saves_and_says_how_to_go_on(data, whole, tmp_path):
-    for number in (signal.SIGTERM, signal.SIGINT):
-        out = str(tmp_path / number.name)
-        run = subprocess.Popen([sys.executable, "train.py", *flags(data_dir=data, out_dir=out)],
-                               cwd=ROOT, env=ENV, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT)
-        metrics = os.path.join(out, "metrics.jsonl")
-        while not (os.path.exists(metrics) and '"iter": 15' in open(metrics).read()):
-            assert run.poll() is None, run.stdout.read()
-            time.sleep(0.005)
-        run.send_signal(number)
-        said = run.communicate(timeout=60)[0]
-        assert run.returncode == 0 and "--resume" in said, said
-        train("--resume", data_dir=data, out_dir=out)
-        assert losses(out) == losses(whole[0])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_signal_saves_and_says_how_to_go_on(number, data, whole, tmp_path):
+    out = str(tmp_path / number.name)
+    run = subprocess.Popen([sys.executable, "train.py", *flags(data_dir=data, out_dir=out)],
+                           cwd=ROOT, env=ENV, text=True, stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT)
+    metrics = os.path.join(out, "metrics.jsonl")
+    while not (os.path.exists(metrics) and '"iter": 15' in open(metrics).read()):
+        assert run.poll() is None, run.stdout.read()
+        time.sleep(0.005)
+    run.send_signal(number)
+    said = run.communicate(timeout=60)[0]
+    assert run.returncode == 0 and "--resume" in said, said
+    train("--resume", data_dir=data, out_dir=out)
+    assert losses(out) == losses(whole[0])
 
 
 def test_damaged_checkpoints(driver, data, whole, tmp_path):

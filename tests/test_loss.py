@@ -57,7 +57,7 @@ def test_under_autocast(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["gpt", "bert"])
-@pytest.mark.parametrize("mode", ["none", "block", "model"])
+@pytest.mark.parametrize("mode", ["none", "block", pytest.param("model", marks=pytest.mark.slow)])
 def test_models_compiled_or_not(kind, mode, monkeypatch):
     """return_logits=False: the same loss and gradients, no logits of the whole batch."""
     from run import compiler

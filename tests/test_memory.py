@@ -84,6 +84,7 @@ def test_peak_memory_of_growth():
     assert peak < 1.1 * need, f"growing took {peak:.0f} MiB, the grown state is {need:.0f} MiB"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_nothing_is_left_of_old_models():
     """20 growths under DDP: neither reducers nor parameters nor optimizer state pile up."""

@@ -53,7 +53,8 @@ def test_the_recompile_limit_is_an_error(monkeypatch):
         compiler.forget_graphs()
 
 
-@pytest.mark.parametrize("model", ["gpt", "bert"])
+@pytest.mark.parametrize("model", ["gpt", *(pytest.param(m, marks=pytest.mark.slow) for m in (
+    "bert", "llama"))])
 def test_graphs_made_ahead_are_those_of_the_run(model, tmp_path, monkeypatch):
     """What ahead.py compiles in its own process, the grown model then finds in the disk cache."""
     if compiler.broken("cpu"):
@@ -166,6 +167,7 @@ def test_no_compiler(tmp_path):
     assert "torch.compile does not work here" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_a_killed_compiler_left_is_compiled_again(tmp_path):
     """Cut-off files in the disk cache are noticed at the next start; whole ones stay."""
     if compiler.broken("cpu"):

@@ -77,8 +77,9 @@ def test_compiled_run_and_its_graphs(data, tmp_path):
     out = str(tmp_path / "out")
     train(data_dir=data, out_dir=out, dropout=0.0, compile="block", max_iters=50)
     got = [(e["iter"], e["graphs"]) for e in events(out, "compile")]
-    # start; growth masked, then clean; the same; depth: the gate's graph, and none when it goes
-    assert got == [(1, 1), (13, 1), (20, 1), (25, 1), (32, 1), (41, 1)]
+    # a block's and the loss's at the start; growth masked, with the loss's anew, then clean; the same;
+    # depth: the gate's graph, and none when it goes
+    assert got == [(1, 2), (13, 2), (20, 1), (25, 2), (32, 1), (41, 1)]
     eager = str(tmp_path / "eager")
     train(data_dir=data, out_dir=eager, dropout=0.0, max_iters=50)
     assert max(abs(x[3] - y[3]) for x, y in zip(losses(out), losses(eager))) < 1e-3
