@@ -9,13 +9,13 @@ block_size = 256
 n_layer, n_embd, n_inner, n_head, head_dim = 2, 128, 512, 4, 32
 # ... and how it grows: at iteration `at`, to these sizes
 stages = [
-    dict(at=260, n_embd=192, n_inner=768),
-    dict(at=390, n_head=6),
-    dict(at=485, n_layer=6),
+    dict(at=240, n_embd=192, n_inner=768),
+    dict(at=360, n_head=6),
+    dict(at=450, n_layer=6),
 ]
 ramp_iters = 40
 
-max_iters = 1100
+max_iters = 1000
 batch_tokens = 4096
 micro_batch = 16
 optimizer = "muon"
