@@ -528,7 +528,8 @@ def test_wandb_gets_the_numbers(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     config = from_args(["--wandb=mine", f"--out_dir={tmp_path}"])
     assert log_something(tmp_path, config) == got
-    assert started["project"] == "mine" and started["name"] == tmp_path.name
+    assert started["project"] == "mine" and started["name"] == \
+        f"{tmp_path.parent.name}/{tmp_path.name}"  # seed_1 alone would be many runs'
     assert started["config"]["learning_rate"] == config.learning_rate
 
 
