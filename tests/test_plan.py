@@ -19,6 +19,7 @@ from lab import plan as planner
 from lab import probes, rates, search
 from lab.costs import batch, count, make_model, stage_costs, totals, vocab_of
 from lab.plan import show
+from run import checkpoint
 from run.arguments import from_args
 from run.errors import UserError
 
@@ -213,7 +214,7 @@ def test_a_lead_is_measured_in_iterations():
 def searched(tmp_path):
     """A Search of pystdlib_msg that has trained nothing."""
     base = str(ROOT / "config" / "pystdlib_msg.py")
-    args = [base, "--seed=5", "--ramp_iters=50"]
+    args = [base, "--seed=5", "--ramp_iters=50", "--max_iters=1700"]
     return search.Search(from_args(args), args, str(tmp_path / "search"), 1, 256)
 
 
@@ -333,7 +334,7 @@ def test_a_search_that_is_stopped_goes_on(toy, tmp_path):
     time.sleep(1)
     first.send_signal(signal.SIGTERM)
     assert "the same command continues" in first.communicate(timeout=60)[0] and first.returncode == 0
-    reached = events(out / "scratch")[-1]["iter"]
+    reached = checkpoint.load(str(out / "scratch"))["iter"]  # the log may be behind
     runs = probes.Runs(str(out), [toy, "--max_iters=100000"], 600)
     assert 1 < runs.state["spent"] < 90
     runs.run("scratch", dict(n_layer=3, n_inner=64, stages=[], schedule="constant"), reached + 5)
