@@ -1,6 +1,6 @@
 # The main job: a small GPT on the source text of Python's own standard library, byte by byte,
-# grown in all four dimensions to 6 layers x 192. On two CPU cores under ten minutes where products
-# in bfloat16 are fast, under fifteen where they are not.
+# grown in all four dimensions to 6 layers x 192. About thirteen minutes on two slow CPU cores, less
+# where products in bfloat16 are fast.
 data_dir = "data/pystdlib"
 out_dir = "out/pystdlib_msg"
 

@@ -196,8 +196,15 @@ def shortened(value):
     return text if len(text) < 60 else text[:57] + "..."
 
 
+# what others call it: what it is here
+OTHER_NAMES = dict(n_kv_head="kv_group, which is n_head / n_kv_head", batch_size="micro_batch",
+                   gradient_accumulation_steps="batch_tokens, of a whole iteration",
+                   lr="learning_rate", min_lr="min_lr_frac", lr_decay_iters="decay_iters",
+                   dataset="data_dir")
+
+
 def unknown(key, known, otherwise="python train.py --help lists them all"):
-    near = difflib.get_close_matches(str(key), known, 1)
+    near = [OTHER_NAMES[key]] if key in OTHER_NAMES else difflib.get_close_matches(str(key), known, 1)
     return f"{shortened(key) if not isinstance(key, str) else key}: no such setting" + \
         (f", did you mean {near[0]}?" if near else f": {otherwise}")
 

@@ -41,6 +41,12 @@ def test_a_config_that_is_none(text, words, tmp_path):
     assert words in str(e.value)
 
 
+def test_names_that_others_use():
+    for key, ours in dict(n_kv_head="kv_group", batch_size="micro_batch", lr="learning_rate").items():
+        with pytest.raises(UserError, match=f"{key}: no such setting, did you mean {ours}"):
+            from_args([f"--{key}=4"])
+
+
 def test_home_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     c = from_dict({**TINY, "out_dir": "~/out", "data_dir": "~/data"})
