@@ -269,8 +269,6 @@ class Run:
         return value >= 1
 
 
-
-
 def train(run, watch):
     """The loop: steps and growths, until the last iteration or a signal to stop."""
     c = run.config

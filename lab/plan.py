@@ -12,14 +12,12 @@ import argparse
 import os
 import sys
 
-import torch
-
 from grow import describe
 from lab import search
 from lab.costs import has_dataset, known_peak, measure, stage_costs, totals, vocab_of
 from lab.words import clock, human, number, schedule_name, table
 from run.arguments import from_args
-from run.errors import Parser, UserError, exits_cleanly, library
+from run.errors import Parser, UserError, exits_cleanly, is_out_of_memory, library
 
 WORTH_IT = 1.05  # a ceiling on the speedup below this is within the noise of any comparison
 
@@ -79,7 +77,7 @@ def measure_all(rows, config, vocab_size, args):
         try:
             r.update(measure(config, vocab_size, r["sizes"], before, args.processes, args.seconds))
         except (RuntimeError, MemoryError) as e:
-            if not isinstance(e, (torch.OutOfMemoryError, MemoryError)) and "memory" not in str(e):
+            if not is_out_of_memory(e):
                 raise
             raise UserError(f"{describe(r['sizes'])} does not fit in memory here (its state takes "
                             f"{human(r['state'], 'B')}): lower micro_batch, or plan with --dry") \

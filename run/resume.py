@@ -10,8 +10,6 @@ from run.settings import TrainConfig
 FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "eval_seqs",
         "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
         "max_bad_steps", "data_dir", "zero1", "shard", "compile_ahead", "tensorboard", "wandb"}
-
-
 # what a branch may change besides: what is still to come
 AHEAD = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "rewarm_iters", "learning_rate",
          "muon_learning_rate", "weight_decay", "grad_clip", "grow_when", "ramp_iters", "init", "depth",
@@ -71,5 +69,3 @@ def check_resume(state, config, meta, free=FREE):
                             "with that, or start anew in another out_dir")
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"resuming with {f.name}={new!r}, which was {old!r}")
-
-

@@ -1,6 +1,6 @@
 """
-What is done to a run while it trains, and changes nothing in it: it is timed, evaluated, logged,
-saved and asked to stop; and when growth goes by rate, the next growth is decided.
+What is done to a run while it trains, and touches neither its weights nor its data: it is timed,
+evaluated, logged, saved and asked to stop; and when growth goes by rate, it is told when.
 """
 import math
 import os
