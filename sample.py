@@ -11,18 +11,18 @@ from data.reading import read_text
 from data.tokenizer import get_tokenizer
 from model import GPT
 from run.errors import UserError, exits_cleanly, first_line
-from run.given import at_least, model_parser
+from run.given import model_parser, number
 from run.hf import open_model
 
 
 def parse(argv):
     p = model_parser(__doc__)
     p.add_argument("--prompt", default="\n", help="what the text starts with; @FILE reads a file")
-    p.add_argument("--num_samples", type=at_least(1), default=1)
-    p.add_argument("--max_new_tokens", type=at_least(0), default=500)
-    p.add_argument("--temperature", type=at_least(0, float), default=0.8,
+    p.add_argument("--num_samples", type=number(int, 1), default=1)
+    p.add_argument("--max_new_tokens", type=number(int, 0), default=500)
+    p.add_argument("--temperature", type=number(float, 0), default=0.8,
                    help="0 = always the likeliest token")
-    p.add_argument("--top_k", type=at_least(0), default=50,
+    p.add_argument("--top_k", type=number(int, 0), default=50,
                    help="choose among so many tokens, 0 = all")
     p.add_argument("--seed", type=int, default=1337)
     return p.parse_args(argv)

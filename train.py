@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 
 import torch
 
-from data.loader import LOADERS, fingerprint, read_meta, vocab_needed
+from data.loader import LOADERS, fingerprint, padded, read_meta, vocab_needed
 from grow import describe, set_mask
 from model import GROWABLE, MODELS
 from run import ahead, checkpoint, compiler, hf, shard
@@ -51,7 +51,7 @@ class Run:
         self.mesh = shard.make_mesh(self.ranks, config.shard)
         self.dtype = common_dtype(config.dtype, self.ranks, self.saved)
         self.compile, self.warning = compiler.choose(config.compile, self.device)
-        self.vocab_size = self.padded_vocabulary()
+        self.vocab_size = self.vocabulary()
         self.loader = LOADERS[config.model](config, self.meta, self.vocab_size, self.ranks.rank,
                                             self.ranks.world)
         self.feeder = ThreadPoolExecutor(1)
@@ -85,13 +85,13 @@ class Run:
                     threads=torch.get_num_threads(), torch=torch.__version__,
                     data_dir=os.path.abspath(self.config.data_dir))
 
-    def padded_vocabulary(self):
-        """vocab_size, or the dataset's rounded up to a multiple of 64, which kernels like."""
+    def vocabulary(self):
+        """vocab_size, or the dataset's, padded."""
         c, needed = self.config, vocab_needed(self.config.model, self.meta)
         if c.vocab_size and c.vocab_size < needed:
             raise UserError(f"vocab_size={c.vocab_size}: the dataset {c.data_dir} has {needed} "
                             "token ids; leave vocab_size out to use that")
-        return c.vocab_size or -(-needed // 64) * 64
+        return c.vocab_size or padded(needed)
 
     def make_model(self):
         """The model: as it was saved, as somebody else trained it, or as drawn from the seed."""

@@ -196,6 +196,11 @@ class BertLoader(Loader):
 LOADERS = {"gpt": Loader, "bert": BertLoader, "llama": Loader}
 
 
+def padded(vocab_size):
+    """Rounded up to a multiple of 64, which kernels like."""
+    return -(-vocab_size // 64) * 64
+
+
 def vocab_needed(model, meta):
     """How many token ids the model must know: BERT's special tokens included."""
     return get_tokenizer(meta, bert=True).vocab_size if model == "bert" else meta["vocab_size"]

@@ -32,7 +32,6 @@ from grow import grow, set_mask, sizes_of
 from lab.costs import (
     Step,
     batch,
-    known_peak,
     machine,
     make_model,
     read_run,
@@ -40,12 +39,13 @@ from lab.costs import (
     shape,
 )
 from lab.costs import measure as measure_growth
-from lab.words import number, table
+from lab.words import table
 from model import MODELS
 from run import compiler, hf
 from run.errors import Parser, UserError, exits_cleanly, library
+from run.given import number
 from run.optim import make_optimizers
-from run.precision import pick_dtype
+from run.precision import known_peak, pick_dtype
 from run.ranks import Ranks, hold_memory
 from run.runlog import read_metrics
 from run.settings import from_dict
@@ -264,7 +264,7 @@ def summary(result, args):
     """Rows of the table: ms a step (median, min-max), tokens/s, ratios paired round by round."""
     tokens = ROWS * PRESETS[args.preset]["block_size"]
     ours = result.get("ours-block") or next(iter(result.values()))
-    peak = known_peak() if args.device.startswith("cuda") else 0.0
+    peak = known_peak(torch.device(args.device))
     rows = []
     for name, r in result.items():
         ms = sorted(1e3 * s for s in r["seconds"])

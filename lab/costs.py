@@ -11,12 +11,12 @@ from dataclasses import asdict, replace
 
 import torch
 
-from data.loader import read_meta, vocab_needed
+from data.loader import padded, read_meta, vocab_needed
 from grow import grow, role, set_mask
 from model import MODELS
 from run import compiler
 from run.optim import make_optimizers
-from run.precision import PEAK_FLOPS, pick_dtype
+from run.precision import pick_dtype
 from run.ranks import Ranks
 
 
@@ -31,12 +31,6 @@ def machine():
     return f"{name}, {os.cpu_count()} cores"
 
 
-def known_peak():
-    """FLOP/s of the GPU here by its data sheet; 0 if there is none, or it is not known."""
-    return next((v for k, v in PEAK_FLOPS.items() if k in machine()), 0.0) \
-        if torch.cuda.is_available() else 0.0
-
-
 def has_dataset(config):
     return os.path.isdir(config.data_dir) and any(
         name.endswith(".bin") for name in os.listdir(config.data_dir))
@@ -49,9 +43,9 @@ def vocab_of(config, guess=False):
     """
     if config.vocab_size:
         return config.vocab_size
-    needed = MODELS[config.model][1]().vocab_size if guess and not has_dataset(config) else \
-        vocab_needed(config.model, read_meta(config.data_dir))
-    return -(-needed // 64) * 64
+    if guess and not has_dataset(config):
+        return padded(MODELS[config.model][1]().vocab_size)
+    return padded(vocab_needed(config.model, read_meta(config.data_dir)))
 
 
 def make_model(config, sizes, vocab_size, device="cpu"):

@@ -20,10 +20,11 @@ from lab.campaign import known, must_be, slug
 from lab.children import interrupt_on_sigterm, places
 from lab.costs import measure, stage_costs, vocab_of
 from lab.frontier_report import write_report
-from lab.words import clock, human, number, table
+from lab.words import clock, human, table
 from run.arguments import read_file
 from run.checkpoint import make_out_dir
 from run.errors import Parser, UserError, exits_cleanly
+from run.given import number
 from run.settings import from_dict
 
 EXPERIMENT = dict(settings=dict, ladder=dict, starts=dict, grown=dict, target=str, budgets=list,

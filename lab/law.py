@@ -18,9 +18,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from lab.words import human, number, table
+from lab.words import human, table
 from run.errors import Parser, UserError, exits_cleanly, library
-from run.given import read_json
+from run.given import number, read_json
 
 WORTH = 1.15  # less than this is not worth a growth: seeds differ by as much
 

@@ -14,10 +14,13 @@ import sys
 
 from grow import describe
 from lab import search
-from lab.costs import has_dataset, known_peak, measure, stage_costs, totals, vocab_of
-from lab.words import clock, human, number, schedule_name, table
+from lab.costs import has_dataset, measure, stage_costs, totals, vocab_of
+from lab.words import clock, human, schedule_name, table
 from run.arguments import from_args
 from run.errors import Parser, UserError, exits_cleanly, is_out_of_memory, library
+from run.given import number
+from run.precision import known_peak
+from run.ranks import Ranks
 
 WORTH_IT = 1.05  # a ceiling on the speedup below this is within the noise of any comparison
 
@@ -91,7 +94,7 @@ def measure_all(rows, config, vocab_size, args):
 def show_plan(config, args, rest):
     vocab_size = vocab_of(config, guess=True)
     rows = stage_costs(config, vocab_size)
-    flops = args.flops or config.peak_flops or known_peak()
+    flops = args.flops or config.peak_flops or known_peak(Ranks("auto").device)
     if not args.dry:
         measure_all(rows, config, vocab_size, args)
     elif flops:

@@ -30,10 +30,11 @@ from lab import verdict
 from lab.campaign import Campaign, point_name
 from lab.children import Child, interrupt_on_sigterm, places, side_by_side
 from lab.costs import compute, machine
-from lab.words import number, table
+from lab.words import table
 from run.arguments import parse_override, read_file
 from run.checkpoint import make_out_dir
 from run.errors import Parser, UserError, exits_cleanly, library
+from run.given import number
 
 
 def run_all(runs, slots):

@@ -1,28 +1,11 @@
 """
-How the commands of lab/ take numbers and say them: flags, tables, quantities, times, schedules.
+How the commands of lab/ say what they found: tables, quantities, times, schedules.
 """
-import argparse
 import itertools
-import math
 
 from matplotlib.ticker import EngFormatter
 
 SHORT = {"n_embd": "hidden", "n_head": "heads", "n_inner": "FFN", "n_layer": "layers"}
-
-
-def number(kind, low, high=math.inf):
-    """For argparse's `type`: an int or float from `low` to `high`, both included, and finite."""
-    def read(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high or math.isinf(value):
-            raise argparse.ArgumentTypeError(
-                f"{text}: must be a {'whole ' * (kind is int)}number, at least {low:g}" +
-                (f" and at most {high:g}" if high < math.inf else ""))
-        return value
-    return read
 
 
 def table(header, rows):

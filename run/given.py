@@ -8,6 +8,7 @@ import torch
 
 from data.reading import read_text
 from run.errors import Parser, UserError
+from run.ranks import open_device
 
 
 def model_parser(doc):
@@ -19,21 +20,24 @@ def model_parser(doc):
     return p
 
 
-def at_least(low, kind=int):
-    """An argparse type: a finite number from `low` on."""
-    def number(text):
-        value = kind(text)
-        if not low <= value < math.inf:  # NaN is neither
-            raise argparse.ArgumentTypeError(f"{text}: must be at least {low}, and finite")
+def number(kind, low, high=math.inf):
+    """For argparse's `type`: an int or float from `low` to `high`, both included, and finite."""
+    def read(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or math.isinf(value):
+            raise argparse.ArgumentTypeError(
+                f"{text}: must be a {'whole' if kind is int else 'finite'} number, at least {low:g}" +
+                (f" and at most {high:g}" if high < math.inf else ""))
         return value
-    return number
+    return read
 
 
 def device(name):
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError):  # no such name, or no such device here
-        raise UserError(f"--device={name}: not on this machine: use --device=cpu") from None
+    """For argparse's `type`: the name of a device that is there."""
+    open_device(name)
     return name
 
 

@@ -15,10 +15,10 @@ PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 
               "T4": 65e12}  # dense, half precision, from the data sheets; longer names first
 
 
-def peak_flops(config, device):
-    """The device's FLOP/s in half precision, given or known by its name; 0 if neither."""
+def known_peak(device):
+    """A device's FLOP/s in half precision, known by its name; 0 if it is not."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return config.peak_flops or next((v for k, v in PEAK_FLOPS.items() if k in name), 0)
+    return next((v for k, v in PEAK_FLOPS.items() if k in name), 0.0)
 
 
 def common_dtype(wanted, ranks, saved=None):

@@ -23,12 +23,7 @@ class Ranks:
         self.local = int(os.environ.get("LOCAL_RANK", 0))
         name = device if device != "auto" else "cuda" if torch.cuda.is_available() else \
             "mps" if torch.backends.mps.is_available() and self.world == 1 else "cpu"
-        try:
-            self.device = torch.device(f"cuda:{self.local}" if name == "cuda" else name)
-            torch.zeros(1, device=self.device)
-        except (RuntimeError, AssertionError):
-            raise UserError(f"device={device}: not on this machine, which has "
-                            f"{torch.cuda.device_count()} CUDA devices; use --device=cpu") from None
+        self.device = open_device(f"cuda:{self.local}" if name == "cuda" else name)
         if self.device.type == "cpu":
             hold_memory()
         self.several = "RANK" in os.environ and self.world > 1
@@ -62,6 +57,17 @@ class Ranks:
             self.barrier()  # whoever leaves first would look like a failure to the others
             gc.collect()  # what is left of old DDP wrappers, whose threads must end before it does
             dist.destroy_process_group()
+
+
+def open_device(name):
+    """The torch.device of that name; UserError if it is not on this machine."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device={name}: not on this machine, which has "
+                        f"{torch.cuda.device_count()} CUDA devices: use --device=cpu") from None
+    return device
 
 
 def meet(store, rank, world, seconds):

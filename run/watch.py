@@ -15,7 +15,7 @@ from grow import describe, sizes_of
 from run import checkpoint
 from run.errors import UserError
 from run.evaluation import evaluate
-from run.precision import peak_flops
+from run.precision import known_peak
 from run.runlog import Clock, RunLog, open_trackers
 
 
@@ -62,7 +62,7 @@ class Watch:
         before, had = self.last_log
         self.last_log = now, tokens = self.clock.read(), run.tokens
         speed = (tokens - had) / max(now - before, 1e-9)
-        peak = peak_flops(c, run.device)
+        peak = c.peak_flops or known_peak(run.device)
         run.bad = int(run.bad)
         self.note("step", loss=loss, grad_norm=norm.item(),
                   lr=run.optimizers[-1].param_groups[0]["lr"], tok_s=speed,

@@ -387,7 +387,7 @@ def test_bad_input(kind, tasks, said, gpt, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("args, said", [
-    (["--batch=0"], "--batch: 0: must be at least 1"), (["--stride=-1"], "--stride: -1: must be"),
+    (["--batch=0"], "--batch: 0: must be a whole number, at least 1"), (["--stride=-1"], "--stride: -1: must be"),
     (["--device=cuda:99"], "--device=cuda:99: not on this machine"),
     (["--device=toaster"], "--device=toaster: not on this machine")])
 def test_bad_settings(args, said):

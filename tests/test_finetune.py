@@ -413,8 +413,8 @@ def test_mid_ramp(tmp_path):
 
 @pytest.mark.parametrize("args, said", [
     (["glue/SST3"], "--task=SST3: must be one of cola, sst2"), (["x", "--task=SQ"], "--task=SQ"),
-    (["SST-2", "--seeds=0"], "--seeds: 0: must be at least 1"),
-    (["SST-2", "--lr=nan"], "--lr: nan: must be at least 0, and finite"),
+    (["SST-2", "--seeds=0"], "--seeds: 0: must be a whole number, at least 1"),
+    (["SST-2", "--lr=nan"], "--lr: nan: must be a finite number, at least 0"),
     (["squad", "--pool=mean"], "--pool=mean: SQuAD is read at every token"),
     (["SST-2", "--dropout=1"], "--dropout=1.0: must be below 1"),
     (["SST-2", "--device=cuda:99"], "--device=cuda:99: not on this machine")])

@@ -37,14 +37,14 @@ def test_a_prompt_from_a_file(gpt, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("args, said", [
-    (["--num_samples=0"], "--num_samples: 0: must be at least 1"),
+    (["--num_samples=0"], "--num_samples: 0: must be a whole number, at least 1"),
     (["--num_samples=-3"], "--num_samples: -3: must be"),
     (["--max_new_tokens=-1"], "--max_new_tokens: -1: must be"),
     (["--temperature=nan"], "--temperature: nan: must be"),
     (["--temperature=-1"], "--temperature: -1: must be"),
     (["--temperature=1e-320"], "cannot be sampled"),
-    (["--top_k=-1"], "--top_k: -1: must be"), (["--top_k=x"], "--top_k: invalid number value: 'x'"),
-    (["--device=cuda:99"], "--device=cuda:99: not on this machine: use --device=cpu"),
+    (["--top_k=-1"], "--top_k: -1: must be"), (["--top_k=x"], "--top_k: x: must be a whole number, at least 0"),
+    (["--device=cuda:99"], "--device=cuda:99: not on this machine, which has 0 CUDA devices"),
     (["--prompt="], "--prompt is empty"), (["--prompt=@{tmp}/latin.txt"], "not UTF-8 text"),
     (["--prompt=@{tmp}/none.txt"], "none.txt: No such file"), (["--no_such"], "see --help"),
     (["--num_samples"], "expected one argument: see --help")])

@@ -6,14 +6,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from run.errors import UserError
-from run.given import at_least, model_parser
+from run.given import model_parser, number
 
 
 def parser(doc, batch, limit, save):
     """Arguments of evaluate and finetune; limit, save: what --limit counts, the file's name."""
     p = model_parser(doc)
-    p.add_argument("--batch", type=at_least(1), default=batch, help="sequences run at once")
-    p.add_argument("--limit", type=at_least(0), default=0, help=f"only the first N {limit}")
+    p.add_argument("--batch", type=number(int, 1), default=batch, help="sequences run at once")
+    p.add_argument("--limit", type=number(int, 0), default=0, help=f"only the first N {limit}")
     p.add_argument("--save", type=os.path.expanduser, help=f"where the JSON goes ({save} beside "
                    "the checkpoint)")
     return p

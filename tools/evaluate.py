@@ -28,7 +28,7 @@ from data.reading import read_text
 from data.tokenizer import get_tokenizer
 from run.errors import UserError, exits_cleanly
 from run.evaluation import scores
-from run.given import at_least, need, read_jsonl
+from run.given import need, number, read_jsonl
 from run.hf import kind_of, open_model, same_tokenizer
 from run.settings import TrainConfig
 from tools.common import batches, pad, parser, save_result, table
@@ -233,7 +233,7 @@ def parse_tasks(text):
 def parse(argv):
     p = parser(__doc__, 16, "lines (ppl: tokens; mlm: rows, 1024 by default)", "evaluate.json")
     p.add_argument("--tasks", required=True, help="what to measure, joined by commas; see above")
-    p.add_argument("--stride", type=at_least(0), default=0,
+    p.add_argument("--stride", type=number(int, 0), default=0,
                    help="ppl: new tokens a window (0: half of it)")
     p.add_argument("--join", default=" ", help="choice: what comes between a query and a choice "
                    "(a space where there is none; for example 'Answer: ')")

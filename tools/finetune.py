@@ -25,7 +25,7 @@ from tqdm import tqdm
 from data.tokenizer import get_tokenizer
 from grow import role
 from run.errors import UserError, exits_cleanly
-from run.given import at_least
+from run.given import number
 from run.hf import kind_of, open_model
 from tools.common import batches, pad, parser, save_result, table
 from tools.glue import TASKS, metric, read_glue, read_squad, squad_metrics
@@ -266,11 +266,11 @@ def parse(argv):
     p.add_argument("--task", help=f"{', '.join(TASKS)}; by default what the folder is called")
     p.add_argument("--train", type=os.path.expanduser, help="the file to train on")
     p.add_argument("--dev", help="the file to score on; several joined by commas")
-    p.add_argument("--seeds", type=at_least(1), default=3, help="so many runs, of seeds 0, 1, ...")
-    p.add_argument("--epochs", type=at_least(1), default=3)
-    p.add_argument("--lr", type=at_least(0, float), default=5e-5,
+    p.add_argument("--seeds", type=number(int, 1), default=3, help="so many runs, of seeds 0, 1, ...")
+    p.add_argument("--epochs", type=number(int, 1), default=3)
+    p.add_argument("--lr", type=number(float, 0), default=5e-5,
                    help="peak learning rate (small models: more)")
-    p.add_argument("--dropout", type=at_least(0, float), default=0.1)
+    p.add_argument("--dropout", type=number(float, 0), default=0.1)
     p.add_argument("--pool", choices=("own", "mean"), default="own",
                    help="what the head reads: BERT's pooled output, GPT's last token, or the mean")
     args = p.parse_args(argv)
