@@ -5,4 +5,4 @@ from config.pystdlib_llama_msg import *  # noqa: F403
 out_dir = "out/pystdlib_llama_scratch"
 n_layer, n_embd, n_inner, n_head = 6, 192, 512, 6
 stages = []
-max_iters = 780
+max_iters = 690

@@ -1,6 +1,5 @@
 # The main job: a small GPT on the source text of Python's own standard library, byte by byte,
-# grown in all four dimensions to 6 layers x 192. About thirteen minutes on two slow CPU cores, less
-# where products in bfloat16 are fast.
+# grown in all four dimensions to 6 layers x 192. 739 s on two cores of an AMD EPYC without bfloat16.
 data_dir = "data/pystdlib"
 out_dir = "out/pystdlib_msg"
 

@@ -8,7 +8,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from lab.children import TRAIN, Child, side_by_side
+from lab.children import TRAIN, Child, ended, side_by_side
 from run.checkpoint import numbered, write_json
 from run.errors import UserError
 from run.runlog import read_metrics
@@ -97,22 +97,5 @@ def run_all(ready, places, minutes):
     """Run what ready(n) names, n jobs at a time, until it names none, or for so many minutes."""
     until = time.monotonic() + 60 * minutes
     while time.monotonic() < until and (jobs := ready(len(places))):
-        side_by_side(jobs, places, Job.start, finished, lambda: time.monotonic() < until)
-
-
-def finished(child, job):
-    """Is it? Then look at how it ended."""
-    code = child.process.poll()
-    if code is None:
-        return False
-    if code == 0 and job.done():
-        job.tidy()
-        return True
-    why = child.reason()
-    if "infinite or NaN" not in why:
-        raise UserError(f"{job.out_dir}: stopped ({why}): see run.txt there; the same command goes on "
-                        "from here")
-    with open(job.path("diverged.txt"), "w") as f:
-        f.write(why + "\n")
-    print(f"{job.out_dir}: diverged", flush=True)
-    return True
+        side_by_side(jobs, places, Job.start,
+                     lambda child, job: ended(child, job.out_dir, job.done, job.tidy), lambda: time.monotonic() < until)

@@ -69,6 +69,27 @@ class Child:
         return lines[-1] if lines else f"exit code {code}"
 
 
+def ended(child, out_dir, done, tidy):
+    """
+    Is it? Then look at how: tidy() after a run that done() says is whole; diverged.txt there for one
+    whose loss became infinite or NaN; UserError for one that failed.
+    """
+    code = child.process.poll()
+    if code is None:
+        return False
+    if code == 0 and done():
+        tidy()
+        return True
+    why = child.reason()
+    if "infinite or NaN" not in why:
+        raise UserError(f"{out_dir}: stopped ({why}): see run.txt there; the same command goes on from "
+                        "here")
+    with open(os.path.join(out_dir, "diverged.txt"), "w") as f:
+        f.write(why + "\n")
+    print(f"{out_dir}: diverged", flush=True)
+    return True
+
+
 def prepare(cores):
     """What a child does before it starts: pin itself, and die (by SIGTERM, so saved) with us."""
     prctl, parent = getattr(ctypes.CDLL(None), "prctl", None), os.getpid()

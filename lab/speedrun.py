@@ -28,7 +28,7 @@ import torch
 
 from lab import verdict
 from lab.campaign import Campaign, point_name
-from lab.children import Child, interrupt_on_sigterm, places, side_by_side
+from lab.children import Child, ended, interrupt_on_sigterm, places, side_by_side
 from lab.costs import compute, machine
 from lab.words import table
 from run.arguments import parse_override, read_file
@@ -50,23 +50,12 @@ def run_all(runs, slots):
 
 
 def finished(child, run):
-    """Is it? Then look at how it ended; a whole run keeps its final checkpoint only."""
-    code = child.process.poll()
-    if code is None:
-        return False
-    if code == 0 and run.done():
+    """Is it? A whole run keeps its final checkpoint only."""
+    def tidy():
         for name in os.listdir(run.config.out_dir):
             if re.fullmatch(r"ckpt_\d+\.pt|best\.pt", name):
                 os.remove(run.path(name))
-        return True
-    why = child.reason()
-    if "infinite or NaN" not in why:
-        raise UserError(f"{run.config.out_dir}: stopped ({why}): see run.txt there; the same "
-                        "command goes on from here")
-    with open(run.path("diverged.txt"), "w") as f:
-        f.write(why + "\n")
-    print(f"{run.config.out_dir}: diverged", flush=True)
-    return True
+    return ended(child, run.config.out_dir, run.done, tidy)
 
 
 def plan(campaign):
