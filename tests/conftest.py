@@ -3,11 +3,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import make_data
 
 # a shell starts background jobs with Ctrl-C ignored, and what tests start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The folder of a tiny dataset."""
+    return str(make_data(tmp_path_factory.mktemp("data")))
 
 
 def pytest_addoption(parser):

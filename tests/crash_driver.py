@@ -20,6 +20,8 @@ import sys
 import threading
 import time
 
+from forked import to_the_end
+
 import train
 from run import checkpoint
 
@@ -96,24 +98,10 @@ def cut_off(moment):
     return opener
 
 
-def run(moment, args, log):
-    with open(log, "w") as out:
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
+def run(moment, args):
     sys.argv = ["train.py", *args]
-    code = 0
-    try:
-        arm(moment)
-        train.main()
-    except SystemExit as e:
-        code = e.code or 0
-    except BaseException:
-        import traceback
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    arm(moment)
+    train.main()
 
 
 if __name__ == "__main__":
@@ -122,7 +110,7 @@ if __name__ == "__main__":
         started = time.time()
         pid = os.fork()
         if pid == 0:
-            run(job["moment"], job["args"], job["log"])
+            to_the_end(lambda: run(job["moment"], job["args"]), job["log"])  # noqa: B023
         _, status = os.waitpid(pid, 0)
         print(json.dumps(dict(code=os.waitstatus_to_exitcode(status),
                               seconds=time.time() - started)), flush=True)

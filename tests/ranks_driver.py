@@ -13,36 +13,22 @@ import os
 import socket
 import sys
 import time
-import traceback
 
 import ranks_jobs
+from forked import to_the_end
 
 import train
 
 
 def run(job, rank, port):
-    log = job["log"] + (f".{rank}" if rank else "")
-    with open(log, "w") as out:
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
     os.environ.update(job.get("env", {}))
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job["world"]),
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    code = 0
-    try:
-        if "call" in job:
-            getattr(ranks_jobs, job["call"])()
-        else:
-            sys.argv = ["train.py", *job["args"][rank]]
-            train.main()
-    except SystemExit as e:
-        code = e.code or 0
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    if "call" in job:
+        getattr(ranks_jobs, job["call"])()
+    else:
+        sys.argv = ["train.py", *job["args"][rank]]
+        train.main()
 
 
 def free_port():
@@ -74,6 +60,7 @@ if __name__ == "__main__":
         for rank in range(job["world"]):
             pid = os.fork()
             if pid == 0:
-                run(job, rank, port)
+                log = job["log"] + (f".{rank}" if rank else "")
+                to_the_end(lambda: run(job, rank, port), log)  # noqa: B023
             pids.append(pid)
         print(json.dumps(wait(pids, 20)), flush=True)

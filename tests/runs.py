@@ -66,6 +66,24 @@ def train_here(*args, **settings):
             signal.signal(number, handler)
 
 
+class Driver:
+    """A script of tests/ that forks for every job it is sent: JSON lines, there and back."""
+
+    def __init__(self, script, **env):
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / script)], cwd=ROOT, env={**ENV, **env}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def send(self, **job):
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
 def events(out_dir, *kinds):
     with open(os.path.join(out_dir, "metrics.jsonl")) as f:
         return [e for e in map(json.loads, f) if not kinds or e["event"] in kinds]

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from runs import ENV, ROOT, events, flags, losses, make_data
+from runs import ENV, ROOT, Driver, events, flags, losses
 
 from data.loader import read_meta
 from model import GPT, MODELS, GPTConfig
@@ -27,45 +27,34 @@ SHORT = dict(dropout=0.0, eval_seqs=5, micro_batch=2, max_iters=26, ramp_iters=5
 CUT = dict(max_iters=12, stages=SHORT["stages"][:2])  # in the middle of the second ramp
 
 
-class Driver:
+class Together(Driver):
     """tests/ranks_driver.py, which forks the ranks of every job it is sent."""
 
     def __init__(self):
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "ranks_driver.py")], cwd=ROOT, text=True,
-            env={**ENV, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        super().__init__("ranks_driver.py", MALLOC_ARENA_MAX="1", MALLOC_MMAP_THRESHOLD_="65536")
 
-    def send(self, world, log, **job):
+    def say(self, world, log, **job):
         """Returns the exit codes and what rank 0 and rank 1 printed."""
-        self.process.stdin.write(json.dumps(dict(world=world, log=log, **job)) + "\n")
-        self.process.stdin.flush()
-        codes = json.loads(self.process.stdout.readline())
+        codes = self.send(world=world, log=log, **job)
         return codes, [open(log + (f".{r}" if r else "")).read() for r in range(min(world, 2))]
 
     def run(self, out_dir, world, *args, ok=True, **settings):
         args = [[*flags(**{**SHORT, "out_dir": out_dir, **settings}), *args]] * world
-        codes, said = self.send(world, out_dir + ".log", args=args)
+        codes, said = self.say(world, out_dir + ".log", args=args)
         assert not ok or codes == [0] * world, "\n".join(said)
         return losses(out_dir) if ok else (codes, said)
 
     def call(self, name, world, log, **env):
-        codes, said = self.send(world, str(log), call=name, env=env)
+        codes, said = self.say(world, str(log), call=name, env=env)
         assert codes == [0] * world, "\n".join(said)
         return [json.loads(s.strip().splitlines()[-1]) for s in said]
 
 
 @pytest.fixture(scope="module")
 def driver():
-    d = Driver()
+    d = Together()
     yield d
-    d.process.stdin.close()
-    d.process.wait()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return str(make_data(tmp_path_factory.mktemp("data")))
+    d.close()
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +118,7 @@ def test_only_rank_0_needs_the_checkpoint(driver, data, whole, tmp_path):
     driver.run(a, 1, data_dir=data, **CUT)
     args = [[*flags(**{**SHORT, "out_dir": out}), f"--data_dir={data}", "--init_from=auto"]
             for out in (a, b)]
-    codes, said = driver.send(2, str(tmp_path / "log"), args=args)
+    codes, said = driver.say(2, str(tmp_path / "log"), args=args)
     assert codes == [0, 0], said
     assert_close(*[[x for x in found if x[0] == "step"] for found in (whole()[1], losses(a))])
     assert not os.path.exists(b)

@@ -13,7 +13,7 @@ import time
 
 import pytest
 import torch
-from runs import ENV, ROOT, events, flags, losses, make_data, train
+from runs import ENV, ROOT, Driver, events, flags, losses, make_data, train
 
 from run import checkpoint
 from run.errors import UserError
@@ -21,20 +21,16 @@ from run.errors import UserError
 SEED = int(os.environ.get("FAULT_SEED", time.time()))  # printed with every failure
 
 
-class Driver:
+class Crashes(Driver):
     """tests/crash_driver.py, which forks a run for every job it is sent."""
 
     def __init__(self):
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "crash_driver.py")], cwd=ROOT, env=ENV, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        super().__init__("crash_driver.py")
 
     def run(self, out_dir, moment=None, *args, **settings):
         log = f"{out_dir}.log"
         args = [*flags(out_dir=out_dir, **{"init_from": "auto", **settings}), *args]
-        self.process.stdin.write(json.dumps(dict(moment=moment or {}, args=args, log=log)) + "\n")
-        self.process.stdin.flush()
-        result = json.loads(self.process.stdout.readline())
+        result = self.send(moment=moment or {}, args=args, log=log)
         with open(log) as f:
             result["log"] = f.read()
         return result
@@ -42,15 +38,9 @@ class Driver:
 
 @pytest.fixture(scope="module")
 def driver():
-    d = Driver()
+    d = Crashes()
     yield d
-    d.process.stdin.close()
-    d.process.wait()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return str(make_data(tmp_path_factory.mktemp("data")))
+    d.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,7 @@ import os
 
 import pytest
 import torch
-from runs import events, losses, make_data, train
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return str(make_data(tmp_path_factory.mktemp("data")))
+from runs import events, losses, train
 
 
 @pytest.fixture(scope="module")

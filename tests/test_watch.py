@@ -15,11 +15,6 @@ from run.watch import Watch
 from train import Run
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return str(make_data(tmp_path_factory.mktemp("data")))
-
-
 @pytest.mark.parametrize("intervals", [dict(eval_interval=5, log_interval=1), dict(log_interval=100)])
 def test_what_is_no_number_is_never_a_checkpoint(intervals, data, tmp_path):
     """A diverging run ends with an error, and the last good checkpoint stays."""
