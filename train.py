@@ -231,12 +231,17 @@ class Run:
         times.append(time.perf_counter())
         return [b - a for a, b in zip(times, times[1:])]
 
-    def close(self):
-        self.feeder.shutdown()
-        self.parallel = None  # DDP, before the process group that it talks through
-        self.ranks.close()
-        if self.lock:
-            self.lock.close()
+    def move_mask(self):
+        """
+        c = (k + 1) / ramp_iters in the k-th iteration of a ramp; at 1 the masks are gone. Returns
+        whether the ramp ended just now.
+        """
+        if self.model.masks.c is None:
+            return False
+        stage = self.config.stages[self.stage - 1]
+        value = (self.iter - self.last_growth() + 1) / max(1, self.config.ramp_of(stage))
+        set_mask(self.model, min(1.0, value))
+        return value >= 1
 
     @contextlib.contextmanager
     def fits(self, stage):
@@ -259,14 +264,12 @@ class Run:
                     ", then --resume: the checkpoint from before this growth is safe"
                     if stage else "")) from None
 
-    def move_mask(self):
-        """c = (k + 1) / ramp_iters in the k-th iteration of a ramp; at 1 the masks are gone."""
-        if self.model.masks.c is None:
-            return False
-        stage = self.config.stages[self.stage - 1]
-        value = (self.iter - self.last_growth() + 1) / max(1, self.config.ramp_of(stage))
-        set_mask(self.model, min(1.0, value))
-        return value >= 1
+    def close(self):
+        self.feeder.shutdown()
+        self.parallel = None  # DDP, before the process group that it talks through
+        self.ranks.close()
+        if self.lock:
+            self.lock.close()
 
 
 def train(run, watch):

@@ -12,7 +12,7 @@ from data.dataset import check_ids, fingerprint, how_to_prepare, open_tokens, re
 from data.tokenizer import get_tokenizer
 from run.errors import UserError
 
-__all__ = ["LOADERS", "BertLoader", "Loader", "fingerprint", "how_to_prepare", "read_meta",
+__all__ = ["LOADERS", "BertLoader", "Loader", "fingerprint", "how_to_prepare", "padded", "read_meta",
            "vocab_needed"]
 
 

@@ -2,7 +2,6 @@
 Runs of train.py that branch off each other: trunks at a constant rate, trained piece by piece, and the
 decays and grown runs that start from their checkpoints. What was cut off goes on where it stopped.
 """
-import json
 import math
 import os
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from lab.children import TRAIN, Child, ended, side_by_side
 from run.checkpoint import numbered, write_json
 from run.errors import UserError
+from run.given import read_json
 from run.runlog import read_metrics
 
 LEAVES = {"config.json", "metrics.jsonl"}  # of a finished run
@@ -85,8 +85,7 @@ class Job:
         for name in () if self.keep else set(os.listdir(self.out_dir)) - LEAVES:
             os.remove(self.path(name))
         if not self.keep:
-            with open(self.path("config.json"), encoding="utf-8") as f:
-                config = json.load(f)
+            config = read_json(self.path("config.json"))
             out = os.path.basename(self.out_dir)
             config.update(out_dir=out, init_from=os.path.basename(config["init_from"]))
             config.get("resolved", {}).pop("data_dir", None)

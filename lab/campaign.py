@@ -4,7 +4,6 @@ makes a comparison fair. speedrun.py runs it.
 """
 import difflib
 import itertools
-import json
 import math
 import os
 import re
@@ -18,6 +17,7 @@ from lab.costs import compute
 from run.arguments import read_file
 from run.curves import curve
 from run.errors import UserError
+from run.given import read_json
 from run.runlog import read_metrics
 from run.settings import TrainConfig, from_dict
 
@@ -69,8 +69,7 @@ class Run:
         """Is it finished? A folder that holds a run with other settings is an error."""
         if not os.path.exists(self.path("config.json")):
             return False
-        with open(self.path("config.json")) as f:
-            have = {**asdict(TrainConfig()), **json.load(f)}
+        have = {**asdict(TrainConfig()), **read_json(self.path("config.json"))}
         for key, want in asdict(self.config).items():
             if have[key] != want and key not in ("out_dir", "init_from", "data_dir"):
                 raise UserError(f"{self.config.out_dir}: holds a run with {key}={have[key]!r}, not "

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from lab.children import TRAIN, Child, interrupt_on_sigterm, places, side_by_side, stop, wait_for
 from run import checkpoint
 from run.errors import UserError
+from run.given import read_json
 from run.runlog import read_metrics
 
 GRACE = 30  # seconds a run has to save itself after it was asked to stop
@@ -41,8 +42,7 @@ class Runs:
         self.path = os.path.join(folder, "state.json")
         self.state = dict(args=config_args, goal=goal, spent=0.0)
         if os.path.exists(self.path):
-            with open(self.path) as f:
-                self.state = json.load(f)
+            self.state = read_json(self.path, args=list, spent=(int, float))
             if [self.state["args"], self.state.get("goal")] != [config_args, goal]:
                 raise UserError(f"{folder} holds the work of other arguments "
                                 f"({' '.join(self.state['args'])}): choose another --out, or "

@@ -6,7 +6,6 @@ import ast
 import difflib
 import inspect
 import itertools
-import json
 import os
 import runpy
 import sys
@@ -15,7 +14,8 @@ from dataclasses import fields
 
 from model import GROWABLE
 from run import checkpoint, hf
-from run.errors import UserError, first_line
+from run.errors import UserError
+from run.given import read_json
 from run.settings import OWN_STARTS, TrainConfig, from_dict, plain_name, unknown
 
 
@@ -43,11 +43,16 @@ def from_args(argv):
     return from_dict(values)
 
 
+def known_settings(had):
+    """Those of an older version's that there still are."""
+    known = {f.name for f in fields(TrainConfig)}
+    return {k: v for k, v in had.items() if k in known}
+
+
 def branched(values, start):
     """The settings of the run that `start` is a checkpoint of, and `values` over them."""
     state = checkpoint.load(start)
-    known = {f.name for f in fields(TrainConfig)}
-    had = {k: v for k, v in state["config"].items() if k in known}
+    had = known_settings(state["config"])
     if values.get("out_dir", had["out_dir"]) == had["out_dir"]:
         raise UserError(f"init_from={start}: a branch is a run of its own: give it another --out_dir")
     if values.get("decay_iters") and "max_iters" not in values:
@@ -64,24 +69,18 @@ def recorded(files, given):
     folder = given.get("out_dir") or (files[0] if files and not values else
                                       values.get("out_dir", TrainConfig.out_dir))
     path = os.path.join(os.path.expanduser(str(folder)), "config.json")
-    try:
-        with open(path, encoding="utf-8") as f:
-            had = json.load(f)
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return {**values, "out_dir": folder}  # of a run that says no more: let its checkpoint speak
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: cannot be read ({first_line(e)}): it says how the run was started; "
-                        "write it again, or resume with the run's config file in another out_dir") \
-            from None
-    known = {f.name for f in fields(TrainConfig)}
-    old = {k: v for k, v in had.items() if k in known} if isinstance(had, dict) else {}
+    had = read_json(path)
+    old = known_settings(had)
     for key in sorted(values.keys() & old.keys() - given.keys() - {"out_dir", "init_from"}):
         if values[key] != old[key] and int(os.environ.get("RANK", 0)) == 0:
             print(f"resuming with the run's own {key}={old[key]!r}, not {files[0]}'s "
                   f"{values[key]!r}: give --{key}=... to change it")
     if not os.path.isdir(str(old.get("data_dir"))):  # the run was started from another folder
-        there = (had.get("resolved") or {}).get("data_dir", "")
-        old.update(data_dir=there if os.path.isdir(there) else old.get("data_dir", "data"))
+        there = had["resolved"].get("data_dir", "") if isinstance(had.get("resolved"), dict) else ""
+        if os.path.isdir(str(there)):
+            old.update(data_dir=there)
     return {**old, "out_dir": folder}
 
 

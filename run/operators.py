@@ -149,8 +149,14 @@ OPERATORS = {"msg": (grow, tuple(GROWABLE)), "direct": (direct, tuple(GROWABLE))
              "zero_output": (zero_output, tuple(GROWABLE))}
 
 
-def refusal(operator, sizes, before):
+WHOLE = ("net2net", "aki", "zero_output")  # they mend the grown model's tensors one against another
+
+
+def refusal(operator, sizes, before, sharded=False):
     """Why `operator` cannot grow the config `before` to `sizes` (a dict), or ""."""
+    if sharded and operator in WHOLE:
+        return (f"operator={operator!r} needs whole tensors, which shard='fsdp' has none of: use "
+                "shard='none'")
     grows = OPERATORS[operator][1]
     wrong = [k for k in sizes if k not in grows]
     if wrong:

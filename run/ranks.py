@@ -27,6 +27,7 @@ class Ranks:
         if self.device.type == "cpu":
             hold_memory()
         self.several = "RANK" in os.environ and self.world > 1
+        self.machines = self.world // int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
         if self.several:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)

@@ -14,7 +14,6 @@ from run.errors import UserError
 from run.operators import OPERATORS, refusal
 
 OWN_STARTS = ("scratch", "resume", "auto")
-WHOLE = ("net2net", "aki", "zero_output")  # they mend the grown model's tensors one against another
 STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "init", "depth", "operator", "rate",
               "micro_batch")
 
@@ -137,22 +136,19 @@ class TrainConfig:
         return operator if operator in DEPTHS else stage.get("depth", self.depth)
 
 
+PATHS = ("out_dir", "data_dir", "init_from")
 LLAMA_ALONE = ("kv_group", "rope_theta", "tie", "qk_norm", "norm_eps")
 CHOICES = dict(model=tuple(MODELS), init=INITS, depth=DEPTHS, optimizer=("adamw", "muon"),
-               operator=tuple(OPERATORS),
-               schedule=("wsd", "cosine", "constant"), grow_when=("iters", "rate"),
-               gelu=("", "tanh", "exact"),
+               operator=tuple(OPERATORS), schedule=("wsd", "cosine", "constant"),
+               grow_when=("iters", "rate"), gelu=("", "tanh", "exact"),
                compile=("auto", "block", "model", "none"), compile_ahead=("auto", "on", "off"),
-               shard=("none", "fsdp"),
-               dtype=("auto", "float32", "bfloat16", "float16"))
+               shard=("none", "fsdp"), dtype=("auto", "float32", "bfloat16", "float16"))
 AT_LEAST = dict(block_size=1, vocab_size=0, n_layer=0, n_head=1, n_embd=1, n_inner=1, head_dim=1,
-                kv_group=1, rope_theta=1, norm_eps=0,
-                dropout=0, ramp_iters=0, max_iters=1, batch_tokens=1, micro_batch=1,
-                learning_rate=0, muon_learning_rate=0, warmup_iters=0, decay_frac=0, decay_iters=0,
-                min_lr_frac=0,
-                rewarm_iters=0, weight_decay=0, beta1=0, beta2=0, grad_clip=0,
-                mask_frac=0, eval_interval=1, eval_seqs=1, log_interval=1, keep_checkpoints=1, seed=0,
-                peak_flops=0, max_bad_steps=1)
+                kv_group=1, rope_theta=1, norm_eps=0, dropout=0, ramp_iters=0, max_iters=1,
+                batch_tokens=1, micro_batch=1, learning_rate=0, muon_learning_rate=0, warmup_iters=0,
+                decay_frac=0, decay_iters=0, min_lr_frac=0, rewarm_iters=0, weight_decay=0, beta1=0,
+                beta2=0, grad_clip=0, mask_frac=0, eval_interval=1, eval_seqs=1, log_interval=1,
+                keep_checkpoints=1, seed=0, peak_flops=0, max_bad_steps=1)
 AT_MOST = dict(dropout=0.999, decay_frac=1, min_lr_frac=1, beta1=0.9999, beta2=0.99999,
                mask_frac=0.9, seed=2**31)
 
@@ -180,9 +176,6 @@ def from_dict(values):
             print("zero1=True is shard='fsdp' now, which shards weights and gradients too")
     check(config)
     return config
-
-
-PATHS = ("out_dir", "data_dir", "init_from")
 
 
 def plain_name(kind):
@@ -282,12 +275,10 @@ def check_stages(config):
         except ValueError as e:
             raise UserError(f"{what}: {e}") from None
         why = refusal(stage.get("operator", config.operator),
-                      {k: v for k, v in stage.items() if k in GROWABLE}, before)
+                      {k: v for k, v in stage.items() if k in GROWABLE}, before,
+                      config.shard == "fsdp")
         if why:
             raise UserError(f"{what}: {why}")
-        if config.shard == "fsdp" and stage.get("operator", config.operator) in WHOLE:
-            raise UserError(f"{what}: operator={stage.get('operator', config.operator)!r} needs whole "
-                            "tensors, which shard='fsdp' has none of: use shard='none'")
         free = max(stage["at"] + config.ramp_of(stage), stage["at"] + 1)
 
 

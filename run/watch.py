@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 import signal
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -175,10 +176,13 @@ class Watch:
         if not self.run.ranks.any(self.stop is not None):
             return False
         self.save()
-        ranks, out_dir = self.run.ranks, shlex.quote(self.run.config.out_dir)
-        start = "python" if not ranks.several else f"torchrun --nproc_per_node={ranks.world}"
-        self.log.say(f"stopped at iteration {self.run.iter}; continue with: {start} train.py "
-                     f"--resume {out_dir}")
+        ranks, start = self.run.ranks, "python"
+        if ranks.machines > 1:
+            start = "torchrun WITH_THE_SAME_FLAGS"
+        elif ranks.several:
+            start = f"torchrun --standalone --nproc_per_node={ranks.world}"
+        again = shlex.join([sys.argv[0], "--resume", self.run.config.out_dir])
+        self.log.say(f"stopped at iteration {self.run.iter}; continue with: {start} {again}")
         return True
 
     def on_signal(self, number, frame):

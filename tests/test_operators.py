@@ -67,7 +67,8 @@ def test_zero_output(kind):
     assert change("zero_output", kind, n_layer=5, depth="interleave") < EXACT
     every = dict(n_inner=33, n_head=4, n_embd=20, n_layer=5)
     assert change("zero_output", kind, **every, eps=0.0) < EXACT
-    assert EXACT < change("zero_output", kind, **every) < 2e-3  # the norm's eps is not to scale
+    # the norm's eps is not to scale
+    assert EXACT < change("zero_output", kind, **every) < (2e-3 if kind == "llama" else 1e-3)
     with pytest.raises(ValueError, match="pre-LN"):
         change("zero_output", "bert", n_layer=3)
 

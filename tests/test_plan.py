@@ -190,7 +190,7 @@ def test_a_curve_is_followed_inverted_and_continued(true):
     noise = 0.003 * np.random.default_rng(0).normal(size=len(n))
     curve = rates.fit(n, true(n) + noise)
     for at in (60, 150, 250, 400, 660):
-        assert curve.loss_at(at) == pytest.approx(true(at), abs=0.03)
+        assert curve.loss_at(at) == pytest.approx(true(at), abs=0.02)
     assert (np.diff(curve.loss) < 0).all() and curve.n[-1] == pytest.approx(2 * n[-1])
     assert curve.loss_at(800) == pytest.approx(true(800), abs=0.02)
     for at in (300, 500):
@@ -368,11 +368,12 @@ def test_a_run_that_fails_says_why(tmp_path, monkeypatch):
 def test_a_whole_search(toy, tmp_path):
     """In processes of its own, within its budget; what it found is trained as it says."""
     started = time.monotonic()
-    plan(toy, "--search", "--budget=4")
+    said = plan(toy, "--search", "--budget=4")
     assert time.monotonic() - started < 4 * 60 + 40
     assert "from scratch" in (tmp_path / "out_search" / "tried.md").read_text()
     if not (tmp_path / "out_search" / "found.py").exists():
-        return  # no schedule was predicted to beat scratch, which so short a run may well say
+        assert "no schedule is predicted" in said.stdout
+        pytest.skip("nothing was predicted to beat scratch in so short a run")
     found = (tmp_path / "out_search" / "found.py").read_text()
     goal = float(re.search(r"scratch \(([\d.]+),", found).group(1))
     train(str(tmp_path / "out_search" / "found.py"), **dict.fromkeys(TINY))
