@@ -152,14 +152,24 @@ def sane(v):
     return v if math.isfinite(v) else str(v)
 
 
-def read_metrics(out_dir):
-    """The events of a run, a list of dicts; a last line that was cut off is left out."""
+def read_metrics(out_dir, damaged=None):
+    """
+    The events of a run, a list of dicts; a last line that was cut off is left out. damaged: a list that
+    gets the numbers of the lines that are no events, and are left out; None: such a line is a UserError.
+    """
     events, path = [], os.path.join(out_dir, "metrics.jsonl")
-    with open(path, errors="replace") as f:
+    with open(path, encoding="utf-8", errors="replace") as f:
         for n, line in enumerate(f, 1):
-            if line.endswith("\n"):
-                try:
-                    events.append(json.loads(line))
-                except ValueError:
-                    raise UserError(f"{path}:{n}: damaged: not JSON: take that line out") from None
+            if not line.endswith("\n"):
+                continue
+            try:
+                e = json.loads(line)
+                if not (e["event"] and all(e[k] >= 0 for k in ("iter", "tokens", "train_s", "flops"))):
+                    raise ValueError(line)
+                events.append(e)
+            except (ValueError, TypeError, LookupError):
+                if damaged is None:
+                    raise UserError(f"{path}:{n}: damaged: is no event of a run: take that line out") \
+                        from None
+                damaged.append(n)
     return events

@@ -120,7 +120,7 @@ def test_bad_input_is_one_line(bad, names, monkeypatch, capsys, tmp_path):
 def test_a_bad_flag_in_a_process():
     done = plan("--mfu=2", check=False)
     assert done.returncode == 2 and done.stderr == \
-        "error: argument --mfu: 2: must be a number, at least 0.001 and at most 1: see --help\n"
+        "error: argument --mfu: 2: must be a finite number, at least 0.001 and at most 1: see --help\n"
 
 
 def test_without_scipy_the_table_works_and_a_search_says_so(monkeypatch, capsys, toy):

@@ -16,6 +16,7 @@ from dataclasses import asdict
 
 from data.tokenizer import GPT2_URL, get_tokenizer
 from run import hf
+from run.checkpoint import write_json
 from run.errors import Parser, UserError, exits_cleanly, first_line, library
 
 
@@ -34,10 +35,10 @@ def export(model, meta, folder, source="the checkpoint"):
         # inside: what is beside a folder may be another disk
         with tempfile.TemporaryDirectory(prefix="tmp_", dir=folder) as aside:
             write_tokenizer(aside, tok, model.config.block_size)
-            write_json(aside, hf.OURS, dict(tokenizer=meta["tokenizer"], vocab_size=tok.vocab_size))
+            write_json(os.path.join(aside, hf.OURS), dict(tokenizer=meta["tokenizer"], vocab_size=tok.vocab_size))
             safetensors.save_file(hf.to_hf(model), os.path.join(aside, "model.safetensors"),
                                   metadata=dict(format="pt"))
-            write_json(aside, "config.json", hf_config(model, tok))
+            write_json(os.path.join(aside, "config.json"), hf_config(model, tok))
             names = os.listdir(aside)
             for name in names:
                 os.replace(os.path.join(aside, name), os.path.join(folder, name))
@@ -88,11 +89,6 @@ def hf_config(model, tok):
             "torch_dtype": "float32"}
 
 
-def write_json(folder, name, content):
-    with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
-        json.dump(content, f, indent=1, ensure_ascii=False)
-
-
 def write_tokenizer(folder, tok, block_size):
     """tokenizer.json and tokenizer_config.json (and BERT's vocab.txt), if the library is here."""
     try:
@@ -125,7 +121,7 @@ def write_tokenizer(folder, tok, block_size):
             special_tokens=[(text, ids[text]) for text in ("[CLS]", "[SEP]")])
     with open(os.path.join(folder, "tokenizer.json"), "w", encoding="utf-8") as f:
         f.write(lib.to_str(pretty=True))
-    write_json(folder, "tokenizer_config.json", {
+    write_json(os.path.join(folder, "tokenizer_config.json"), {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
         "clean_up_tokenization_spaces": False, **special})
 

@@ -4,7 +4,6 @@ reached the same loss.
 
     python -m tools.plot out/pystdlib_msg out/pystdlib_scratch --save=loss.png
 """
-import json
 import math
 import os
 import sys
@@ -16,6 +15,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 from run.curves import curve, reaches  # noqa: E402
 from run.errors import Parser, UserError, exits_cleanly  # noqa: E402
+from run.runlog import read_metrics  # noqa: E402
 
 
 def read_run(folder):
@@ -23,18 +23,9 @@ def read_run(folder):
     path = os.path.join(folder, "metrics.jsonl")
     if not os.path.isfile(path):
         raise UserError(f"{folder}: no metrics.jsonl there: give the out_dir of a run")
-    with open(path, encoding="utf-8", errors="replace") as f:
-        lines = f.read().split("\n")[:-1]  # the last line may not be whole yet
-    events = []
-    for line in lines:
-        try:
-            e = json.loads(line)
-            if e["event"] and all(e[k] >= 0 for k in ("iter", "tokens", "train_s", "flops")):
-                events.append(e)
-        except (ValueError, TypeError, LookupError):
-            continue
-    if len(events) < len(lines):
-        print(f"{path}: {len(lines) - len(events)} damaged lines left out")
+    events = read_metrics(folder, damaged := [])
+    if damaged:
+        print(f"{path}: {len(damaged)} damaged lines left out")
     if not any(e["event"] == "eval" for e in events):
         raise UserError(f"{folder}: no evaluation in metrics.jsonl yet: wait for the first")
     return events
