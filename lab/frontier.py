@@ -4,6 +4,7 @@ stopped and goes on: sizes from scratch and grown runs at equal compute, tuned r
 
     python -m lab.frontier lab/experiments/frontier.py --plan
     python -m lab.frontier lab/experiments/frontier.py --out=out/frontier --minutes=60
+    python -m lab.frontier lab/experiments/frontier.py --out=out/frontier --budgets=2.5,5 --seeds=1
     python -m lab.frontier lab/experiments/frontier.py --out=out/frontier --report
 
 A trunk is a run at a constant rate, one for each size, rate and seed. From its checkpoints branch off
@@ -34,13 +35,18 @@ START_S = 8  # seconds from a start of train.py to its first step, and of its ev
 RAMP = 0.02  # of the iterations that the target from scratch would have
 
 class Study:
-    """An experiment, checked; its jobs, in order."""
+    """An experiment, checked; its jobs, in order. budgets, seeds: run these only (None: all)."""
 
-    def __init__(self, experiment, out):
+    def __init__(self, experiment, out, budgets=None, seeds=None):
         check_experiment(experiment)
         self.__dict__.update(dict(starts={}, grown={}, grown_at=[]), **experiment)
         self.out, (self.rate_key, self.rate_values) = out, next(iter(self.rates.items()))
         self.sizes, self.tuned = {**self.starts, **self.ladder}, {}
+        for what, some, every in (("budgets", budgets, self.budgets), ("seeds", seeds, self.seeds)):
+            if extra := set(some or ()) - set(every):
+                raise UserError(f"--{what}: {min(extra):g} is none of the experiment's {every}")
+        self.run_budgets = [b for b in self.budgets if b in (budgets or self.budgets)]
+        self.run_seeds = [s for s in self.seeds if s in (seeds or self.seeds) or s == self.seeds[0]]
         for f in ("costs", "stages", "branch", "points"):  # arithmetic that is asked for often
             setattr(self, f, functools.cache(getattr(self, f)))
         self.names = [*self.ladder, *self.grown]
@@ -213,13 +219,13 @@ class Study:
         """(what for, decay) of all jobs, in order of their worth; what depends on others is guessed."""
         for name in dict.fromkeys((self.target, self.smallest)):
             yield from ((("rates", self.sweep_at, self.seeds[0]), j) for j in self.sweep(name))
-        for budget, i in sorted(((b, i) for b in self.budgets for i in range(len(self.seeds))),
-                                key=lambda p: (p[0] * 2**p[1], p)):
+        for budget, seed in sorted(((b, s) for b in self.run_budgets for s in self.run_seeds),
+                                   key=lambda p: (p[0] * 2**self.seeds.index(p[1]), p)):
             for name in self.names:
                 if budget in self.budgets_of(name):
                     kind = "grown" if name in self.grown else "scratch"
-                    yield from (((kind, budget, self.seeds[i]), j) for j in
-                                self.tried(name, budget, self.seeds[i]).values())
+                    yield from (((kind, budget, seed), j)
+                                for j in self.tried(name, budget, seed).values())
 
     def ready(self, n):
         """The next n jobs; those of another purpose wait, for they may depend on these."""
@@ -271,6 +277,11 @@ def plan(study, speed):
         + f"\n\nAt {human(speed, 'FLOP/s')}. Target {study.target}: {human(study.weights)} weights."
 
 
+def numbers(kind):
+    """For argparse's `type`: numbers with commas between them."""
+    return lambda text: [number(kind, 0)(part) for part in text.split(",")]
+
+
 @exits_cleanly
 def main():
     p = Parser(prog="python -m lab.frontier", description=__doc__,
@@ -281,9 +292,12 @@ def main():
     p.add_argument("--minutes", type=number(float, 0), default=1e6, help="stop after so many")
     p.add_argument("--plan", action="store_true", help="only say what would run and what it costs")
     p.add_argument("--report", action="store_true", help="only report on what is finished")
+    p.add_argument("--budgets", type=numbers(float), help="only these, as 2.5,5; the report has all")
+    p.add_argument("--seeds", type=numbers(int), help="only these, and the first, which tunes")
     args = p.parse_args()
     stem = os.path.splitext(os.path.basename(args.experiment))[0]
-    study = Study(read_file(args.experiment), args.out or os.path.join("out", stem))
+    study = Study(read_file(args.experiment), args.out or os.path.join("out", stem), args.budgets,
+                  args.seeds)
     if not args.report:
         config = study.config(study.target)
         step = measure(config, vocab_of(config), config.sizes()[0])["step_s"]

@@ -142,6 +142,16 @@ def make_table(rows, best):
                   "loss less the law's"], lines)
 
 
+def finished(study, found):
+    """What of the study is there: a line."""
+    said = []
+    for budget in study.budgets:
+        names = [n for n in study.names if budget in study.budgets_of(n)]
+        seeds = [len(found[n, budget]["seeds"]) if (n, budget) in found else 0 for n in names]
+        said.append(f"{budget:g}: {sum(seeds)}/{len(names) * len(study.seeds)}")
+    return f"Finished, tokens a weight: contestants x seeds: {', '.join(said)}."
+
+
 def cautions(study, found, best):
     said = []
     for name in (study.target, study.smallest):
@@ -188,7 +198,7 @@ def write_report(study):
     rows, said = make_rows(study, found, best, fitted), cautions(study, found, best)
     where = f"{machine()}, torch {torch.__version__}"
     text = "\n".join([
-        make_table(rows, best), "",
+        make_table(rows, best), "", finished(study, found),
         f"Target {study.target}, {human(study.weights)} weights; 95 % t-intervals over seeds. "
         f"Machine: {where}.", "",
         f"Law from scratch: {', '.join(f'{k} = {v:.4g}' for k, v in asdict(fitted).items())}."

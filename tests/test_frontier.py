@@ -1,8 +1,10 @@
 """The study of growing against the envelope: equal compute, the order of its jobs, what it reports."""
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from runs import ENV, ROOT, events, make_data
@@ -36,10 +38,11 @@ def study(tmp_path):
     return make(tmp_path)
 
 
-def make(tmp_path, **changes):
+def make(tmp_path, only_budgets=None, only_seeds=None, **changes):
     experiment = {**TINY, **changes}
     experiment["settings"] = dict(experiment["settings"], data_dir=str(tmp_path / "data"))
-    return Study({k: v for k, v in experiment.items() if v is not None}, str(tmp_path / "out"))
+    return Study({k: v for k, v in experiment.items() if v is not None}, str(tmp_path / "out"),
+                 only_budgets, only_seeds)
 
 
 def play(job, gain=0.0, diverges=lambda job: False):
@@ -123,6 +126,18 @@ def test_jobs_come_in_order(study):
 
 def make_again(study):
     return Study(dict(TINY, settings=study.settings), study.out)
+
+
+def test_a_part_of_the_study_first(study, tmp_path):
+    """A budget and the first seed alone; then the rest, and nothing runs twice."""
+    first = play_all(make(tmp_path, only_budgets=[10], only_seeds=[1]))
+    assert all("seed_1" in j.out_dir for j in first)
+    assert {os.path.basename(j.out_dir).split("_")[1] for j in first if not j.keep} == {"5", "10"}
+    assert "x seeds: 5: 2/6, 10: 6/12, 20: 0/6." in frontier_report.write_report(study)
+    rest = play_all(study)
+    assert not {(j.out_dir, j.values["max_iters"]) for j in first} & {
+        (j.out_dir, j.values["max_iters"]) for j in rest}
+    assert "5: 6/6, 10: 12/12, 20: 6/6." in frontier_report.write_report(study)
 
 
 def test_the_report_finds_the_law(study):
@@ -214,6 +229,8 @@ def test_cost_of_a_loss():
     (dict(sweep_at="5"), "sweep_at='5': must be a number"),
     (dict(ladder=[1]), r"ladder=\[1\]: must be a dict"),
     (dict(bugdets=[5]), "no such name, did you mean budgets"),
+    (dict(only_budgets=[5, 7]), r"--budgets: 7 is none of the experiment's \[5, 10, 20\]"),
+    (dict(only_seeds=[3]), "--seeds: 3 is none"),
     (dict(grown={"x": dict(start="five", growths=[(0.1, dict(n_layer=2))])}), "grown 'x': start"),
     (dict(grown={"x": dict(start="one", growths=[(2, dict(n_layer=2))])}), r"\[\(share of the compute"),
     (dict(grown={"x": dict(start="one", growths=[(0.1, dict(n_layer=3))])}), "does not end at the size"),
@@ -260,10 +277,14 @@ def test_end_to_end(tmp_path):
     path = tmp_path / "toy.py"
     path.write_text("\n".join(f"{k} = {v!r}" for k, v in made.items()))
     command = [sys.executable, "-m", "lab.frontier", str(path), f"--out={tmp_path / 'out'}"]
-    for more in (["--minutes=0.3"], []):
-        done = subprocess.run([*command, *more], cwd=ROOT, env=ENV, capture_output=True, text=True,
-                              timeout=580)
-        assert done.returncode == 0 or more, done.stderr[-2000:]
+    first = subprocess.Popen(command, cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 300
+    while time.monotonic() < until and not list((tmp_path / "out").glob("scratch/*/*/*/trunk/ckpt*")):
+        time.sleep(0.2)
+    first.send_signal(signal.SIGTERM)
+    assert "the same command goes on" in first.communicate(timeout=100)[1] and first.returncode == 2
+    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr[-2000:]
     study = Study(read_file(str(path)), str(tmp_path / "out"))
     assert study.ready(1) == []
     for name in study.names:
