@@ -52,7 +52,9 @@ class Child:
             self.said = out.tell()  # before it: what is in run.txt already
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **environment},
-                start_new_session=os.name == "posix",  # Ctrl-C is its parent's to hand on
+                # a group of its own, for Ctrl-C is its parent's to hand on; not a session, for nice counts
+                # within one only
+                process_group=0 if os.name == "posix" else None,
                 preexec_fn=prepare(cores) if os.name == "posix" else None)
 
     def reason(self):

@@ -30,9 +30,10 @@ def start(config, sizes, grown, rows, vocab_size, device, dtype):
     values = {**asdict(config.model_config(vocab_size)), **sizes}
     job = dict(model=config.model, values=values, grown=grown, rows=rows,
                device=str(device), dtype=str(dtype).split(".")[1], threads=torch.get_num_threads())
+    # a group, so that Ctrl-C spares it, not a session: nice counts within one only
     return subprocess.Popen([sys.executable, "-m", "run.ahead", json.dumps(job)], cwd=ROOT,
                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.DEVNULL, start_new_session=True)
+                            stderr=subprocess.DEVNULL, process_group=0 if os.name == "posix" else None)
 
 
 def start_next(run):
@@ -79,14 +80,7 @@ def make(job):
         (y[0] if isinstance(y, tuple) else y).float().sum().backward()
 
 
-def lowest_priority():
-    """nice counts within a session, and this process has its own, which Linux weighs like the run's."""
+if __name__ == "__main__":
     if hasattr(os, "nice"):
         os.nice(19)
-    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as f:
-        f.write("19")
-
-
-if __name__ == "__main__":
-    lowest_priority()
     make(json.loads(sys.argv[1]))

@@ -35,7 +35,7 @@ for i in range(lines[-1]["iter"] + 1 if lines else 0, n + 1):
         sys.exit(0)
     loss = "nan" if rate == 0.3 else 3 - 2 * i / n * min(1, i * layers / 40) + abs(rate - 0.01) + seed / 100
     with open(path, "a") as f:
-        f.write(json.dumps(dict(event="eval", iter=i, train_s=0.1 * i * layers, flops=1e9 * i * layers,
+        f.write(json.dumps(dict(event="eval", iter=i, tokens=i, train_s=0.1 * i * layers, flops=1e9 * i * layers,
                                 val_loss=loss)) + "\\n")
     time.sleep(0.003)
 '''
@@ -387,7 +387,7 @@ def test_the_experiments_are_ready_to_run(name, monkeypatch):
     elif name == "pystdlib_schedules":  # where schedules were looked for, not compared
         assert campaign.seeds == [1]
     else:
-        assert campaign.seeds == [1, 2, 3] and len(campaign.contestants) > 3
+        assert campaign.seeds == [1, 2, 3] and len(campaign.contestants) >= 2
     text = speedrun.plan(campaign)
     assert all(c in text for c in campaign.contestants)
     grows_late = name.startswith("ablate_") or name in (
