@@ -48,12 +48,13 @@ def open_text(path, errors="strict"):
     """
     with open_text(path) as f: a text file to read, iterate or f.readline(limit); lines end with
     "\\n", a "\\r" before it is theirs. errors: as open()'s, for bytes that are not UTF-8; "strict"
-    is a UserError. f.raw_file is the file itself, whose tell() shows how far it has been read.
-    Raises UserError for whatever is wrong with the file, while the block runs too.
+    is a UserError. f.raw_file is the file itself, whose tell() shows how far it has been read. The
+    path "-" is standard input. Raises UserError for whatever is wrong with the file, while the
+    block runs too.
     """
     path = os.path.expanduser(path)
     try:
-        with open(path, "rb", buffering=LOOK) as raw:
+        with open(0 if path == "-" else path, "rb", buffering=LOOK, closefd=path != "-") as raw:
             unpack = PACKED.get(os.path.splitext(path)[1].lower())
             unpacked = io.BufferedReader(unpack(raw), LOOK) if unpack else raw
             _refuse_what_is_no_text(path, unpacked.peek(LOOK)[:LOOK])
