@@ -470,8 +470,14 @@ def test_another_tokenizer(tmp_path, gpt):
 
 
 def test_no_checkpoint(tmp_path):
-    with pytest.raises(UserError, match="no such checkpoint"):
+    with pytest.raises(UserError, match="none.pt: no such checkpoint or folder: give .*hf download"):
         Evaluator(str(tmp_path / "none.pt"))
+    (tmp_path / "my_run").mkdir()
+    with pytest.raises(UserError, match="my_rum: no such .*did you mean .*/my_run"):
+        Evaluator(str(tmp_path / "my_rum"))
+    with pytest.raises(UserError, match="nowhere/x: no such checkpoint or folder: give"):
+        Evaluator(str(tmp_path / "nowhere" / "x"))
+    (tmp_path / "my_run").rmdir()
     with pytest.raises(UserError, match="holds no checkpoint"):
         Evaluator(str(tmp_path))
 

@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -239,9 +240,13 @@ def test_a_hub_name_without_a_network(monkeypatch):
     def fail(*args, **kwargs):
         raise ConnectionError("no network\nat all")
     monkeypatch.setattr(hub, "snapshot_download", fail)
-    with pytest.raises(UserError, match="no-such/model.*no download .ConnectionError") as e:
+    with pytest.raises(UserError, match="no-such/model.*no download .ConnectionError.*: check the name, "
+                       "or .*hf download no-such/model --local-dir=model, and give that") as e:
         from_args(["--init_from=no-such/model"])
     assert "\n" not in str(e.value)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match="not installed.: pip install huggingface_hub, or "):
+        from_args(["--init_from=no-such/model"])
 
 
 # -----------------------------------------------------------------------------
