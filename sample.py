@@ -64,12 +64,13 @@ def write(model, ids, args, eot):
 @exits_cleanly
 def main():
     args = parse(sys.argv[1:])
+    prompt = read_prompt(args.prompt)
     model, info = open_model(args.checkpoint, args.device)
     if not isinstance(model, GPT):
         raise UserError(f"{args.checkpoint}: is a bert model, which fills gaps rather than writes "
                         "on: sample from a GPT")
     tok = get_tokenizer(info["meta"])
-    ids = tok.encode(read_prompt(args.prompt))
+    ids = tok.encode(prompt)
     if not ids:
         raise UserError("--prompt holds no token of this model's: give it another text")
     torch.manual_seed(args.seed % 2**64)

@@ -63,7 +63,7 @@ def test_a_document_ends_and_controls_are_seen(gpt, monkeypatch, capsys):
     """Nothing from the end of a document on; no byte that a terminal obeys; newline and tab stay."""
     def generate(self, idx, n, *how):
         assert idx.shape == (2, 2) and how[-1] == 0  # all samples at once; NUL ends bytes
-        ends = torch.tensor([list(b"x\n\ty\x1b[2J\r\x7f\0\0\0"), list(b"abc\0efghijkl\x07\x9b")])
+        ends = torch.tensor([list(b"x\n\ty\x1b[2J\r\x7f\0\0\0"), list(b"abc\0efghijk\x07\x9b")])
         return torch.cat((idx, ends), 1)
     monkeypatch.setattr(sample.GPT, "generate", generate)
     code, out, err = main_in_process(monkeypatch, capsys, sample, gpt, "--prompt=\0b",

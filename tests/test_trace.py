@@ -54,10 +54,10 @@ def test_a_run_can_be_started_from_its_archive(tmp_path):
     assert b"iteration 0" in found["run.txt"] and b"mine.py --block_size=32" in found["run.txt"]
     with zipfile.ZipFile(tmp_path / "a" / "source.zip") as z:
         z.extractall(tmp_path / "again")
-    done = subprocess.run([sys.executable, "train.py", "config/given/mine.py", f"--data_dir={data}",
-                           f"--out_dir={tmp_path / 'b'}", "--help=max_iters"], cwd=tmp_path / "again",
+    start = "import train; print(train.from_args(['config/given/mine.py']).n_inner)"
+    done = subprocess.run([sys.executable, "-c", start], cwd=tmp_path / "again",
                           env={**ENV, "PYTHONPATH": ""}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.stdout == "768\n", done.stderr
 
 
 def test_what_a_resumed_run_adds(tmp_path, monkeypatch):
