@@ -1,7 +1,8 @@
 """
 A text of your own into train.bin, val.bin and meta.json, streamed: memory stays the same however
 large the text, and all cores tokenize. Files of .txt, of .jsonl (a document a line) or of .parquet
-(a document a row), .txt and .jsonl also as .gz, .xz or .zst; or folders of them; or a dataset of the Hugging Face hub, as it comes.
+(a document a row), .txt and .jsonl also as .gz, .xz or .zst; or folders of them; or a dataset of
+the Hugging Face hub, as it comes.
 
     python data/text/prepare.py --input FILE_OR_FOLDER [...] [--out=data/mine] [--field=text]
         [--tokenizer=bytes|gpt2|wordpiece] [--vocab=vocab.txt] [--bert]
@@ -286,7 +287,8 @@ def choose_files(args):
                             f"{len(train)} files fall into {splits.pop()}.bin: give --val FILE, "
                             "another --val-fraction or --val-within")
     n = len(train) + len(val)
-    print(f"reading {f'{args.dataset}, ' * bool(args.dataset)}{n} file{'s' * (n != 1)}" + (
+    what = [args.dataset] * bool(args.dataset) + [f"{n} file{'s' * (n > 1)}"] * bool(n)
+    print(f"reading {' and '.join(what)}" + (
         f", leaving out {left_out.total()} that are not {', '.join(READ)}: {counted(left_out)}"
         if left_out else ""))
     return train, val
