@@ -293,12 +293,13 @@ class GPT(Transformer):
         return logits, cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None):
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, stop=None):
         """
         Continue idx (B, T) by max_new_tokens, one at a time, with a key/value cache; (B, T + new).
         temperature 0 takes the likeliest token. Past block_size the last block_size tokens count.
+        stop: the id that ends a row, and then fills it while others go on.
         """
-        cache = None
+        cache, going = None, torch.ones_like(idx[:, :1], dtype=torch.bool)
         for _ in range(max_new_tokens):
             fits = bool(cache) and idx.size(1) <= self.config.block_size
             if not fits:  # first round, or positions have shifted and all keys with them
@@ -313,7 +314,9 @@ class GPT(Transformer):
                     kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
                     logits = logits.masked_fill(logits < kth, -torch.inf)
                 nxt = torch.multinomial(logits.softmax(-1), 1)
-            idx = torch.cat((idx, nxt), dim=1)
+            idx = torch.cat((idx, nxt if stop is None else nxt.where(going, stop)), dim=1)
+            if stop is not None and not (going := going & (nxt != stop)).any():
+                break
         return idx
 
 

@@ -5,6 +5,7 @@ Hugging Face's names for our weights and settings, and models from its folders.
 
 A model is opened with its tokenizer, which the folder must name: nothing is guessed.
 """
+import difflib
 import os
 import re
 from dataclasses import replace
@@ -159,11 +160,12 @@ def find(where):
         return snapshot_download(where, allow_patterns=[
             "config.json", "model*.safetensors", *WEIGHTS, *TOKENIZER_FILES])
     except ImportError:
-        why = "huggingface_hub is not installed"
+        why, first = "huggingface_hub is not installed", "pip install huggingface_hub, or "
     except Exception as e:  # no network, no such name, not allowed, ...
-        why = f"{type(e).__name__} from the Hugging Face hub"
-    raise UserError(f"init_from={where!r}: no such folder, and no download ({why}): give a folder "
-                    "with config.json and model.safetensors")
+        why, first = f"{type(e).__name__} from the Hugging Face hub", "check the name, or "
+    raise UserError(f"init_from={where!r}: no such folder, and no download ({why}): {first}where there "
+                    f"is a network, hf download {where} --local-dir={where.split('/')[1]}, and give "
+                    "that folder")
 
 
 def folder_config(folder):
@@ -293,6 +295,13 @@ def open_model(path, device="cpu"):
     The model and its info (config and meta; iter) from a checkpoint, a run's folder or a Hugging
     Face folder: what every tool opens. Raises UserError.
     """
+    if not os.path.exists(path):
+        folder, name = os.path.split(path.rstrip(os.sep))
+        near = difflib.get_close_matches(name, os.listdir(folder or ".") if os.path.isdir(folder or ".")
+                                         else [], 1)
+        raise UserError(f"{path}: no such checkpoint or folder" + "".join(
+            f" (did you mean {os.path.join(folder, n)}?)" for n in near) + ": give a run's out_dir, a "
+            "checkpoint or a Hugging Face folder (hf download OWNER/NAME --local-dir=FOLDER makes one)")
     try:
         if is_hf(path):
             model = from_hf(path)

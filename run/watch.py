@@ -18,6 +18,7 @@ from run.errors import UserError
 from run.evaluation import evaluate
 from run.precision import known_peak
 from run.runlog import Clock, RunLog, open_trackers
+from run.trace import keep_source
 
 
 class Watch:
@@ -39,6 +40,8 @@ class Watch:
         if run.ranks.rank == 0:
             checkpoint.write_json(os.path.join(config.out_dir, "config.json"),
                                   dict(asdict(config), resolved=run.resolved()))
+            if lost := keep_source(config.out_dir, run.iter, bool(saved) and "metrics_bytes" in saved):
+                self.log.say(lost)
         self.note("start", **run.resolved())
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)

@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -105,8 +106,9 @@ def test_tokenizer_files(kind, tokenizer, tmp_path):
         assert [theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id,
                 theirs.pad_token_id] == [s["cls"], s["sep"], s["mask"], s["pad"]]
         assert theirs(text, text)["input_ids"] == [s["cls"], *ids, s["sep"], *ids, s["sep"]]
-    if tokenizer == "gpt2":
-        assert theirs.eos_token_id == tok.eot
+    if tokenizer in ("gpt2", "bytes"):  # lm-evaluation-harness starts an empty context with it
+        assert theirs.eos_token_id == theirs.bos_token_id == tok.eot
+        assert theirs.decode([*ids, tok.eot], skip_special_tokens=True) == tok.decode(ids)
 
 
 @KINDS
@@ -239,9 +241,13 @@ def test_a_hub_name_without_a_network(monkeypatch):
     def fail(*args, **kwargs):
         raise ConnectionError("no network\nat all")
     monkeypatch.setattr(hub, "snapshot_download", fail)
-    with pytest.raises(UserError, match="no-such/model.*no download .ConnectionError") as e:
+    with pytest.raises(UserError, match="no-such/model.*no download .ConnectionError.*: check the name, "
+                       "or .*hf download no-such/model --local-dir=model, and give that") as e:
         from_args(["--init_from=no-such/model"])
     assert "\n" not in str(e.value)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match="not installed.: pip install huggingface_hub, or "):
+        from_args(["--init_from=no-such/model"])
 
 
 # -----------------------------------------------------------------------------

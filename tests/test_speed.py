@@ -165,6 +165,19 @@ def test_no_compiler(tmp_path):
                  data_dir=make_data(tmp_path / "data"))
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr[-2000:]
     assert "torch.compile does not work here" in done.stderr
+    assert "apt-get install g++" in done.stderr and "--compile=none" in done.stderr
+
+
+@pytest.mark.parametrize("said, todo", [
+    ("InductorError: x\n/x.cpp:1: fatal error: Python.h: No such file", "apt-get install python3-dev"),
+    ("Failed to find C compiler. Please specify", "apt-get install gcc"),
+    ("Cannot find a working triton installation", "pip install triton"), ("quite another", "quite another")])
+def test_what_to_type_where_it_cannot_compile(said, todo, monkeypatch):
+    def fail(*args, **how):
+        raise RuntimeError(said)
+    monkeypatch.setattr(torch, "compile", fail)
+    got = compiler.broken.__wrapped__("cpu")
+    assert got.startswith(said.splitlines()[0]) and todo in got and "\n" not in got
 
 
 @pytest.mark.slow

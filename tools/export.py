@@ -19,6 +19,8 @@ from run import hf
 from run.checkpoint import write_json
 from run.errors import Parser, UserError, exits_cleanly, first_line, library
 
+END = "<|endoftext|>"
+
 
 def export(model, meta, folder, source="the checkpoint"):
     """
@@ -111,9 +113,9 @@ def write_tokenizer(folder, tok, block_size):
         lib.decoder = tokenizers.decoders.ByteLevel()
     special = {f"{s}_token": f"[{s.upper()}]" for s in tok.special}
     ids = {f"[{s.upper()}]": i for s, i in tok.special.items()}
-    if tok.name == "gpt2":
-        special.update(bos_token="<|endoftext|>", eos_token="<|endoftext|>")
-        ids["<|endoftext|>"] = tok.eot
+    if tok.name in ("gpt2", "bytes"):  # what other tools start an empty context with, and stop at
+        special.update(bos_token=END, eos_token=END)
+        ids[END] = tok.eot
     lib.add_special_tokens(sorted(ids, key=ids.get))
     if tok.special:
         lib.post_processor = tokenizers.processors.TemplateProcessing(
@@ -127,7 +129,7 @@ def write_tokenizer(folder, tok, block_size):
 
 
 def byte_pairs(tok, alphabet):
-    """({token: id}, pairs to merge): GPT-2's own files; bytes are this without a pair."""
+    """({token: id}, pairs to merge): GPT-2's own files; bytes, but NUL, are this without a pair."""
     if tok.name == "gpt2":
         from tiktoken.load import read_file_cached
         lines = read_file_cached(GPT2_URL + "vocab.bpe").decode().splitlines()[1:]  # after a title
@@ -135,7 +137,8 @@ def byte_pairs(tok, alphabet):
             [tuple(line.split()) for line in lines]
     # a byte that can be seen stands for itself, the others for what comes after 255, in their order
     seen = {ord(c) for c in alphabet if ord(c) < 256}
-    return dict(zip(sorted(alphabet), [*sorted(seen), *sorted({*range(256)} - seen)])), []
+    ids = dict(zip(sorted(alphabet), [*sorted(seen), *sorted({*range(256)} - seen)]))
+    return {END if i == tok.eot else char: i for char, i in ids.items()}, []
 
 
 @exits_cleanly
