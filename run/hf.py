@@ -283,9 +283,18 @@ def from_hf(folder):
     """The model in a Hugging Face folder."""
     kind, sizes = folder_config(folder)
     cls, config_cls = MODELS[kind]
-    model = cls(config_cls(**sizes))
+    model = cls(config_cls(**sizes, doc_end=doc_end(folder, sizes["vocab_size"])))
     start_from(model, folder)
     return model.eval()
+
+
+def doc_end(folder, vocab_size):
+    """What doc_mask left in the folder of a model of ours: an id, or None."""
+    path = os.path.join(folder, OURS)
+    found = read_json(path).get("doc_end") if os.path.exists(path) else None
+    if found is not None and not (type(found) is int and 0 <= found < vocab_size):
+        raise UserError(f"{path}: doc_end={found!r}: must be a token id, or left out")
+    return found
 
 
 def open_model(path, device="cpu"):

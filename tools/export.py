@@ -35,7 +35,8 @@ def export(model, meta, folder, source="the checkpoint"):
         # inside: what is beside a folder may be another disk
         with tempfile.TemporaryDirectory(prefix="tmp_", dir=folder) as aside:
             write_tokenizer(aside, tok, model.config.block_size)
-            write_json(os.path.join(aside, hf.OURS), dict(tokenizer=meta["tokenizer"], vocab_size=tok.vocab_size))
+            write_json(os.path.join(aside, hf.OURS), dict(
+                tokenizer=meta["tokenizer"], vocab_size=tok.vocab_size, doc_end=model.config.doc_end))
             safetensors.save_file(hf.to_hf(model), os.path.join(aside, "model.safetensors"),
                                   metadata=dict(format="pt"))
             write_json(os.path.join(aside, "config.json"), hf_config(model, tok))
