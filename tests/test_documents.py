@@ -5,6 +5,7 @@ import pytest
 import torch
 from runs import TINY, events, losses, make_data, train_here
 from test_grow import BIGGER, batch, check_preserved, make
+from test_operators import EVEN, EXACT, change
 
 from data.loader import Loader, read_meta
 from grow import grow, set_mask
@@ -72,6 +73,12 @@ def test_growing_keeps_the_function(kind):
     data["idx"][:, 4] = END
     grown = check_preserved(kind, model, data=data, **BIGGER)
     assert grown.config.doc_end == END
+
+
+def test_other_ways_to_grow():
+    start = dict(doc_end=END)
+    assert change("zero_output", "gpt", start=start, n_inner=33, n_head=4, n_layer=5) < EXACT
+    assert change("net2net", "llama", start=start, **EVEN, noise=0) < EXACT
 
 
 @KINDS
