@@ -73,8 +73,8 @@ def open_tokenizer(name, vocab=None, bert=False, eot=None):
     spec = read_json_tokenizer(name, eot)
     tok = load(JSON, spec["vocab"], bert, spec["eot"])
     if tok.eot is None:
-        raise UserError(f"--tokenizer={name}: nothing says which token ends a document: name it with "
-                        f"--eot=TOKEN{tok.some_special()}")
+        raise UserError(f"--tokenizer={name}: no tokenizer_config.json beside it says which of its tokens "
+                        f"ends a document: name it with --eot=TOKEN{tok.some_special()}")
     return tok
 
 
@@ -86,19 +86,17 @@ def read_json_tokenizer(path, eot=None):
     path = os.path.expanduser(path)
     path = os.path.join(path, JSON) if os.path.isdir(path) else path
     config = os.path.join(os.path.dirname(path), "tokenizer_config.json")
-    tok, asked = Json(read_text(path), None, path), eot
+    tok = Json(read_text(path), None, path)
+    if eot is not None and tok.library.token_to_id(eot) is None:
+        raise UserError(f"--eot={eot}: {path} has no such token: name another{tok.some_special()}")
     if eot is None and os.path.exists(config):
         try:
             eot = json.loads(read_text(config)).get("eos_token")
         except (ValueError, AttributeError, RecursionError):
             raise UserError(f"{config}: is no JSON object: mend it, or take it away") from None
         eot = eot.get("content") if isinstance(eot, dict) else eot  # as older versions wrote it
-    end = tok.library.token_to_id(eot) if isinstance(eot, str) else None
-    if end is None and eot is not None:
-        raise UserError(f"{path}: has no token {eot!r}, which " + (
-            f"--eot={asked} asks for: name another" if asked else f"{config} calls its eos_token: name "
-            "one with --eot=TOKEN") + tok.some_special())
-    return dict(name=JSON, vocab=tok.vocab, eot=end)
+    return dict(name=JSON, vocab=tok.vocab,
+                eot=tok.library.token_to_id(eot) if isinstance(eot, str) else None)
 
 
 def tokenizer_of(meta):

@@ -9,8 +9,7 @@ from test_operators import EVEN, EXACT, change
 
 from data.loader import Loader, read_meta
 from grow import grow, set_mask
-from run import hf
-from run.compiler import compile_model
+from run import compiler, hf
 from run.errors import UserError
 from run.parts import attend, places
 from run.settings import from_dict
@@ -81,33 +80,35 @@ def test_other_ways_to_grow():
     assert change("net2net", "llama", start=start, **EVEN, noise=0) < EXACT
 
 
-@KINDS
-@pytest.mark.parametrize("mode", ["block", "model"])
+@pytest.mark.parametrize("kind, mode", [("gpt", "model"), ("qwen", "block")])
 def test_compiled(kind, mode):
-    """The same loss, chunked, and gradients as without torch.compile, with one graph for all rows."""
+    """The same loss, chunked where by block, and gradients as without torch.compile."""
+    if compiler.broken("cpu"):
+        pytest.skip("torch.compile does not work here")
     model, _ = grow(make(kind, doc_end=END), **BIGGER)
     set_mask(model, 0.5)
     data = batch(kind, model.config)
     data["idx"][0, 4] = data["idx"][1, 9] = END
     want = model(**data)[1]
     gradients = torch.autograd.grad(want, list(model.parameters()))
-    compile_model(model, mode)
+    compiler.compile_model(model, mode)
     got = model(**data, return_logits=mode == "model")[1]
     assert abs(got - want) < 1e-12
     for a, b in zip(gradients, torch.autograd.grad(got, list(model.parameters()))):
         assert (a - b).abs().max() < 1e-12
+    compiler.forget_graphs()
 
 
 @pytest.mark.parametrize("heads", [1, 3])
 def test_plain_products_and_kernels_agree(heads, monkeypatch):
-    """Those that compiled bfloat16 takes on a CPU, here in float64, over more than one part."""
+    """Those that compiled bfloat16 takes on a CPU, over more than one part."""
     config = make("gpt", block_size=300, doc_end=END).config
     idx = torch.randint(20, (2, 300))
     _, keep = places(config, idx)
     q, k, v = (torch.randn(2, heads, 300, 4, dtype=torch.bfloat16) for _ in "qkv")
     want = attend(q, k, v, keep, True)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert (attend(q, k, v, keep, True).float() - want.float()).abs().max() < 0.03
+    assert (attend(q, k, v, keep, True).float() - want.float()).abs().max() < 0.1
 
 
 @KINDS
@@ -115,9 +116,9 @@ def test_generation(kind):
     """Without the id as without doc_mask; with it as from full forward passes, past block_size too."""
     model = make(kind, doc_end=END).eval()
     plain = make(kind).eval()
-    idx = torch.cat([*texts(3), *texts(3)])[:, 1:]
-    if not (model.generate(idx, 6, temperature=0) == END).any():
-        assert torch.equal(model.generate(idx, 6, temperature=0), plain.generate(idx, 6, temperature=0))
+    idx = texts(4)[0][:, 1:]
+    got = model.generate(idx, 6, temperature=0)
+    assert (got == END).any() or torch.equal(got, plain.generate(idx, 6, temperature=0))
     idx = torch.cat([torch.cat([*texts(2, 3)], 1), torch.cat([*texts(4, 1)], 1)])
     want = idx
     for _ in range(14):
@@ -141,13 +142,13 @@ def test_a_run(model, optimizer, data, tmp_path):
     assert len(changes) == 2 and max(changes) < 1e-5
     with pytest.raises(UserError, match="doc_mask=False: the checkpoint was trained with True"):
         train_here("--resume", **dict.fromkeys(TINY), out_dir=halves, max_iters=30, doc_mask=False)
-    text = tmp_path / "text.txt"
-    text.write_bytes(b"some words\0other words\0" * 4)
-    evaluator = Evaluator(whole)
+    evaluator, rows = Evaluator(whole), [([*b"\0some words\0other words"], 1), ([*b"\0other words"], 1)]
     assert evaluator.config.doc_end == 0
-    found = evaluator.ppl(str(text))
+    [(both, _), (other, _)], [(some, _)] = (evaluator.nats(r, "x") for r in (
+        rows, [([*b"\0some words\0"], 1)]))
+    assert abs(both - some - other) < 1e-4 * both
     evaluator.config.doc_end = None
-    assert evaluator.ppl(str(text)) != found
+    assert evaluator.nats(rows, "x")[0][0] != both
 
 
 def test_an_exported_folder_knows_it(tmp_path):
