@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from runs import make_data, train_here
-from test_data import TEXT_SCRIPT as script
 from test_data import fails, prepare, stream
+from test_data import text as script
 from test_grow import make
 
 from data.bin_writer import complete
