@@ -101,7 +101,7 @@ class Run:
         theirs = not self.saved and c.init_from not in OWN_STARTS
         with torch.device("cpu" if theirs else "meta"):
             self.model = cls(config_cls(**self.saved["model_config"]) if self.saved else
-                             c.model_config(self.vocab_size))
+                             c.model_config(self.vocab_size, self.meta.get("eot")))
         if theirs:
             hf.start_from(self.model, c.init_from)
         shard.fill(self.model, self.ranks, self.mesh, self.saved.pop("model") if self.saved else

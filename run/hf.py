@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import torch
 
-from data.tokenizer import read_vocab
+from data.dataset import with_tokenizer
+from data.tokenizer import JSON, is_gpt2, read_json_tokenizer, read_vocab, tokenizer_of
 from model import MODELS
 from run.checkpoint import load_model
 from run.errors import UserError, first_line, library
@@ -72,7 +73,6 @@ OURS = "nanogrow.json"  # our own extra file: the tokenizer, as a dataset's meta
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZER_FILES = (OURS, "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
                    "vocab.txt")
-GPT2_IDS = {0: "!", 256: "\u0120t", 262: "\u0120the", 50255: "\u0120gazed", 50256: "<|endoftext|>"}
 
 
 def kind_of(model):
@@ -244,7 +244,7 @@ def folder_meta(folder, kind):
     files = {n: os.path.join(folder, n) for n in TOKENIZER_FILES
              if os.path.exists(os.path.join(folder, n))}
     if OURS in files:
-        return read_json(files[OURS], tokenizer=(str, dict))
+        return with_tokenizer(read_json(files[OURS], tokenizer=(str, dict)), folder)
     words, uncased = said_tokens(files)
     if not words:
         raise UserError(f"{folder}: nothing in it says what its tokenizer is: put its "
@@ -252,19 +252,24 @@ def folder_meta(folder, kind):
                         "meta.json")
     if kind == "bert" and uncased:
         return dict(tokenizer=dict(name="wordpiece", vocab=words))
-    if kind != "bert" and len(words) == 50257 and all(words[i] == t for i, t in GPT2_IDS.items()):
+    if kind != "bert" and is_gpt2(words):
         return dict(tokenizer="gpt2")
-    raise UserError(f"{folder}: has a tokenizer of its own: only GPT-2's, BERT's uncased WordPiece "
-                    "and those of tools.export are known")
+    if kind != "bert" and JSON in files:
+        return dict(tokenizer=read_json_tokenizer(files[JSON]))
+    raise UserError(f"{folder}: has a tokenizer of its own: only " + (
+        "BERT's uncased WordPiece" if kind == "bert" else "GPT-2's, a tokenizer.json") +
+        " and those of tools.export are known")
 
 
 def said_tokens(files):
     """(tokens in the order of their ids, are capitals ignored?) of {name: path}; [] if unsaid."""
     config = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
     uncased, vocab = config.get("do_lower_case") is not False, {}
-    if "tokenizer.json" in files:
-        said = read_json(files["tokenizer.json"], model=dict)
-        [vocab] = need(files["tokenizer.json"], said["model"], vocab=dict)
+    if JSON in files:
+        said = read_json(files[JSON], model=dict)
+        [vocab] = need(files[JSON], said["model"], vocab=(dict, list))
+        if isinstance(vocab, list):  # of a Unigram: tokens and how likely they are
+            vocab = {pair[0]: i for i, pair in enumerate(vocab) if isinstance(pair, list) and pair}
         normalizer = said.get("normalizer")
         uncased = uncased and isinstance(normalizer, dict) and normalizer.get("lowercase") is True
     elif "vocab.json" in files and "merges.txt" in files:
@@ -285,9 +290,18 @@ def from_hf(folder):
     """The model in a Hugging Face folder."""
     kind, sizes = folder_config(folder)
     cls, config_cls = MODELS[kind]
-    model = cls(config_cls(**sizes))
+    model = cls(config_cls(**sizes, doc_end=doc_end(folder, sizes["vocab_size"])))
     start_from(model, folder)
     return model.eval()
+
+
+def doc_end(folder, vocab_size):
+    """What doc_mask left in the folder of a model of ours: an id, or None."""
+    path = os.path.join(folder, OURS)
+    found = read_json(path).get("doc_end") if os.path.exists(path) else None
+    if found is not None and not (type(found) is int and 0 <= found < vocab_size):
+        raise UserError(f"{path}: doc_end={found!r}: must be a token id, or left out")
+    return found
 
 
 def open_model(path, device="cpu"):
@@ -324,12 +338,6 @@ def check_tokenizer(folder, meta, data_dir):
         a, b = tokenizer_of(meta)[0], tokenizer_of(theirs)[0]
         raise UserError(f"data_dir={data_dir}: made with tokenizer {a}, but {folder} was trained "
                         f"with {b}" + (" of another vocabulary" if a == b else ""))
-
-
-def tokenizer_of(meta):
-    """(name, vocabulary or None) of the tokenizer in a meta.json."""
-    spec = meta.get("tokenizer")
-    return (spec.get("name"), spec.get("vocab")) if isinstance(spec, dict) else (spec, None)
 
 
 def same_tokenizer(a, b):

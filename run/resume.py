@@ -2,6 +2,7 @@
 import os
 from dataclasses import fields
 
+from data.tokenizer import tokenizer_of
 from run import checkpoint
 from run.errors import UserError
 from run.settings import TrainConfig
@@ -48,9 +49,10 @@ def check_resume(state, config, meta, free=FREE):
     """Say what changed since the checkpoint; refuse what would make it another run."""
     if {k: meta.get(k) for k in ("tokenizer", "vocab_size")} != \
             {k: state["meta"].get(k) for k in ("tokenizer", "vocab_size")}:
-        raise UserError(f"data_dir={config.data_dir}: made with tokenizer {meta['tokenizer']} "
-                        f"({meta['vocab_size']} ids), but the checkpoint was trained with "
-                        f"{state['meta']['tokenizer']} ({state['meta']['vocab_size']} ids)")
+        names = [tokenizer_of(m)[0] for m in (meta, state["meta"])]
+        raise UserError(f"data_dir={config.data_dir}: made with tokenizer {names[0]} "
+                        f"({meta['vocab_size']} ids), but the checkpoint was trained with {names[1]} "
+                        f"({state['meta']['vocab_size']} ids)" + " of its own" * (names[0] == names[1]))
     if meta["fingerprint"] != state["meta"].get("fingerprint", meta["fingerprint"]):
         raise UserError(f"data_dir={config.data_dir}: holds other data than the checkpoint was trained "
                         "on: give the folder of that with --data_dir, or start anew in another out_dir")

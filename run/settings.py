@@ -40,6 +40,8 @@ class TrainConfig:
     dropout: float = 0.0
     bias: bool = True               # in GPT and BERT; Llama has none
     gelu: str = ""                  # "tanh", "exact", or "": tanh for GPT, exact for BERT
+    doc_mask: bool = False          # documents packed in a row know nothing of each other, and each
+                                    # counts its own positions (not BERT, whose rows hold but one)
     # Llama alone
     kv_group: int = 1               # query heads that share keys and values, a constant of the run:
                                     # n_kv_head is n_head / kv_group, and grows with it
@@ -94,12 +96,12 @@ class TrainConfig:
     peak_flops: float = 0.0         # of the device, for mfu; 0: known for common GPUs
     max_bad_steps: int = 5          # stop after so many steps in a row with loss inf or NaN
 
-    def model_config(self, vocab_size):
-        """The model's config at the start of the run."""
+    def model_config(self, vocab_size, eot=0):
+        """The model's config at the start of the run; eot: the id that ends a document, for doc_mask."""
         _, cls = MODELS[self.model]
-        chosen = {f.name: getattr(self, f.name) for f in fields(cls)}
+        chosen = {f.name: getattr(self, f.name) for f in fields(cls) if f.name != "doc_end"}
         chosen.update(vocab_size=vocab_size, gelu=self.gelu or cls().gelu,
-                      bias=self.bias and cls().bias)
+                      bias=self.bias and cls().bias, doc_end=eot if self.doc_mask else None)
         return cls(**chosen)
 
     def sizes(self):
@@ -236,6 +238,9 @@ def check_model(config):
         if getattr(config, key) != getattr(TrainConfig, key):
             raise UserError(f"{key}={getattr(config, key)!r}: model={config.model!r} has no such "
                             "choice: leave it out")
+    if config.doc_mask and config.model == "bert":
+        raise UserError("doc_mask=True: BERT's rows are of one document, or of two that it is to tell "
+                        "apart: leave it out")
     try:
         config.model_config(1)
     except ValueError as e:

@@ -183,15 +183,16 @@ def steps(run, strict, n):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("model", ["gpt", "bert", "llama"])
-def test_a_run(model, optimizer, dtype, strict, tmp_path):
+@pytest.mark.parametrize("model, doc_mask", [("gpt", False), ("bert", False), ("llama", False), ("llama", True)])
+def test_a_run(model, doc_mask, optimizer, dtype, strict, tmp_path):
     data = str(make_data(tmp_path / "data"))
     stages = [dict(at=2, n_inner=48, n_embd=32, n_head=2, ramp_iters=2),
               dict(at=5, n_layer=3, ramp_iters=2)]
     with strict.may_read():  # the data is looked at, and agreed on
         run = train.Run(from_dict({**TINY, "out_dir": str(tmp_path / "out"), "data_dir": data,
                                    "device": "cuda", "micro_batch": 4, "model": model, "max_iters": 9,
-                                   "optimizer": optimizer, "dtype": dtype, "stages": stages}))
+                                   "optimizer": optimizer, "dtype": dtype, "stages": stages,
+                                   "doc_mask": doc_mask}))
         evaluate(run)
     steps(run, strict, 8)
     assert run.stage == 2 and run.model.masks.c is None and run.iter == 8

@@ -95,6 +95,14 @@ def test_two_processes_train_like_one(model, optimizer, how, whole):
                        for k, v in state.items())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["none", "fsdp"])
+def test_documents_kept_apart(how, driver, data, tmp_path):
+    settings = dict(data_dir=data, model="llama", doc_mask=True)
+    assert_close(driver.run(str(tmp_path / "one"), 1, **settings),
+                 driver.run(str(tmp_path / "two"), 2, shard=how, **settings))
+
+
 @pytest.mark.parametrize("optimizer,start,resumed", [
     ("adamw", (2, "fsdp"), [(1, "none"), (2, "none")]),
     *(pytest.param(*v, marks=pytest.mark.slow) for v in (

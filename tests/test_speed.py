@@ -53,15 +53,15 @@ def test_the_recompile_limit_is_an_error(monkeypatch):
         compiler.forget_graphs()
 
 
-@pytest.mark.parametrize("model", ["gpt", *(pytest.param(m, marks=pytest.mark.slow) for m in (
-    "bert", "llama"))])
-def test_graphs_made_ahead_are_those_of_the_run(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("model, doc_mask", [("gpt", False), *(pytest.param(*m, marks=pytest.mark.slow) for m in (
+    ("bert", False), ("llama", False), ("llama", True)))])
+def test_graphs_made_ahead_are_those_of_the_run(model, doc_mask, tmp_path, monkeypatch):
     """What ahead.py compiles in its own process, the grown model then finds in the disk cache."""
     if compiler.broken("cpu"):
         pytest.skip("torch.compile does not work here")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     config = from_dict(dict(model=model, block_size=32, batch_tokens=128, micro_batch=4, n_layer=2,
-                            n_head=1, n_embd=16, n_inner=32, head_dim=16))
+                            n_head=1, n_embd=16, n_inner=32, head_dim=16, doc_mask=doc_mask))
     sizes = dict(n_layer=2, n_head=1, n_embd=16, n_inner=32)
     grown = dict(n_embd=32, n_layer=3)
     process = ahead.start(config, sizes, dict(grown), config.micro_batch, 64, "cpu", torch.float32)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from dataclasses import asdict
 
-from data.tokenizer import GPT2_URL, get_tokenizer
+from data.tokenizer import GPT2_URL, JSON, get_tokenizer
 from run import hf
 from run.checkpoint import write_json
 from run.errors import Parser, UserError, exits_cleanly, first_line, library
@@ -37,7 +37,11 @@ def export(model, meta, folder, source="the checkpoint"):
         # inside: what is beside a folder may be another disk
         with tempfile.TemporaryDirectory(prefix="tmp_", dir=folder) as aside:
             write_tokenizer(aside, tok, model.config.block_size)
-            write_json(os.path.join(aside, hf.OURS), dict(tokenizer=meta["tokenizer"], vocab_size=tok.vocab_size))
+            spec = meta["tokenizer"]
+            if tok.name == JSON:  # which has a file of its own
+                spec = dict(name=JSON, eot=tok.eot)
+            write_json(os.path.join(aside, hf.OURS), dict(
+                tokenizer=spec, vocab_size=tok.vocab_size, doc_end=model.config.doc_end))
             safetensors.save_file(hf.to_hf(model), os.path.join(aside, "model.safetensors"),
                                   metadata=dict(format="pt"))
             write_json(os.path.join(aside, "config.json"), hf_config(model, tok))
@@ -93,11 +97,27 @@ def hf_config(model, tok):
 
 def write_tokenizer(folder, tok, block_size):
     """tokenizer.json and tokenizer_config.json (and BERT's vocab.txt), if the library is here."""
+    if tok.name == JSON:  # as it came
+        text, special = tok.vocab, {}
+        if tok.eot is not None:
+            special["eos_token"] = tok.library.id_to_token(tok.eot)
+    else:
+        text, special = made_tokenizer(folder, tok)
+    if text:
+        with open(os.path.join(folder, JSON), "w", encoding="utf-8", newline="") as f:
+            f.write(text)
+        write_json(os.path.join(folder, "tokenizer_config.json"), {
+            "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
+            "clean_up_tokenization_spaces": False, **special})
+
+
+def made_tokenizer(folder, tok):
+    """What tokenizer.json is to hold for one of our own, and its special tokens."""
     try:
         import tokenizers
     except ImportError:
         print("no tokenizer files: they need the tokenizers library (pip install tokenizers)")
-        return
+        return "", {}
     if tok.name == "wordpiece":
         lib = tok.library
         lib.decoder = tokenizers.decoders.WordPiece()
@@ -121,11 +141,7 @@ def write_tokenizer(folder, tok, block_size):
         lib.post_processor = tokenizers.processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
             special_tokens=[(text, ids[text]) for text in ("[CLS]", "[SEP]")])
-    with open(os.path.join(folder, "tokenizer.json"), "w", encoding="utf-8") as f:
-        f.write(lib.to_str(pretty=True))
-    write_json(os.path.join(folder, "tokenizer_config.json"), {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
-        "clean_up_tokenization_spaces": False, **special})
+    return lib.to_str(pretty=True), special
 
 
 def byte_pairs(tok, alphabet):

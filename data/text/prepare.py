@@ -5,7 +5,8 @@ large the text, and all cores tokenize. Files of .txt, of .jsonl (a document a l
 the Hugging Face hub, as it comes.
 
     python data/text/prepare.py --input FILE_OR_FOLDER [...] [--out=data/mine] [--field=text]
-        [--tokenizer=bytes|gpt2|wordpiece] [--vocab=vocab.txt] [--bert]
+        [--tokenizer=bytes|gpt2|wordpiece|FOLDER_OR_TOKENIZER.JSON] [--eot=TOKEN]
+        [--vocab=vocab.txt] [--bert]
         [--val FILE_OR_FOLDER ... | --val-fraction=0.01 [--val-within]] [--doc-sep=blank-line|file]
     python data/text/prepare.py --dataset=OWNER/NAME[:CONFIG] [--split=train] [--column=text]
         [--limit=DOCUMENTS] [...]
@@ -36,7 +37,7 @@ from data.bin_writer import (  # noqa: E402
     write_pieces,
 )
 from data.reading import PACKED, dataset_faults, open_dataset, open_text  # noqa: E402
-from data.tokenizer import cut, load  # noqa: E402
+from data.tokenizer import cut, open_tokenizer  # noqa: E402
 from run.errors import UserError, library  # noqa: E402
 
 READ = (".txt", ".jsonl", ".parquet")
@@ -246,7 +247,9 @@ def parse(argv):
     group.add_argument("--dataset", help="of the Hugging Face hub: OWNER/NAME or OWNER/NAME:CONFIG")
     add("--split", default="train", help="of --dataset")
     add("--limit", type=int, help="only the first so many documents of --dataset")
-    add("--tokenizer", default="bytes", help="bytes, gpt2 or wordpiece")
+    add("--tokenizer", default="bytes",
+        help="bytes, gpt2, wordpiece, or a Hugging Face tokenizer.json or its folder")
+    add("--eot", help="the token of a tokenizer.json that ends a document (default: its eos_token)")
     add("--vocab", help="wordpiece's vocab.txt")
     add("--bert", action="store_true", help="mark the end of sentences, for BERT")
     add("--field", "--column", default="text", help="of .jsonl, .parquet, --dataset that holds the text")
@@ -301,7 +304,7 @@ def main(argv=None):
     if not args.force and (old := complete(args.out)):
         raise UserError(f"--out {args.out} already holds a dataset ({old['source']}): choose "
                         "another folder, or --force to replace it")
-    tok = load(args.tokenizer, args.vocab, args.bert)
+    tok = open_tokenizer(args.tokenizer, args.vocab, args.bert, args.eot)
     bert = args.bert or tok.name == "wordpiece"
     # bytes need no work: one process is faster than handing text around
     workers = args.workers or (1 if tok.name == "bytes" else os.cpu_count() or 1)
