@@ -10,7 +10,7 @@ import os
 import runpy
 import sys
 import types
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 from model import GROWABLE
 from run import checkpoint, hf
@@ -59,6 +59,36 @@ def branched(values, start):
         values["max_iters"] = state["iter"] + values["decay_iters"]
         had["stages"] = had["stages"][:state["stage"]]  # what was to come, a decay leaves out
     return {**had, **values}
+
+
+def finishing(config):
+    """What makes a branch of a run the finished model of a size that it passed through."""
+    return dict(schedule="wsd", decay_iters=config.finish_stages, finish_stages=0)
+
+
+def family(config):
+    """
+    What is left to do once a run is over, with finish_stages: for each checkpoint stage_N.pt that it
+    kept before a growth the settings of a decay from there, in the folder stage_N, as a list of
+    TrainConfig. What is finished is left out, what was cut off goes on.
+    """
+    left = []
+    for n in range(1, len(config.stages) + 1) if config.finish_stages else ():
+        folder = os.path.join(config.out_dir, f"stage_{n}")
+        start = f"{folder}.pt"
+        if not os.path.exists(start):
+            print(f"{start}: not there: no model of stage {n} to finish")
+            continue
+        values = {k: v for k, v in asdict(config).items() if k not in ("max_iters", "stages")}
+        branch = from_dict(branched({**values, **finishing(config), "out_dir": folder,
+                                     "init_from": start}, start))
+        if checkpoint.exists(folder):
+            branch.init_from = "resume"
+        elif os.path.exists(log := os.path.join(folder, "metrics.jsonl")):
+            os.remove(log)  # killed before its first checkpoint
+        if not os.path.exists(os.path.join(folder, f"ckpt_{branch.max_iters:07d}.pt")):
+            left.append(branch)
+    return left
 
 
 def recorded(files, given):

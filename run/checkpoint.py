@@ -21,10 +21,10 @@ LATEST, BEST = "ckpt.pt", "best.pt"
 SEAL = b"nanogrow sha256:"  # at a checkpoint's end, the digest of all before it follows
 
 
-def save(out_dir, state, keep, best=False):
+def save(out_dir, state, keep, best=False, also=()):
     """
-    Write `state` as ckpt_ITER.pt, point ckpt.pt (and best.pt) at it, delete all but the last
-    `keep`. At any moment of this, a kill leaves the previous checkpoint whole.
+    Write `state` as ckpt_ITER.pt, point ckpt.pt (and best.pt, and the names `also`) at it, delete all
+    but the last `keep`. At any moment of this, a kill leaves the previous checkpoint whole.
     Raises UserError when it cannot be written; the previous checkpoint is then intact.
     """
     path = os.path.join(out_dir, f"ckpt_{state['iter']:07d}.pt")
@@ -38,7 +38,7 @@ def save(out_dir, state, keep, best=False):
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-        for name in [LATEST] + [BEST] * best:
+        for name in [LATEST] + [BEST] * best + [*also]:
             point(path, os.path.join(out_dir, name), temporary)
         sync_dir(out_dir)
     except (OSError, RuntimeError) as e:  # torch reports a failed write as a RuntimeError

@@ -8,7 +8,7 @@ from run.settings import TrainConfig
 
 # what a resumed run may change, because it says nothing about the steps already taken
 FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "eval_seqs",
-        "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
+        "log_interval", "keep_checkpoints", "sample_interval", "finish_stages", "device", "dtype", "compile", "peak_flops",
         "max_bad_steps", "data_dir", "zero1", "shard", "compile_ahead", "tensorboard", "wandb"}
 # what a branch may change besides: what is still to come
 AHEAD = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "rewarm_iters", "learning_rate",
@@ -25,7 +25,7 @@ def saved_state(config, meta, restarted=False):
     if not found and config.init_from != "resume" and (left := checkpoint.remains(config.out_dir)):
         raise UserError(f"out_dir={config.out_dir} holds a run without its checkpoints ({left}): "
                         "choose another --out_dir, or delete that folder")
-    if config.init_from not in ("resume", "auto") and not restarted:
+    if config.init_from not in ("resume", "auto") and not (restarted and found):
         if found:
             raise UserError(f"out_dir={config.out_dir} holds a run already: --resume continues it, "
                             "or choose another --out_dir, or delete that folder")

@@ -11,13 +11,16 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
+from data.tokenizer import get_tokenizer
 from grow import describe, sizes_of
 from run import checkpoint
+from run.arguments import finishing
 from run.errors import UserError
-from run.evaluation import evaluate
+from run.evaluation import evaluate, write
 from run.precision import known_peak
-from run.runlog import Clock, RunLog, open_trackers
+from run.runlog import Clock, Pace, RunLog, open_trackers
 
 
 class Watch:
@@ -25,12 +28,18 @@ class Watch:
     # seconds of training, best validation loss, iteration last evaluated, see weigh_growth
     PROGRESS = dict(train_s=0.0, best=math.inf, evaluated=-1, pace=None)
 
-    def __init__(self, run):
-        self.run, self.stop, config, saved = run, None, run.config, run.saved
+    def __init__(self, run, stop=None):
+        """stop: the signal that asked this process to stop already, or None."""
+        self.run, self.stop, config, saved = run, stop, run.config, run.saved
         for k, v in self.PROGRESS.items():
             setattr(self, k, saved.get(k, v) if saved else v)
         self.clock = Clock(self.train_s)
-        self.last_log = self.train_s, run.tokens - config.batch_tokens
+        self.last_log = self.train_s, run.tokens, run.flops
+        with torch.device("meta"):
+            models = [type(run.model)(replace(run.model.config, **s)) for s in config.sizes()]
+        self.stage_flops = [m.flops_per_token(config.head_fraction()) for m in models]
+        self.eta = Pace(config, self.stage_flops)
+        self.tokenizer = get_tokenizer(run.meta) if config.sample_interval else None
         self.log = RunLog(config.out_dir, config.max_iters, run.iter,
                           saved.get("metrics_bytes") if saved else None, quiet=run.ranks.rank != 0,
                           trackers=() if run.ranks.rank else open_trackers(config, run.iter))
@@ -60,17 +69,26 @@ class Watch:
             self.log.progress()
             return
         loss = (run.ranks.sum(loss.clone()) / run.ranks.world).item()
-        before, had = self.last_log
-        self.last_log = now, tokens = self.clock.read(), run.tokens
-        speed = (tokens - had) / max(now - before, 1e-9)
+        before, self.last_log = self.last_log, (self.clock.read(), run.tokens, run.flops)
+        seconds, tokens, flops = (now - had for now, had in zip(self.last_log, before))
+        speed = tokens / max(seconds, 1e-9)
         peak = c.peak_flops or known_peak(run.device)
         run.bad = int(run.bad)
         self.note("step", loss=loss, grad_norm=norm.item(),
                   lr=run.optimizers[-1].param_groups[0]["lr"], tok_s=speed,
                   mfu=speed * run.flops_per_token / (peak * run.ranks.world) if peak else None,
                   skipped=run.bad or None)
-        self.log.progress(loss=f"{loss:.3f}", tok_s=f"{speed:,.0f}")
+        self.log.progress(self.progress(loss, speed, self.eta.seconds_left(
+            run.iter, run.stage, flops, seconds)))
         self.check_steps()
+
+    def progress(self, loss, speed, left):
+        """What the progress line says; speed: tokens a second; left: seconds."""
+        run, mask = self.run, self.run.model.masks.c
+        stage = f"stage {run.stage + 1}/{len(run.config.stages) + 1}, " * bool(run.config.stages)
+        ramp = "" if mask is None else f"mask {mask.item():.2f}, "
+        return (f"{stage}{ramp}loss {loss:.3f}, {speed:,.0f} tok/s, "
+                f"{tqdm.format_interval(round(left))} left")
 
     def patience(self):
         """Bad steps in a row that end a run. float16's scale may need 16 of them to come down to 1."""
@@ -118,11 +136,33 @@ class Watch:
                 self.best = result["val_loss"]
             self.weigh_growth(result["val_loss"])
             self.save(best)
+            self.sample()
 
-    def save(self, best=False):
+    def sample(self):
+        """A text to read, every sample_interval evaluations and at the end; rank 0 has the model whole."""
+        run, c = self.run, self.run.config
+        if self.tokenizer and run.ranks.rank == 0 and (
+                run.iter == c.max_iters or not run.iter % (c.eval_interval * c.sample_interval)):
+            self.log.sample(write(run, self.tokenizer), run.iter)
+
+    def save_before_growth(self):
         """
-        Every rank holds the same state but what is sharded; rank 0 writes it. Weights that are no
-        numbers are never written: the checkpoint before them stays the last.
+        Should growing fail, nothing is lost. With finish_stages the checkpoint stays, as stage_1.pt and
+        so on, and what finishes that model is said: at the end of the run it is done if nobody has.
+        """
+        run, c = self.run, self.run.config
+        name = os.path.join(c.out_dir, f"stage_{run.stage + 1}")
+        self.save(also=[os.path.basename(name) + ".pt"] * bool(c.finish_stages))
+        if c.finish_stages:
+            flags = dict(init_from=f"{name}.pt", out_dir=name, **finishing(c))
+            command = shlex.join([sys.argv[0], *(f"--{k}={v}" for k, v in flags.items())])
+            self.log.say(f"iter {run.iter}: kept as {name}.pt, to be finished at the end of the run, or "
+                         f"beside it: {self.launcher()} {command}")
+
+    def save(self, best=False, also=()):
+        """
+        Every rank holds the same state but what is sharded; rank 0 writes it, under the names `also`
+        too. Weights that are no numbers are never written: the checkpoint before them stays the last.
         """
         with self.clock.paused():
             if not self.run.is_finite():
@@ -133,7 +173,7 @@ class Watch:
                 state.update({k: getattr(self, k) for k in self.PROGRESS},
                              metrics_bytes=self.log.metrics_bytes())
                 checkpoint.save(self.run.config.out_dir, state,
-                                self.run.config.keep_checkpoints, best)
+                                self.run.config.keep_checkpoints, best, also)
 
     def weigh_growth(self, loss):
         """
@@ -159,10 +199,7 @@ class Watch:
         if points:
             following = float(np.interp(loss, *zip(*points)))
         else:
-            with torch.device("meta"):
-                bigger = type(run.model)(replace(run.model.config, **c.sizes()[run.stage + 1]))
-            following = first * run.flops_per_token / \
-                bigger.flops_per_token(c.head_fraction())
+            following = first * run.flops_per_token / self.stage_flops[run.stage + 1]
         due = run.ranks.any(run.ranks.rank == 0 and rate < following)
         self.pace = [run.iter, loss, now, first]
         self.note("rate", rate=rate, next_rate=following)
@@ -176,14 +213,16 @@ class Watch:
         if not self.run.ranks.any(self.stop is not None):
             return False
         self.save()
-        ranks, start = self.run.ranks, "python"
-        if ranks.machines > 1:
-            start = "torchrun WITH_THE_SAME_FLAGS"
-        elif ranks.several:
-            start = f"torchrun --standalone --nproc_per_node={ranks.world}"
         again = shlex.join([sys.argv[0], "--resume", self.run.config.out_dir])
-        self.log.say(f"stopped at iteration {self.run.iter}; continue with: {start} {again}")
+        self.log.say(f"stopped at iteration {self.run.iter}; continue with: {self.launcher()} {again}")
         return True
+
+    def launcher(self):
+        """What to start train.py with, for as many processes as now."""
+        ranks = self.run.ranks
+        if ranks.machines > 1:
+            return "torchrun WITH_THE_SAME_FLAGS"
+        return f"torchrun --standalone --nproc_per_node={ranks.world}" if ranks.several else "python"
 
     def on_signal(self, number, frame):
         self.stop = number
@@ -192,3 +231,4 @@ class Watch:
 
     def close(self):
         self.log.close()
+        self.run = None  # the handlers of signals hold this object, and must not hold a model
