@@ -279,7 +279,8 @@ def train(run, watch):
     while True:
         if run.growth_is_due():
             before = watch.evaluate()["val_loss"]
-            watch.save_before_growth()
+            watch.keep_stage()
+            watch.save()  # should growing fail, nothing is lost
             seconds = run.grow()
             watch.log_growth(before, watch.evaluate()["val_loss"], *seconds)
         if run.iter % c.eval_interval == 0 or run.iter == c.max_iters:
@@ -310,7 +311,8 @@ def main():
         finally:
             watch.close()  # the progress bar, too: an error is a line of its own
         over, stop = run.iter == run.config.max_iters, watch.stop
-        configs = (configs or shard.agree(run.ranks, lambda: family(run.config))) if over else []
+        configs = (configs or shard.agree(run.ranks, lambda: family(run.config, watch.kept))) \
+            if over else []
         run.close()
         run = None
         compiler.forget_graphs()  # they hold the model too

@@ -66,28 +66,24 @@ def finishing(config):
     return dict(schedule="wsd", decay_iters=config.finish_stages, finish_stages=0)
 
 
-def family(config):
+def family(config, kept):
     """
-    What is left to do once a run is over, with finish_stages: for each checkpoint stage_N.pt that it
-    kept before a growth the settings of a decay from there, in the folder stage_N, as a list of
-    TrainConfig. What is finished is left out, what was cut off goes on.
+    What is left to do once a run is over, with finish_stages: of each checkpoint that it kept before
+    a growth, {stage: iteration}, a decay in the folder stage_N, as a list of TrainConfig. What is
+    finished is left out, what was cut off goes on.
     """
     left = []
-    for n in range(1, len(config.stages) + 1) if config.finish_stages else ():
-        folder = os.path.join(config.out_dir, f"stage_{n}")
-        start = f"{folder}.pt"
-        if not os.path.exists(start):
-            print(f"{start}: not there: no model of stage {n} to finish")
+    for n, it in kept.items() if config.finish_stages else ():
+        start, folder = (os.path.join(config.out_dir, x) for x in (f"ckpt_{it:07d}.pt", f"stage_{n}"))
+        end = it + config.finish_stages
+        if os.path.exists(os.path.join(folder, f"ckpt_{end:07d}.pt")):
             continue
-        values = {k: v for k, v in asdict(config).items() if k not in ("max_iters", "stages")}
-        branch = from_dict(branched({**values, **finishing(config), "out_dir": folder,
-                                     "init_from": start}, start))
         if checkpoint.exists(folder):
-            branch.init_from = "resume"
+            start = "resume"
         elif os.path.exists(log := os.path.join(folder, "metrics.jsonl")):
             os.remove(log)  # killed before its first checkpoint
-        if not os.path.exists(os.path.join(folder, f"ckpt_{branch.max_iters:07d}.pt")):
-            left.append(branch)
+        left.append(from_dict({**asdict(config), **finishing(config), "out_dir": folder,
+                               "init_from": start, "max_iters": end, "stages": config.stages[:n - 1]}))
     return left
 
 

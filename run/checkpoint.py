@@ -21,10 +21,10 @@ LATEST, BEST = "ckpt.pt", "best.pt"
 SEAL = b"nanogrow sha256:"  # at a checkpoint's end, the digest of all before it follows
 
 
-def save(out_dir, state, keep, best=False, also=()):
+def save(out_dir, state, keep, best=False):
     """
-    Write `state` as ckpt_ITER.pt, point ckpt.pt (and best.pt, and the names `also`) at it, delete all
-    but the last `keep`. At any moment of this, a kill leaves the previous checkpoint whole.
+    Write `state` as ckpt_ITER.pt, point ckpt.pt (and best.pt) at it, delete all but the last
+    `keep` and those that state["kept"] names. At any moment of this, a kill leaves the previous checkpoint whole.
     Raises UserError when it cannot be written; the previous checkpoint is then intact.
     """
     path = os.path.join(out_dir, f"ckpt_{state['iter']:07d}.pt")
@@ -38,7 +38,7 @@ def save(out_dir, state, keep, best=False, also=()):
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-        for name in [LATEST] + [BEST] * best + [*also]:
+        for name in [LATEST] + [BEST] * best:
             point(path, os.path.join(out_dir, name), temporary)
         sync_dir(out_dir)
     except (OSError, RuntimeError) as e:  # torch reports a failed write as a RuntimeError
@@ -47,8 +47,10 @@ def save(out_dir, state, keep, best=False, also=()):
         raise UserError(f"{path}: cannot write the checkpoint ({first_line(e)}): make room or "
                         "change out_dir; the previous checkpoint is intact, --resume "
                         "continues from it") from None
+    kept = {f"ckpt_{it:07d}.pt" for it in state.get("kept", {}).values()}
     for old in numbered(out_dir)[keep:]:
-        remove(old)
+        if os.path.basename(old) not in kept:
+            remove(old)
 
 
 class Sealed:

@@ -41,7 +41,7 @@ def branch_point(config, meta):
     """Another run's checkpoint: model, optimizers and place in the data, but a history of its own."""
     state = checkpoint.load(config.init_from)
     check_resume(state, config, meta, FREE | AHEAD)
-    return {k: v for k, v in state.items() if k not in ("metrics_bytes", "best", "evaluated", "pace")}
+    return {k: v for k, v in state.items() if k not in ("metrics_bytes", "best", "evaluated", "pace", "kept")}
 
 
 def check_resume(state, config, meta, free=FREE):

@@ -295,7 +295,10 @@ def check_stages(config):
 
 
 def check_finish(config, what, at):
-    """A decay can only start where the learning rate is at its peak."""
+    """A decay can only start where the learning rate is at its peak, and stages are where they were."""
+    if config.grow_when == "rate":
+        raise UserError(f"finish_stages={config.finish_stages}: not with grow_when='rate', for nobody "
+                        "knows yet where the branches start: leave one of them out")
     steady = config.max_iters - (config.decay_span() if config.schedule == "wsd" else 0)
     if config.schedule == "cosine" or not config.warmup_iters <= at <= steady:
         raise UserError(f"finish_stages={config.finish_stages}: {what} grows at {at}, when the learning "

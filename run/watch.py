@@ -25,8 +25,9 @@ from run.runlog import Clock, Pace, RunLog, open_trackers
 
 class Watch:
     """The observer of a run. What it remembers (`PROGRESS`) is saved with the run."""
-    # seconds of training, best validation loss, iteration last evaluated, see weigh_growth
-    PROGRESS = dict(train_s=0.0, best=math.inf, evaluated=-1, pace=None)
+    # seconds of training, best validation loss, iteration last evaluated, see weigh_growth, {stage:
+    # iteration} of the checkpoints kept for finish_stages
+    PROGRESS = dict(train_s=0.0, best=math.inf, evaluated=-1, pace=None, kept={})
 
     def __init__(self, run, stop=None):
         """stop: the signal that asked this process to stop already, or None."""
@@ -145,24 +146,25 @@ class Watch:
                 run.iter == c.max_iters or not run.iter % (c.eval_interval * c.sample_interval)):
             self.log.sample(write(run, self.tokenizer), run.iter)
 
-    def save_before_growth(self):
+    def keep_stage(self):
         """
-        Should growing fail, nothing is lost. With finish_stages the checkpoint stays, as stage_1.pt and
-        so on, and what finishes that model is said: at the end of the run it is done if nobody has.
+        With finish_stages: the checkpoint of before a growth is to stay; how to finish that model is
+        said, and at the end of the run it is done if nobody has.
         """
         run, c = self.run, self.run.config
-        name = os.path.join(c.out_dir, f"stage_{run.stage + 1}")
-        self.save(also=[os.path.basename(name) + ".pt"] * bool(c.finish_stages))
         if c.finish_stages:
-            flags = dict(init_from=f"{name}.pt", out_dir=name, **finishing(c))
+            n = run.stage + 1
+            self.kept = {**self.kept, n: run.iter}
+            start, folder = (os.path.join(c.out_dir, x) for x in (f"ckpt_{run.iter:07d}.pt", f"stage_{n}"))
+            flags = dict(init_from=start, out_dir=folder, **finishing(c))
             command = shlex.join([sys.argv[0], *(f"--{k}={v}" for k, v in flags.items())])
-            self.log.say(f"iter {run.iter}: kept as {name}.pt, to be finished at the end of the run, or "
-                         f"beside it: {self.launcher()} {command}")
+            self.log.say(f"iter {run.iter}: {start} stays, to be finished at the end of the run, or beside "
+                         f"it: {self.launcher()} {command}")
 
-    def save(self, best=False, also=()):
+    def save(self, best=False):
         """
-        Every rank holds the same state but what is sharded; rank 0 writes it, under the names `also`
-        too. Weights that are no numbers are never written: the checkpoint before them stays the last.
+        Every rank holds the same state but what is sharded; rank 0 writes it. Weights that are no
+        numbers are never written: the checkpoint before them stays the last.
         """
         with self.clock.paused():
             if not self.run.is_finite():
@@ -173,7 +175,7 @@ class Watch:
                 state.update({k: getattr(self, k) for k in self.PROGRESS},
                              metrics_bytes=self.log.metrics_bytes())
                 checkpoint.save(self.run.config.out_dir, state,
-                                self.run.config.keep_checkpoints, best, also)
+                                self.run.config.keep_checkpoints, best)
 
     def weigh_growth(self, loss):
         """

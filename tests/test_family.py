@@ -35,8 +35,10 @@ def test_one_command_gives_a_family(out):
         assert [e["lr"] for e in events(branch(out, n), "step")][-1] < 2e-4  # decayed
         assert events(branch(out, n), "eval")[-1]["iter"] == at + 9
     assert open_model(out, "cpu")[0].config.n_layer == 3
+    assert sorted(os.path.basename(p) for p in checkpoint.numbered(out)) == [
+        f"ckpt_00000{it}.pt" for it in (12, 24, 40, 56, 60)]
     text = open(os.path.join(out, "log.txt")).read()
-    assert f"--init_from={out}/stage_1.pt --out_dir={out}/stage_1 --schedule=wsd --decay_iters=9" in text
+    assert f"--init_from={out}/ckpt_0000012.pt --out_dir={out}/stage_1 --schedule=wsd --decay_iters=9" in text
 
 
 def test_the_run_itself_is_as_it_was(out, data, tmp_path):
@@ -74,3 +76,5 @@ def test_a_growth_away_from_the_peak_is_refused(settings):
     from_dict({**TINY, "finish_stages": 9})
     with pytest.raises(UserError, match=r"finish_stages=9: stages\[.\] grows at \d+, when"):
         from_dict({**TINY, "finish_stages": 9, **settings})
+    with pytest.raises(UserError, match="finish_stages=9: not with grow_when='rate'"):
+        from_dict({**TINY, "finish_stages": 9, "grow_when": "rate"})
