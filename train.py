@@ -9,6 +9,7 @@ Every setting is in run/settings.py. Batch, mask, dropout and learning rate are 
 as if nothing had happened.
 """
 import contextlib
+import gc
 import math
 import os
 import sys
@@ -316,6 +317,7 @@ def main():
         run.close()
         run = None
         compiler.forget_graphs()  # they hold the model too
+        gc.collect()
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ class Watch:
             self.sample()
 
     def sample(self):
-        """A text to read, every sample_interval evaluations and at the end; rank 0 has the model whole."""
+        """A text, every sample_interval evaluations and at the end; rank 0 has the model whole."""
         run, c = self.run, self.run.config
         if self.tokenizer and run.ranks.rank == 0 and (
                 run.iter == c.max_iters or not run.iter % (c.eval_interval * c.sample_interval)):
@@ -155,11 +155,11 @@ class Watch:
         if c.finish_stages:
             n = run.stage + 1
             self.kept = {**self.kept, n: run.iter}
-            start, folder = (os.path.join(c.out_dir, x) for x in (f"ckpt_{run.iter:07d}.pt", f"stage_{n}"))
-            flags = dict(init_from=start, out_dir=folder, **finishing(c))
+            start = os.path.join(c.out_dir, f"ckpt_{run.iter:07d}.pt")
+            flags = dict(init_from=start, out_dir=os.path.join(c.out_dir, f"stage_{n}"), **finishing(c))
             command = shlex.join([sys.argv[0], *(f"--{k}={v}" for k, v in flags.items())])
-            self.log.say(f"iter {run.iter}: {start} stays, to be finished at the end of the run, or beside "
-                         f"it: {self.launcher()} {command}")
+            self.log.say(f"iter {run.iter}: {start} stays, to be finished at the end of the run, or "
+                         f"beside it: {self.launcher()} {command}")
 
     def save(self, best=False):
         """

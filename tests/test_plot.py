@@ -157,7 +157,7 @@ def drawn(monkeypatch, *args):
 
 def texts(ax):
     """A panel's words on the picture."""
-    return [t for t in (ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label, *(
+    return [t for t in (*ax.texts, ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label, *(
         () if ax.get_legend() is None else ax.get_legend().get_texts())) if t.get_text()]
 
 

@@ -15,6 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import LogFormatter  # noqa: E402
 
 from run.curves import crossing, curve, reaches  # noqa: E402
 from run.errors import Parser, UserError, exits_cleanly  # noqa: E402
@@ -111,21 +112,27 @@ def draw(ax, events, label, color, x, scale):
                           ("step", "loss", dict(lw=0.6, alpha=0.25))):
         found = points(events, x, kind, y)
         ax.plot([a / scale for a, _ in found], [b for _, b in found], "-", color=color, **look)
-    grown = [e for e in events if points([e], x, "grow", "val_loss_after")]
-    for i, e in enumerate(grown):
-        at = (e[x] / scale, e["val_loss_after"])
-        ax.plot(*at, "o", color=color, ms=6, mec="white", zorder=5)
-        below = dict(xytext=(-6, -6), ha="right", va="top")  # a falling curve leaves these free
-        above = dict(xytext=(6, 6), ha="left", va="bottom")
-        ax.annotate(f"{e['n_layer']}L {e['n_embd']}/{e['n_inner']}\n{e['n_head']} heads",
-                    at, textcoords="offset points", fontsize=7.5, color=color,
-                    **(below if i % 2 else above))
+    for at, after in points(events, x, "grow", "val_loss_after"):
+        ax.plot(at / scale, after, "o", color=color, ms=6, mec="white", zorder=5)
 
 
 def mark_growths(ax, events, color, x, scale):
     for e in events:
         if e["event"] == "grow":
             ax.axvline(e[x] / scale, color=color, lw=0.8, ls=":", alpha=0.7, zorder=0)
+
+
+def name_growths(ax, runs):
+    """What each growth led to, along its line; where two would stand on one another, only the first."""
+    taken, (left, right) = [], ax.get_xlim()
+    for i, events in enumerate(runs.values()):
+        for e in events:
+            at = e["tokens"] / 1e6
+            if e["event"] == "grow" and all(abs(at - t) > 0.025 * (right - left) for t in taken):
+                taken.append(at)
+                ax.text(at, 0.98, f"{e['n_layer']}L {e['n_embd']}/{e['n_inner']} {e['n_head']} heads",
+                        transform=ax.get_xaxis_transform(), rotation=90, ha="right", va="top",
+                        fontsize=7.5, color=f"C{i}")
 
 
 def small_panels(runs):
@@ -145,9 +152,11 @@ def draw_small(ax, runs, title, y, kind):
     ax.set_xlabel("tokens (millions)")
     if y == "grad_norm" and any(b > 0 for a in ax.lines for b in a.get_ydata()):
         ax.set_yscale("log")
+        for axis_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            axis_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))  # 0.6, no powers
     elif y == "lr":
-        ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    ax.set_ylim(bottom=0 if y == "lr" else None)
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.set_ylim(bottom=0)
 
 
 def show_lead(ax, runs, baseline, scale):
@@ -175,6 +184,7 @@ def plot(runs, save, baseline=None):
                 ylabel="loss (nats a token)")
     axes[1].set(xlabel="tokens (millions)")
     show_lead(axes[0], runs, baseline, scale)
+    name_growths(axes[1], runs)
     found = [points(events, "iter") for events in runs.values()]
     low = min((p[-1][1] for p in found if p), default=0)
     high = max((p[0][1] for p in found if p), default=0)
