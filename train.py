@@ -9,6 +9,7 @@ Every setting is in run/settings.py. Batch, mask, dropout and learning rate are 
 as if nothing had happened.
 """
 import contextlib
+import gc
 import math
 import os
 import sys
@@ -22,7 +23,7 @@ from data.loader import LOADERS, fingerprint, padded, read_meta, vocab_needed
 from grow import describe, set_mask
 from model import GROWABLE, MODELS
 from run import ahead, checkpoint, compiler, hf, shard
-from run.arguments import from_args
+from run.arguments import family, from_args
 from run.errors import UserError, exits_cleanly, first_line, is_out_of_memory
 from run.operators import OPERATORS
 from run.optim import learning_rate, make_optimizers
@@ -279,6 +280,7 @@ def train(run, watch):
     while True:
         if run.growth_is_due():
             before = watch.evaluate()["val_loss"]
+            watch.keep_stage()
             watch.save()  # should growing fail, nothing is lost
             seconds = run.grow()
             watch.log_growth(before, watch.evaluate()["val_loss"], *seconds)
@@ -301,13 +303,21 @@ def train(run, watch):
 @exits_cleanly
 def main():
     unbreakable_screen()
-    run = Run(from_args(sys.argv[1:]))
-    watch = Watch(run)
-    try:
-        train(run, watch)
-    finally:
-        watch.close()  # the progress bar, too: an error is a line of its own
-    run.close()
+    configs, stop = [from_args(sys.argv[1:])], None
+    while configs:  # one, and with finish_stages its smaller models afterwards
+        run = Run(configs.pop(0))
+        watch = Watch(run, stop)
+        try:
+            train(run, watch)
+        finally:
+            watch.close()  # the progress bar, too: an error is a line of its own
+        over, stop = run.iter == run.config.max_iters, watch.stop
+        configs = (configs or shard.agree(run.ranks, lambda: family(run.config, watch.kept))) \
+            if over else []
+        run.close()
+        run = None
+        compiler.forget_graphs()  # they hold the model too
+        gc.collect()
 
 
 if __name__ == "__main__":

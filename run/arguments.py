@@ -10,7 +10,7 @@ import os
 import runpy
 import sys
 import types
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 from model import GROWABLE
 from run import checkpoint, hf
@@ -59,6 +59,32 @@ def branched(values, start):
         values["max_iters"] = state["iter"] + values["decay_iters"]
         had["stages"] = had["stages"][:state["stage"]]  # what was to come, a decay leaves out
     return {**had, **values}
+
+
+def finishing(config):
+    """What makes a branch of a run the finished model of a size that it passed through."""
+    return dict(schedule="wsd", decay_iters=config.finish_stages, finish_stages=0)
+
+
+def family(config, kept):
+    """
+    What is left to do once a run is over, with finish_stages: of each checkpoint that it kept before
+    a growth, {stage: iteration}, a decay in the folder stage_N, as a list of TrainConfig. What is
+    finished is left out, what was cut off goes on.
+    """
+    left = []
+    for n, it in kept.items() if config.finish_stages else ():
+        start, folder = (os.path.join(config.out_dir, x) for x in (f"ckpt_{it:07d}.pt", f"stage_{n}"))
+        end = it + config.finish_stages
+        if os.path.exists(os.path.join(folder, f"ckpt_{end:07d}.pt")):
+            continue
+        if checkpoint.exists(folder):
+            start = "resume"
+        elif os.path.exists(log := os.path.join(folder, "metrics.jsonl")):
+            os.remove(log)  # killed before its first checkpoint
+        left.append(from_dict({**asdict(config), **finishing(config), "out_dir": folder,
+                               "init_from": start, "max_iters": end, "stages": config.stages[:n - 1]}))
+    return left
 
 
 def recorded(files, given):

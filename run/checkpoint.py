@@ -24,7 +24,8 @@ SEAL = b"nanogrow sha256:"  # at a checkpoint's end, the digest of all before it
 def save(out_dir, state, keep, best=False):
     """
     Write `state` as ckpt_ITER.pt, point ckpt.pt (and best.pt) at it, delete all but the last
-    `keep`. At any moment of this, a kill leaves the previous checkpoint whole.
+    `keep` and those of the iterations in state["kept"], a dict. At any moment of this, a kill leaves
+    the previous checkpoint whole.
     Raises UserError when it cannot be written; the previous checkpoint is then intact.
     """
     path = os.path.join(out_dir, f"ckpt_{state['iter']:07d}.pt")
@@ -47,8 +48,10 @@ def save(out_dir, state, keep, best=False):
         raise UserError(f"{path}: cannot write the checkpoint ({first_line(e)}): make room or "
                         "change out_dir; the previous checkpoint is intact, --resume "
                         "continues from it") from None
+    kept = {f"ckpt_{it:07d}.pt" for it in state.get("kept", {}).values()}
     for old in numbered(out_dir)[keep:]:
-        remove(old)
+        if os.path.basename(old) not in kept:
+            remove(old)
 
 
 class Sealed:

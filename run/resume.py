@@ -10,7 +10,8 @@ from run.settings import TrainConfig
 # what a resumed run may change, because it says nothing about the steps already taken
 FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "eval_seqs",
         "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
-        "max_bad_steps", "data_dir", "zero1", "shard", "compile_ahead", "tensorboard", "wandb"}
+        "max_bad_steps", "data_dir", "zero1", "shard", "compile_ahead", "tensorboard", "wandb",
+        "sample_interval", "finish_stages"}
 # what a branch may change besides: what is still to come
 AHEAD = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "rewarm_iters", "learning_rate",
          "muon_learning_rate", "weight_decay", "grad_clip", "grow_when", "ramp_iters", "init", "depth",
@@ -26,7 +27,7 @@ def saved_state(config, meta, restarted=False):
     if not found and config.init_from != "resume" and (left := checkpoint.remains(config.out_dir)):
         raise UserError(f"out_dir={config.out_dir} holds a run without its checkpoints ({left}): "
                         "choose another --out_dir, or delete that folder")
-    if config.init_from not in ("resume", "auto") and not restarted:
+    if config.init_from not in ("resume", "auto") and not (restarted and found):
         if found:
             raise UserError(f"out_dir={config.out_dir} holds a run already: --resume continues it, "
                             "or choose another --out_dir, or delete that folder")
@@ -42,7 +43,8 @@ def branch_point(config, meta):
     """Another run's checkpoint: model, optimizers and place in the data, but a history of its own."""
     state = checkpoint.load(config.init_from)
     check_resume(state, config, meta, FREE | AHEAD)
-    return {k: v for k, v in state.items() if k not in ("metrics_bytes", "best", "evaluated", "pace")}
+    own = ("metrics_bytes", "best", "evaluated", "pace", "kept")
+    return {k: v for k, v in state.items() if k not in own}
 
 
 def check_resume(state, config, meta, free=FREE):

@@ -53,6 +53,9 @@ class TrainConfig:
     stages: list = field(default_factory=list)
     grow_when: str = "iters"        # "iters": at `at`; "rate": when the next stage learns faster per
                                     # second, `at` at the latest (run/watch.py, weigh_growth)
+    finish_stages: int = 0          # 0, or: after the run each size that it grew from is finished too,
+                                    # by so many iterations of decay from the checkpoint before the
+                                    # growth, in out_dir/stage_1, stage_2 ... ("wsd" or "constant")
     ramp_iters: int = 100           # iterations over which a growth's mask rises from 0 to 1
     init: str = "normal"            # new width weights: normal, zero or copy
     depth: str = "stack"            # new layers: stack, interleave or top-random
@@ -80,6 +83,8 @@ class TrainConfig:
     eval_interval: int = 200        # iterations between evaluations (and checkpoints)
     eval_seqs: int = 128            # validation sequences an evaluation reads
     log_interval: int = 10          # iterations between lines in metrics.jsonl
+    sample_interval: int = 0        # evaluations between texts that the model writes, to TensorBoard
+                                    # or wandb, else to the log; 0: none. Not BERT
     keep_checkpoints: int = 2       # the last K, besides the best one
     tensorboard: bool = False       # metrics for TensorBoard too, in out_dir
     wandb: str = ""                 # a Weights & Biases project to send metrics to, "" = none
@@ -150,7 +155,8 @@ AT_LEAST = dict(block_size=1, vocab_size=0, n_layer=0, n_head=1, n_embd=1, n_inn
                 batch_tokens=1, micro_batch=1, learning_rate=0, muon_learning_rate=0, warmup_iters=0,
                 decay_frac=0, decay_iters=0, min_lr_frac=0, rewarm_iters=0, weight_decay=0, beta1=0,
                 beta2=0, grad_clip=0, mask_frac=0, eval_interval=1, eval_seqs=1, log_interval=1,
-                keep_checkpoints=1, seed=0, peak_flops=0, max_bad_steps=1)
+                sample_interval=0, finish_stages=0, keep_checkpoints=1, seed=0, peak_flops=0,
+                max_bad_steps=1)
 AT_MOST = dict(dropout=0.999, decay_frac=1, min_lr_frac=1, beta1=0.9999, beta2=0.99999,
                mask_frac=0.9, seed=2**31)
 
@@ -227,6 +233,10 @@ def check(config):
     if config.shard == "fsdp" and config.compile == "model":
         raise UserError("compile='model': shard='fsdp' gathers a block at a time, between the graphs: "
                         "use compile='block'")
+    if config.sample_interval and (config.model == "bert" or config.shard == "fsdp"):
+        raise UserError(f"sample_interval={config.sample_interval}: " + (
+            "a bert model fills gaps rather than writes on" if config.model == "bert" else
+            "shard='fsdp' leaves no process the whole model to write with") + ": leave it out")
     if config.decay_iters > config.max_iters:
         raise UserError(f"decay_iters={config.decay_iters}: more than max_iters={config.max_iters}")
     check_stages(config)
@@ -284,7 +294,21 @@ def check_stages(config):
                       config.shard == "fsdp")
         if why:
             raise UserError(f"{what}: {why}")
+        if config.finish_stages:
+            check_finish(config, what, stage["at"])
         free = max(stage["at"] + config.ramp_of(stage), stage["at"] + 1)
+
+
+def check_finish(config, what, at):
+    """A decay can only start where the learning rate is at its peak, and stages are where they were."""
+    if config.grow_when == "rate":
+        raise UserError(f"finish_stages={config.finish_stages}: not with grow_when='rate', for nobody "
+                        "knows yet where the branches start: leave one of them out")
+    steady = config.max_iters - (config.decay_span() if config.schedule == "wsd" else 0)
+    if config.schedule == "cosine" or not config.warmup_iters <= at <= steady:
+        raise UserError(f"finish_stages={config.finish_stages}: {what} grows at {at}, when the learning "
+                        "rate is not at its peak, from where a decay starts: grow after warmup_iters "
+                        "and before the run's own decay, with schedule='wsd' or 'constant'")
 
 
 def check_rate(what, points):

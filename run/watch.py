@@ -11,27 +11,37 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
+from data.tokenizer import get_tokenizer
 from grow import describe, sizes_of
 from run import checkpoint
+from run.arguments import finishing
 from run.errors import UserError
-from run.evaluation import evaluate
+from run.evaluation import evaluate, write
 from run.precision import known_peak
-from run.runlog import Clock, RunLog, open_trackers
+from run.runlog import Clock, Pace, RunLog, open_trackers
 from run.trace import keep_source
 
 
 class Watch:
     """The observer of a run. What it remembers (`PROGRESS`) is saved with the run."""
-    # seconds of training, best validation loss, iteration last evaluated, see weigh_growth
-    PROGRESS = dict(train_s=0.0, best=math.inf, evaluated=-1, pace=None)
+    # seconds of training, best validation loss, iteration last evaluated, see weigh_growth, {stage:
+    # iteration} of the checkpoints kept for finish_stages
+    PROGRESS = dict(train_s=0.0, best=math.inf, evaluated=-1, pace=None, kept={})
 
-    def __init__(self, run):
-        self.run, self.stop, config, saved = run, None, run.config, run.saved
+    def __init__(self, run, stop=None):
+        """stop: the signal that asked this process to stop already, or None."""
+        self.run, self.stop, config, saved = run, stop, run.config, run.saved
         for k, v in self.PROGRESS.items():
             setattr(self, k, saved.get(k, v) if saved else v)
         self.clock = Clock(self.train_s)
-        self.last_log = self.train_s, run.tokens - config.batch_tokens
+        self.last_log = self.train_s, run.tokens, run.flops
+        with torch.device("meta"):
+            models = [type(run.model)(replace(run.model.config, **s)) for s in config.sizes()]
+        self.stage_flops = [m.flops_per_token(config.head_fraction()) for m in models]
+        self.eta = Pace(config, self.stage_flops)
+        self.tokenizer = get_tokenizer(run.meta) if config.sample_interval else None
         self.log = RunLog(config.out_dir, config.max_iters, run.iter,
                           saved.get("metrics_bytes") if saved else None, quiet=run.ranks.rank != 0,
                           trackers=() if run.ranks.rank else open_trackers(config, run.iter))
@@ -63,17 +73,26 @@ class Watch:
             self.log.progress()
             return
         loss = (run.ranks.sum(loss.clone()) / run.ranks.world).item()
-        before, had = self.last_log
-        self.last_log = now, tokens = self.clock.read(), run.tokens
-        speed = (tokens - had) / max(now - before, 1e-9)
+        before, self.last_log = self.last_log, (self.clock.read(), run.tokens, run.flops)
+        seconds, tokens, flops = (now - had for now, had in zip(self.last_log, before))
+        speed = tokens / max(seconds, 1e-9)
         peak = c.peak_flops or known_peak(run.device)
         run.bad = int(run.bad)
         self.note("step", loss=loss, grad_norm=norm.item(),
                   lr=run.optimizers[-1].param_groups[0]["lr"], tok_s=speed,
                   mfu=speed * run.flops_per_token / (peak * run.ranks.world) if peak else None,
                   skipped=run.bad or None)
-        self.log.progress(loss=f"{loss:.3f}", tok_s=f"{speed:,.0f}")
+        self.log.progress(self.progress(loss, speed, self.eta.seconds_left(
+            run.iter, run.stage, flops, seconds)))
         self.check_steps()
+
+    def progress(self, loss, speed, left):
+        """What the progress line says; speed: tokens a second; left: seconds."""
+        run, mask = self.run, self.run.model.masks.c
+        stage = f"stage {run.stage + 1}/{len(run.config.stages) + 1}, " * bool(run.config.stages)
+        ramp = "" if mask is None else f"mask {mask.item():.2f}, "
+        return (f"{stage}{ramp}loss {loss:.3f}, {speed:,.0f} tok/s, "
+                f"{tqdm.format_interval(round(left))} left")
 
     def patience(self):
         """Bad steps in a row that end a run. float16's scale may need 16 of them to come down to 1."""
@@ -121,6 +140,29 @@ class Watch:
                 self.best = result["val_loss"]
             self.weigh_growth(result["val_loss"])
             self.save(best)
+            self.sample()
+
+    def sample(self):
+        """A text, every sample_interval evaluations and at the end; rank 0 has the model whole."""
+        run, c = self.run, self.run.config
+        if self.tokenizer and run.ranks.rank == 0 and (
+                run.iter == c.max_iters or not run.iter % (c.eval_interval * c.sample_interval)):
+            self.log.sample(write(run, self.tokenizer), run.iter)
+
+    def keep_stage(self):
+        """
+        With finish_stages: the checkpoint of before a growth is to stay; how to finish that model is
+        said, and at the end of the run it is done if nobody has.
+        """
+        run, c = self.run, self.run.config
+        if c.finish_stages:
+            n = run.stage + 1
+            self.kept = {**self.kept, n: run.iter}
+            start = os.path.join(c.out_dir, f"ckpt_{run.iter:07d}.pt")
+            flags = dict(init_from=start, out_dir=os.path.join(c.out_dir, f"stage_{n}"), **finishing(c))
+            command = shlex.join([sys.argv[0], *(f"--{k}={v}" for k, v in flags.items())])
+            self.log.say(f"iter {run.iter}: {start} stays, to be finished at the end of the run, or "
+                         f"beside it: {self.launcher()} {command}")
 
     def save(self, best=False):
         """
@@ -162,10 +204,7 @@ class Watch:
         if points:
             following = float(np.interp(loss, *zip(*points)))
         else:
-            with torch.device("meta"):
-                bigger = type(run.model)(replace(run.model.config, **c.sizes()[run.stage + 1]))
-            following = first * run.flops_per_token / \
-                bigger.flops_per_token(c.head_fraction())
+            following = first * run.flops_per_token / self.stage_flops[run.stage + 1]
         due = run.ranks.any(run.ranks.rank == 0 and rate < following)
         self.pace = [run.iter, loss, now, first]
         self.note("rate", rate=rate, next_rate=following)
@@ -179,14 +218,16 @@ class Watch:
         if not self.run.ranks.any(self.stop is not None):
             return False
         self.save()
-        ranks, start = self.run.ranks, "python"
-        if ranks.machines > 1:
-            start = "torchrun WITH_THE_SAME_FLAGS"
-        elif ranks.several:
-            start = f"torchrun --standalone --nproc_per_node={ranks.world}"
         again = shlex.join([sys.argv[0], "--resume", self.run.config.out_dir])
-        self.log.say(f"stopped at iteration {self.run.iter}; continue with: {start} {again}")
+        self.log.say(f"stopped at iteration {self.run.iter}; continue with: {self.launcher()} {again}")
         return True
+
+    def launcher(self):
+        """What to start train.py with, for as many processes as now."""
+        ranks = self.run.ranks
+        if ranks.machines > 1:
+            return "torchrun WITH_THE_SAME_FLAGS"
+        return f"torchrun --standalone --nproc_per_node={ranks.world}" if ranks.several else "python"
 
     def on_signal(self, number, frame):
         self.stop = number
@@ -195,3 +236,4 @@ class Watch:
 
     def close(self):
         self.log.close()
+        self.run = None  # the handlers of signals hold this object, and must not hold a model
