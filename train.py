@@ -4,9 +4,9 @@ Train a Transformer that grows while it trains.
     python train.py config/pystdlib_msg.py --max_iters=500
     torchrun --standalone --nproc_per_node=4 train.py config/gpt2_msg.py
 
-Every setting is in run/settings.py. Batch, mask, dropout and learning rate are functions of
-(seed, iteration), so a run can be cut off anywhere and on any number of processes and continue
-as if nothing had happened.
+Every setting is in run/settings.py. Batch, mask and learning rate are functions of (seed, iteration),
+so a run can be cut off anywhere, and continue on any number of processes as if nothing had happened.
+What dropout drops depends on the process and micro_batch too: with it, on as many with the same.
 """
 import contextlib
 import math

@@ -55,7 +55,7 @@ def split(state, ranks):
     """
     mine, common, load = {}, {}, [0] * ranks.world
 
-    def rest(path, v):
+    def outline(path, v):
         if not torch.is_tensor(v):
             return v
         if not isinstance(v, DTensor):
@@ -65,7 +65,7 @@ def split(state, ranks):
         elif v.to_local().numel():
             mine[keystr(path)] = v
         return torch.empty(v.shape, dtype=v.dtype, device="meta")
-    rest = tree_map_with_path(rest, state)
+    rest = tree_map_with_path(outline, state)
     for name, v in sorted(common.items(), key=lambda item: -item[1].numel()):
         owner = load.index(min(load))
         load[owner] += v.numel()
@@ -118,7 +118,7 @@ class Disk(FileSystem):
 
 class Writer(dcp.FileSystemWriter):
     def __init__(self, folder, commit):
-        super().__init__(folder)
+        super().__init__(folder, per_thread_copy_ahead=0)  # what it writes is in the CPU's memory
         self.fs, self.commit = Disk(), commit
 
     def write_data(self, plan, planner):
