@@ -180,10 +180,10 @@ def settings_of(path):
 
 def load_model(path, device="cpu"):
     """The model in a checkpoint (a file, or a run's folder) and that checkpoint's other contents."""
-    state = load(path)
+    state = load(path, values=False)  # the optimizers' state stays on the disk
     cls, config_cls = MODELS[state["config"]["model"]]
     model = cls(config_cls(**state["model_config"]))
-    model.load_state_dict(state.pop("model"))
+    model.load_state_dict(with_values(state.pop("model")))
     return model.to(device).eval(), state
 
 
