@@ -4,9 +4,9 @@ Train a Transformer that grows while it trains.
     python train.py config/pystdlib_msg.py --max_iters=500
     torchrun --standalone --nproc_per_node=4 train.py config/gpt2_msg.py
 
-Every setting is in run/settings.py. Batch, mask, dropout and learning rate are functions of
-(seed, iteration), so a run can be cut off anywhere and on any number of processes and continue
-as if nothing had happened.
+Every setting is in run/settings.py. Batch, mask and learning rate are functions of (seed, iteration),
+so a run can be cut off anywhere, and continue on any number of processes as if nothing had happened.
+What dropout drops depends on the process and micro_batch too: with it, on as many with the same.
 """
 import contextlib
 import gc
@@ -118,11 +118,11 @@ class Run:
     # -- a checkpoint
 
     def state_dict(self):
-        """All that a checkpoint must hold to go on exactly from here (but what Watch adds)."""
-        self.bad, first = int(self.bad), self.ranks.rank == 0
+        """What a checkpoint must hold to go on exactly from here, shards as such; Watch adds to it."""
+        self.bad = int(self.bad)
         return dict(
-            model=shard.whole(self.model.state_dict(), first), model_config=asdict(self.model.config),
-            optimizers=shard.whole([o.state_dict() for o in self.optimizers], first),
+            model=self.model.state_dict(), model_config=asdict(self.model.config),
+            optimizers=[o.state_dict() for o in self.optimizers],
             autocast=[self.device.type, str(self.dtype).split(".")[1]],
             scaler=self.scaler.state_dict(), config=asdict(self.config), meta=self.meta,
             **{k: getattr(self, k) for k in self.PROGRESS})
@@ -278,14 +278,14 @@ def train(run, watch):
     c = run.config
     batch = run.fetch(run.iter)
     while True:
-        if run.growth_is_due():
-            before = watch.evaluate()["val_loss"]
-            watch.keep_stage()
-            watch.save()  # should growing fail, nothing is lost
-            seconds = run.grow()
-            watch.log_growth(before, watch.evaluate()["val_loss"], *seconds)
         if run.iter % c.eval_interval == 0 or run.iter == c.max_iters:
-            watch.evaluate_and_save()
+            watch.evaluate_and_log()
+        if growing := run.growth_is_due():
+            watch.keep_stage()
+        if growing or watch.save_is_due():
+            watch.save()  # before growing: should that fail, nothing is lost
+        if growing:
+            watch.grow()
         if run.iter >= c.max_iters or watch.stopping():
             break
         if run.move_mask():
@@ -298,6 +298,7 @@ def train(run, watch):
             watch.note("compile", graphs=compiler.graphs() - graphs,
                        first_step_s=time.perf_counter() - started)
         watch.log_step(loss, norm)
+    watch.finish()
 
 
 @exits_cleanly

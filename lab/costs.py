@@ -3,6 +3,7 @@ What the stages of a run cost: by arithmetic, which takes no memory (models are 
 device), or measured here on random tokens.
 """
 import functools
+import math
 import os
 import platform
 import statistics
@@ -71,6 +72,33 @@ def _count(kind, shape, optimizer, fraction):
     matrices = sum(p.numel() for n, p in model.named_parameters() if role(n) == "matrix")
     moments = 2 * params - (matrices if optimizer == "muon" else 0)
     return params, model.flops_per_token(fraction), 4 * (2 * params + moments)
+
+
+@functools.cache
+def _gathered(kind, shape):
+    """Parameters that FSDP holds whole: (of the largest block, of what is no block's)."""
+    cls, config_cls = MODELS[kind]
+    with torch.device("meta"):
+        model = cls(config_cls(**dict(shape)))
+    blocks = [sum(p.numel() for p in b.parameters()) for b in model.blocks] or [0]
+    return max(blocks), model.num_params() - sum(blocks)
+
+
+def share_out(rows, config, vocab_size, processes, memory):
+    """
+    Adds to each of stage_costs()'s rows what one of `processes` devices holds in bytes, `held`, and
+    how many devices of `memory` bytes that takes, `least`; 0: it never fits. shard="none": all of
+    the state. "fsdp": a share of it, and whole in float32 two blocks (one is fetched while the
+    other computes), the rest's weights, and the gradients of the larger of these.
+    """
+    for r in rows:
+        shape = asdict(replace(config.model_config(vocab_size), **r["sizes"]))
+        block, rest = _gathered(config.model, tuple(shape.items()))
+        whole = 4 * (2 * block + rest + max(block, rest)) if config.shard == "fsdp" else r["state"]
+        shared = r["state"] if config.shard == "fsdp" else 0
+        room = memory - whole
+        r.update(held=whole + shared / processes,
+                 least=0 if room <= 0 else max(1, math.ceil(shared / room)))
 
 
 def stage_costs(config, vocab_size):

@@ -14,7 +14,7 @@ import sys
 
 from grow import describe
 from lab import search
-from lab.costs import has_dataset, measure, stage_costs, totals, vocab_of
+from lab.costs import has_dataset, measure, share_out, stage_costs, totals, vocab_of
 from lab.words import clock, human, schedule_name, table
 from run.arguments import from_args
 from run.errors import Parser, UserError, exits_cleanly, is_out_of_memory, library
@@ -30,6 +30,7 @@ def show(rows, config):
     timed, cost, ceiling, scratch = "step_s" in rows[0], *totals(rows)
     header = ["from", "L / hidden / heads / FFN", "parameters", "FLOPs/token", "tokens", "state",
               *(["peak"] if "peak" in rows[0] else []),
+              *(["a process", "processes"] if "held" in rows[0] else []),
               *(["step", "tokens/s", "time"] if timed else []), "share"]
     lines = []
     for r, c in zip(rows, cost):
@@ -37,6 +38,8 @@ def show(rows, config):
                 human(r["params"]), human(r["flops"]), human(r["tokens"]), human(r["state"], "B")]
         if "peak" in r:
             line.append(human(r["peak"], "B"))
+        if "held" in r:
+            line += [human(r["held"], "B"), f"{r['least']:,} or more" if r["least"] else "none"]
         if timed:
             line += [f"{r['step_s'] * 1e3:,.1f} ms", f"{config.batch_tokens / r['step_s']:,.0f}",
                      clock(c)]
@@ -95,6 +98,10 @@ def show_plan(config, args, rest):
     vocab_size = vocab_of(config, guess=True)
     rows = stage_costs(config, vocab_size)
     flops = args.flops or config.peak_flops or known_peak(Ranks("auto").device)
+    if args.dry:
+        share_out(rows, config, vocab_size, args.processes, args.memory * 1e9)
+        print(f"a process: what one of {args.processes} holds with shard={config.shard!r}; processes: how "
+              f"many devices of {args.memory:g} GB that takes; activations come on top of both")
     if not args.dry:
         measure_all(rows, config, vocab_size, args)
     elif flops:
@@ -160,6 +167,8 @@ def parse(argv):
     p.add_argument("--mfu", type=number(float, 0.001, 1), default=0.4,
                    help="with --dry: the share of it in use (0.4)")
     p.add_argument("--processes", type=count, default=1, help="devices that share a batch (1)")
+    p.add_argument("--memory", type=number(float, 0.001), default=80.0,
+                   help="with --dry: a device's memory, GB (80)")
     p.add_argument("--seconds", type=number(float, 0.01), default=2.0,
                    help="of each measurement of a stage (2)")
     p.add_argument("--search", action="store_true", help="find a schedule")

@@ -51,7 +51,7 @@ def known_settings(had):
 
 def branched(values, start):
     """The settings of the run that `start` is a checkpoint of, and `values` over them."""
-    state = checkpoint.load(start)
+    state = checkpoint.settings_of(start)
     had = known_settings(state["config"])
     if values.get("out_dir", had["out_dir"]) == had["out_dir"]:
         raise UserError(f"init_from={start}: a branch is a run of its own: give it another --out_dir")

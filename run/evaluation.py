@@ -3,6 +3,7 @@ What a model scores on validation batches, in sums that add up over batches and 
 it writes.
 """
 import unicodedata
+from itertools import islice
 
 import torch
 from torch.nn import functional as F
@@ -37,17 +38,17 @@ NAMES = {"gpt": ["val_loss"], "llama": ["val_loss"],
 
 
 @torch.no_grad()
-def evaluate(run):
+def evaluate(run, batches=None):
     """
     Validation scores of a run over all its ranks, {name: mean}, as many batches as each has, be it
-    none. Eager: worth no compilation, and never any recompile.
+    none, or the first `batches` of them. Eager: worth no compilation, and never any recompile.
     """
     names = NAMES[run.config.model]
     exact = torch.float32 if run.device.type == "mps" else torch.float64
     sums = torch.zeros(len(names), 2, dtype=exact, device=run.device)
     run.model.eval()
     with torch.compiler.set_stance("force_eager"), run.autocast():
-        for data, counts in in_step(run, run.loader.eval_batches()):
+        for data, counts in in_step(run, islice(run.loader.eval_batches(), batches)):
             data = run.to_device(run.pinned(data))
             out = run.model(**data, return_logits=run.config.model == "bert")
             if not counts:

@@ -8,8 +8,8 @@ from run.errors import UserError
 from run.settings import TrainConfig
 
 # what a resumed run may change, because it says nothing about the steps already taken
-FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "eval_seqs",
-        "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
+FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "save_interval",
+        "eval_seqs", "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
         "max_bad_steps", "data_dir", "zero1", "shard", "compile_ahead", "tensorboard", "wandb",
         "sample_interval", "finish_stages"}
 # what a branch may change besides: what is still to come
@@ -34,16 +34,16 @@ def saved_state(config, meta, restarted=False):
         return branch_point(config, meta) if config.branches() else None
     if not found and config.init_from != "resume":
         return None
-    state = checkpoint.load(config.out_dir)
+    state = checkpoint.load(config.out_dir, values=False)
     check_resume(state, config, meta)
     return state
 
 
 def branch_point(config, meta):
     """Another run's checkpoint: model, optimizers and place in the data, but a history of its own."""
-    state = checkpoint.load(config.init_from)
+    state = checkpoint.load(config.init_from, values=False)
     check_resume(state, config, meta, FREE | AHEAD)
-    own = ("metrics_bytes", "best", "evaluated", "pace", "kept")
+    own = ("metrics_bytes", "best", "evaluated", "saved", "pace", "kept")
     return {k: v for k, v in state.items() if k not in own}
 
 

@@ -1,5 +1,6 @@
 """What a run writes down: metrics.jsonl, log.txt, the progress line, and the clock."""
 import atexit
+import contextlib
 import json
 import math
 import os
@@ -97,10 +98,11 @@ class RunLog:
         if quiet:
             return
         path = os.path.join(out_dir, "metrics.jsonl")
-        self.metrics = open(path, "w" if metrics_bytes is None else "a")
+        # what a full disk does not take waits in a buffer, large enough for a while
+        self.metrics = open(path, "w" if metrics_bytes is None else "a", 1 << 20)
         if metrics_bytes is not None:
             self.metrics.truncate(min(metrics_bytes, os.path.getsize(path)))
-        self.text = open(os.path.join(out_dir, "log.txt"), "w" if metrics_bytes is None else "a")
+        self.text = open(os.path.join(out_dir, "log.txt"), "w" if metrics_bytes is None else "a", 1 << 20)
         self.bar = tqdm(total=total, initial=start, dynamic_ncols=True, mininterval=0.5,
                         bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}")
 
@@ -109,7 +111,8 @@ class RunLog:
         if not self.quiet:
             self.metrics.write(json.dumps({"event": event, **{
                 k: sane(v) for k, v in values.items() if v is not None}}) + "\n")
-            self.metrics.flush()
+            with contextlib.suppress(OSError):
+                self.metrics.flush()
             for track in self.trackers:
                 track({f"{event}/{k}": v for k, v in values.items()
                        if k != "iter" and isinstance(v, (int, float))}, values.get("iter"))
@@ -119,7 +122,8 @@ class RunLog:
         if not self.quiet:
             self.bar.write(line)
             self.text.write(line + "\n")
-            self.text.flush()
+            with contextlib.suppress(OSError):
+                self.text.flush()
 
     def sample(self, text, it):
         """A text that the model wrote: to the trackers, or to the terminal if there are none."""
@@ -138,7 +142,8 @@ class RunLog:
     def metrics_bytes(self):
         if self.quiet:
             return 0
-        os.fsync(self.metrics.fileno())
+        with contextlib.suppress(OSError):
+            os.fsync(self.metrics.fileno())
         return self.metrics.tell()
 
     def close(self):

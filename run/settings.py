@@ -80,7 +80,8 @@ class TrainConfig:
     # BERT
     mask_frac: float = 0.15         # share of a row's tokens that are predicted
     # evaluation and logging
-    eval_interval: int = 200        # iterations between evaluations (and checkpoints)
+    eval_interval: int = 200        # iterations between evaluations
+    save_interval: int = 0          # iterations between checkpoints; 0: one with each evaluation
     eval_seqs: int = 128            # validation sequences an evaluation reads
     log_interval: int = 10          # iterations between lines in metrics.jsonl
     sample_interval: int = 0        # evaluations between texts that the model writes, to TensorBoard
@@ -154,9 +155,9 @@ AT_LEAST = dict(block_size=1, vocab_size=0, n_layer=0, n_head=1, n_embd=1, n_inn
                 kv_group=1, rope_theta=1, norm_eps=0, dropout=0, ramp_iters=0, max_iters=1,
                 batch_tokens=1, micro_batch=1, learning_rate=0, muon_learning_rate=0, warmup_iters=0,
                 decay_frac=0, decay_iters=0, min_lr_frac=0, rewarm_iters=0, weight_decay=0, beta1=0,
-                beta2=0, grad_clip=0, mask_frac=0, eval_interval=1, eval_seqs=1, log_interval=1,
-                sample_interval=0, finish_stages=0, keep_checkpoints=1, seed=0, peak_flops=0,
-                max_bad_steps=1)
+                beta2=0, grad_clip=0, mask_frac=0, eval_interval=1, save_interval=0, eval_seqs=1,
+                log_interval=1, sample_interval=0, finish_stages=0, keep_checkpoints=1, seed=0,
+                peak_flops=0, max_bad_steps=1)
 AT_MOST = dict(dropout=0.999, decay_frac=1, min_lr_frac=1, beta1=0.9999, beta2=0.99999,
                mask_frac=0.9, seed=2**31)
 

@@ -21,14 +21,15 @@ from run.errors import UserError
 from run.evaluation import evaluate, write
 from run.precision import known_peak
 from run.runlog import Clock, Pace, RunLog, open_trackers
+from run.saver import Saver
 from run.trace import keep_source
 
 
 class Watch:
     """The observer of a run. What it remembers (`PROGRESS`) is saved with the run."""
-    # seconds of training, best validation loss, iteration last evaluated, see weigh_growth, {stage:
-    # iteration} of the checkpoints kept for finish_stages
-    PROGRESS = dict(train_s=0.0, best=math.inf, evaluated=-1, pace=None, kept={})
+    # seconds of training, best validation loss that was saved, iteration last evaluated, its loss,
+    # iteration last saved, see weigh_growth, {stage: iteration} of the checkpoints kept for finish_stages
+    PROGRESS = dict(train_s=0.0, best=math.inf, evaluated=-1, loss=math.nan, saved=-1, pace=None, kept={})
 
     def __init__(self, run, stop=None):
         """stop: the signal that asked this process to stop already, or None."""
@@ -36,6 +37,7 @@ class Watch:
         for k, v in self.PROGRESS.items():
             setattr(self, k, saved.get(k, v) if saved else v)
         self.clock = Clock(self.train_s)
+        self.saver, self.unsaved = Saver(config, run.ranks), None
         self.last_log = self.train_s, run.tokens, run.flops
         with torch.device("meta"):
             models = [type(run.model)(replace(run.model.config, **s)) for s in config.sizes()]
@@ -69,6 +71,8 @@ class Watch:
     def log_step(self, loss, norm):
         """After a step. loss, norm: 0-D, this rank's; read (and waited for) now and then only."""
         run, c = self.run, self.run.config
+        if self.saver.done():
+            self.settle()
         if run.iter % c.log_interval:
             self.log.progress()
             return
@@ -118,28 +122,27 @@ class Watch:
                      f"{model.num_params():,} parameters; val loss {before:.4f} -> {after:.4f}, "
                      f"{wait_s + grow_s + wrap_s:.2f} s")
 
-    def evaluate(self):
+    def evaluate(self, batches=None):
+        """Validation scores, of so many batches of each rank or of all."""
         with self.clock.paused():
-            return evaluate(self.run)
+            return evaluate(self.run, batches)
 
-    def evaluate_and_save(self):
+    def evaluate_and_log(self):
         """At most once an iteration: a resumed run has done it already."""
         run = self.run
         if self.evaluated == run.iter:
             return
         result, self.evaluated = self.evaluate(), run.iter
+        self.loss = result["val_loss"]
         self.note("eval", **result)
-        self.log.say(f"iter {run.iter}: val loss {result['val_loss']:.4f}, " + "".join(
+        self.log.say(f"iter {run.iter}: val loss {self.loss:.4f}, " + "".join(
             f"{k} {v:.4f}, " for k, v in result.items() if k != "val_loss") +
             f"{run.tokens / 1e6:.1f}M tokens, {self.clock.read():.0f} s of training")
         self.check_steps()
-        if not math.isfinite(result["val_loss"]):
+        if not math.isfinite(self.loss):
             raise self.diverged(f"in the evaluation of iteration {run.iter}")
         with self.clock.paused():
-            if best := result["val_loss"] < self.best:
-                self.best = result["val_loss"]
-            self.weigh_growth(result["val_loss"])
-            self.save(best)
+            self.weigh_growth(self.loss)
             self.sample()
 
     def sample(self):
@@ -164,21 +167,58 @@ class Watch:
             self.log.say(f"iter {run.iter}: {start} stays, to be finished at the end of the run, or "
                          f"beside it: {self.launcher()} {command}")
 
-    def save(self, best=False):
+    def grow(self):
         """
-        Every rank holds the same state but what is sharded; rank 0 writes it. Weights that are no
-        numbers are never written: the checkpoint before them stays the last.
+        Grow the run and log it. What was just evaluated is not evaluated again, and what the growth
+        does to the loss one batch shows, before and after.
         """
+        run = self.run
+        before = self.loss if self.evaluated == run.iter else self.evaluate()["val_loss"]
+        had = self.evaluate(1)["val_loss"]
+        seconds = run.grow()
+        self.log_growth(before, before + self.evaluate(1)["val_loss"] - had, *seconds)
+
+    def save_is_due(self):
+        c, it = self.run.config, self.run.iter
+        return it == c.max_iters or (it % c.save_interval == 0 if c.save_interval else
+                                     self.evaluated == it)
+
+    def save(self):
+        """
+        At most once an iteration, as the best one if it was evaluated as that. Weights that are no
+        numbers are never written: the checkpoint before them stays the last. The run goes on
+        without a checkpoint that cannot be written, but for its last.
+        """
+        run = self.run
         with self.clock.paused():
-            if not self.run.is_finite():
-                raise self.diverged(f"before iteration {self.run.iter}")
-            state = self.run.state_dict()
-            if self.run.ranks.rank == 0:
-                self.train_s = self.clock.read()
-                state.update({k: getattr(self, k) for k in self.PROGRESS},
-                             metrics_bytes=self.log.metrics_bytes())
-                checkpoint.save(self.run.config.out_dir, state,
-                                self.run.config.keep_checkpoints, best)
+            self.settle()
+            if self.saved == run.iter:
+                return
+            if not run.is_finite():
+                raise self.diverged(f"before iteration {run.iter}")
+            best = self.evaluated == run.iter and self.loss < self.best
+            self.best, self.saved = self.loss if best else self.best, run.iter
+            self.train_s = self.clock.read()
+            self.saver.start({**run.state_dict(), **{k: getattr(self, k) for k in self.PROGRESS},
+                              "metrics_bytes": self.log.metrics_bytes()}, best)
+            if self.saver.done():
+                self.settle()
+
+    def settle(self):
+        """Wait for a save under way; say loudly if it failed."""
+        if self.saver.saving is None:
+            return
+        self.unsaved = self.saver.settle()
+        if self.unsaved:
+            self.saved = -1
+            self.log.say(f"WARNING: {self.unsaved}. The run goes on; its next checkpoint is tried in "
+                         "its turn")
+
+    def finish(self):
+        """Nothing is left to be written. UserError if the last save failed."""
+        self.settle()
+        if self.run.ranks.any(self.unsaved is not None):
+            raise self.unsaved if self.run.ranks.rank == 0 else SystemExit(2)
 
     def weigh_growth(self, loss):
         """
@@ -191,10 +231,10 @@ class Watch:
         """
         run, c = self.run, self.run.config
         if c.grow_when != "rate" or run.stage == len(c.stages) or run.model.masks.c is not None \
-                or run.iter <= c.warmup_iters or run.iter == run.last_growth():
+                or run.iter <= c.warmup_iters or run.growth_is_due():
             return
         now = self.clock.read()
-        if self.pace is None or self.pace[0] < (run.last_growth() or 0):
+        if self.pace is None or self.pace[0] <= (run.last_growth() or -1):
             self.pace = [run.iter, loss, now, None]
             return
         it, had, then, first = self.pace
@@ -218,6 +258,7 @@ class Watch:
         if not self.run.ranks.any(self.stop is not None):
             return False
         self.save()
+        self.finish()
         again = shlex.join([sys.argv[0], "--resume", self.run.config.out_dir])
         self.log.say(f"stopped at iteration {self.run.iter}; continue with: {self.launcher()} {again}")
         return True
@@ -235,5 +276,6 @@ class Watch:
             signal.signal(number, signal.SIG_DFL)
 
     def close(self):
+        self.saver.settle()  # whatever ends the run
         self.log.close()
         self.run = None  # the handlers of signals hold this object, and must not hold a model

@@ -23,7 +23,7 @@ import time
 from forked import to_the_end
 
 import train
-from run import checkpoint
+from run import disk
 
 
 def die():
@@ -51,14 +51,15 @@ def arm(moment):
         def nth(*args):
             count[0] += 1
             return die() if count[0] == moment["replace"] else replace(*args)
-        checkpoint.os.replace = nth
+        disk.os.replace = nth
     if "bytes" in moment:
-        checkpoint.open = cut_off(moment)
+        disk.open = cut_off(moment)
     if "memory" in moment:
         import resource
         resource.setrlimit(resource.RLIMIT_AS, (moment["memory"], moment["memory"]))
     if "full" in moment:
         import resource
+        disk.PAUSES = (0, 0)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (moment["full"], moment["full"]))
 

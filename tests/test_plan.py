@@ -67,6 +67,7 @@ def test_dry_run_of_101_billion_parameters(monkeypatch, capsys):
               "--processes=192")
     said = capsys.readouterr().out
     assert "102 G" in said and "ceiling on the speedup" in said
+    assert all(s in said for s in ("shard='fsdp'", "27.8 GB", "27 or more"))  # a process of 192; of 80 GB
     rows = stage_costs(from_args([str(ROOT / "config" / "flm_101b.py")]), 100_352)
     assert [round(r["params"] / 1e9) for r in rows] == [16, 50, 102]
     assert [round(r["tokens"] / 1e9) for r in rows] == [245, 40, 27]
