@@ -300,10 +300,12 @@ def parse(argv):
     p.add_argument("--steps", type=number(int, 1), default=4, help="steps a round (4)")
     p.add_argument("--only", type=contestants, default=CONTESTANTS, metavar="NAME,NAME",
                    help="contestants (all)")
-    p.add_argument("--nanogpt", default="", metavar="FOLDER", help="where nanoGPT's model.py is")
-    p.add_argument("--save", default="", help="JSON file to write")
+    p.add_argument("--nanogpt", default="", metavar="FOLDER", type=os.path.expanduser,
+                   help="where nanoGPT's model.py is")
+    p.add_argument("--save", default="", type=os.path.expanduser, help="JSON file to write")
     p.add_argument("--verbose", action="store_true", help="show what the contestants say on stderr")
-    p.add_argument("--run", default="", metavar="OUT_DIR", help="say what growing cost this run")
+    p.add_argument("--run", default="", metavar="OUT_DIR", type=os.path.expanduser,
+                   help="say what growing cost this run")
     p.add_argument("--worker", default="", help=argparse.SUPPRESS)
     return p.parse_args(argv)
 

@@ -126,7 +126,7 @@ def tried(found):
 
 
 def run_search(config, args, rest):
-    base = next((a for a in rest if not a.startswith("--")), None)
+    base = next((os.path.expanduser(a) for a in rest if not a.startswith("--")), None)
     if base is None:
         raise UserError("--search needs a config file, which the one it writes builds on")
     out = args.out or config.out_dir + "_search"
@@ -167,7 +167,8 @@ def parse(argv):
                    help="with --search: minutes for all of it, at least 1 (30)")
     p.add_argument("--goal", type=number(float, 0),
                    help="with --search: the final validation loss from scratch, where it is known")
-    p.add_argument("--out", default="", help="folder of a search (out_dir and _search)")
+    p.add_argument("--out", default="", type=os.path.expanduser,
+                   help="folder of a search (out_dir and _search)")
     return p.parse_known_args(argv)
 
 

@@ -152,8 +152,8 @@ def parse(argv):
     p = Parser(prog="python -m lab.speedrun", description=__doc__, allow_abbrev=False,
                usage="python -m lab.speedrun EXPERIMENT | CONFIG ... [options] [--key=value ...]",
                formatter_class=argparse.RawTextHelpFormatter)
-    p.add_argument("what", nargs="+", metavar="EXPERIMENT_OR_CONFIGS")
-    p.add_argument("--out", help="folder of the campaign (out/ and the experiment's name)")
+    p.add_argument("what", nargs="+", metavar="EXPERIMENT_OR_CONFIGS", type=os.path.expanduser)
+    p.add_argument("--out", type=os.path.expanduser, help="folder of the campaign (out/ and the experiment's name)")
     p.add_argument("--seeds", type=whole_numbers, metavar="1,2,3", help="instead of the experiment's")
     p.add_argument("--sweep", type=sweep_of, action="append", default=[], metavar="KEY:V,V,V",
                    help="of the baselines")
