@@ -21,8 +21,10 @@ import numpy as np
 
 from data.tokenizer import cut, get_tokenizer
 from run.errors import Parser, UserError, exits_cleanly
+from run.given import number
 
 JOB_CHARS = 1 << 20  # characters tokenized at a time: the most a piece of a document should have
+n_workers = number(int, 1, 1024)  # for argparse: processes that tokenize
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -239,14 +241,9 @@ def run(main):
     def guarded():
         try:
             main()
-        except OSError as e:  # a full disk, a file that vanished
-            raise UserError(f"{e.filename or 'reading or writing'}: {e.strerror or e}") from None
+        except KeyboardInterrupt as e:
+            print("error: interrupted: nothing was written", file=sys.stderr, flush=True)
+            os._exit(e.args[0] if e.args else 130)  # without waiting for the workers: they follow
 
     signal.signal(signal.SIGTERM, stop)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # no work is lost over the name of a file
-    try:
-        guarded()
-    except KeyboardInterrupt as e:
-        print("error: interrupted: nothing was written", file=sys.stderr, flush=True)
-        os._exit(e.args[0] if e.args else 130)  # without waiting for the workers: they follow
+    guarded()

@@ -21,6 +21,7 @@ from run.errors import Parser, UserError, exits_cleanly, is_out_of_memory, libra
 from run.given import number
 from run.precision import known_peak
 from run.ranks import Ranks
+from run.writing import written
 
 WORTH_IT = 1.05  # a ceiling on the speedup below this is within the noise of any comparison
 
@@ -134,7 +135,7 @@ def run_search(config, args, rest):
     found.go()
     text = f"{tried(found)}\n\nThe goal is a validation loss of {found.goal:.4f}. " \
         f"{args.budget - found.runs.left() / 60:.1f} of {args.budget:g} minutes spent."
-    with open(os.path.join(out, "tried.md"), "w") as f:
+    with written(os.path.join(out, "tried.md")) as f:
         f.write(text + "\n")
     print("\n" + text)
     winner = found.winner()

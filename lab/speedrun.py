@@ -35,6 +35,7 @@ from run.arguments import parse_override, read_file
 from run.checkpoint import make_out_dir
 from run.errors import Parser, UserError, exits_cleanly, library
 from run.given import number
+from run.writing import written
 
 
 def run_all(runs, slots):
@@ -99,9 +100,9 @@ def write_report(campaign):
           for name, tried in sweeps.items())])
     report = dict(machine=where, seeds=campaign.seeds, rows=rows, sweeps=sweeps,
                   not_accepted=faults, cautions=cautions, curves=curves)
-    with open(os.path.join(campaign.out, "report.json"), "w") as f:
+    with written(os.path.join(campaign.out, "report.json")) as f:
         json.dump(json.loads(json.dumps(report), parse_constant=str), f, indent=1)  # no Infinity
-    with open(os.path.join(campaign.out, "report.md"), "w") as f:
+    with written(os.path.join(campaign.out, "report.md")) as f:
         f.write(text + "\n")
     verdict.draw(rows, curves, os.path.join(campaign.out, "loss.png"))
     return text

@@ -16,6 +16,7 @@ import torch
 
 from model import MODELS
 from run.errors import UserError, first_line
+from run.writing import written
 
 LATEST, BEST = "ckpt.pt", "best.pt"
 SEAL = b"nanogrow sha256:"  # at a checkpoint's end, the digest of all before it follows
@@ -174,7 +175,7 @@ def load_model(path, device="cpu"):
 
 
 def write_json(path, content):
-    with open(path, "w", encoding="utf-8") as f:
+    with written(path) as f:
         json.dump(content, f, indent=1, ensure_ascii=False)
 
 

@@ -1,6 +1,7 @@
 """What a user can put right, in one line; and what every script does with it."""
 import argparse
 import contextlib
+import errno
 import functools
 import importlib
 import os
@@ -40,7 +41,8 @@ def exits_cleanly(main):
             drop(sys.stdout)
             sys.exit(1)
         except OSError as e:
-            error = f"{e.filename or 'reading or writing'}: {e.strerror or first_line(e)}"
+            error = f"{e.filename or 'reading or writing'}: {e.strerror or first_line(e)}" + \
+                ": make room, or choose another place" * (e.errno in (errno.ENOSPC, errno.EDQUOT))
         except (RuntimeError, MemoryError) as e:
             if not is_out_of_memory(e):
                 raise

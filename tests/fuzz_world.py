@@ -1,4 +1,7 @@
-"""A folder with one of each kind of file that our scripts read, for the fuzz test."""
+"""
+For the fuzz test: a folder with one of each kind of file that our scripts read, every script, and
+every file with a script that reads it.
+"""
 import contextlib
 import io
 import json
@@ -8,8 +11,9 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
 import torch
-from runs import TINY, make_data, train_here
+from runs import TINY, flags, make_data, train_here
 from test_evaluate import META as BYTES
 from test_evaluate import save
 from test_frontier import TINY as STUDY
@@ -29,6 +33,68 @@ CAMPAIGN = dict(settings=dict(SMALL, data_dir="data"), seeds=[1, 2], contestants
     "grown": dict(against="scratch", stages=[dict(at=1, n_inner=48, ramp_iters=1)])})
 LINES = [dict(query="a", choices=["b", "c"], gold=1), dict(context_options=["a", "b"], continuation="c", gold=0)]
 QUESTION = dict(id="q", question="who?", answers=[dict(text="fox", answer_start=4)])
+TINY_FLAGS = flags(**SMALL, data_dir="data", out_dir="new/out")
+# every script: what is right to type (for train.py, plan, ... also any setting)
+SCRIPTS = {
+    "train.py": TINY_FLAGS,
+    "sample.py": ["run", "--prompt=ab", "--max_new_tokens=2"],
+    "data/text/prepare.py": ["--input", "x.txt", "texts", "--out=new/d", "--val-fraction=0.3", "--workers=1"],
+    "data/shakespeare_char/prepare.py": ["--input=x.txt", "--out=new/d"],
+    "data/pystdlib/prepare.py": ["--out=new/d"],
+    "data/openwebtext/prepare.py": ["--out=new/d", "--workers=1"],
+    "lab/plan.py": ["base.py", "--out=new/plan", *TINY_FLAGS],
+    "lab/bench.py": ["--save=new/bench.json", "--run=run"],
+    "lab/speedrun.py": ["speedrun.py", "--out=new/c", "--seeds=1,2", "--only=scratch"],
+    "lab/frontier.py": ["frontier.py", "--out=new/f"],
+    "lab/law.py": ["--params=7e9", "--tokens=35e9", "--law=law.json", "--small", "1e6", "2e6"],
+    "tools/evaluate.py": ["run", "--tasks=ppl:x.txt,lambada:lambada.jsonl,choice:choice.jsonl", "--save=new/e.json"],
+    "tools/export.py": ["run", "new/hf"],
+    "tools/finetune.py": ["run", "CoLA", "--save=new/t.json", "--seeds=1"],
+    "tools/plot.py": ["run", "other", "--save=new/p.png"]}
+INTERNAL = {"run/ahead.py"}  # started by train.py alone, with what train.py writes
+
+
+def case(files, script, *args):
+    return pytest.param(files.split(), script, list(args), id=f"{files.replace('/', ' ')} {script}")
+
+
+# every file that is read: its names, and a script that reads it
+READS = [
+    case("data/meta.json data/train.bin", "train.py", *TINY_FLAGS),
+    case("chars/meta.pkl", "train.py", *TINY_FLAGS, "--data_dir=chars"),
+    case("shards/a_train_0.bin", "train.py", *TINY_FLAGS, "--data_dir=shards"),
+    case("run/config.json run/ckpt_0000004.pt", "train.py", "--resume", "run", "--max_iters=5"),
+    case("run/ckpt_0000004.pt", "train.py", *TINY_FLAGS, "--init_from=run/ckpt_0000004.pt"),
+    case("hf/config.json hf/nanogrow.json hf/model.safetensors", "train.py", "--init_from=hf", "--data_dir=data",
+         "--out_dir=new/out", *flags(**{k: v for k, v in SMALL.items() if k[:2] != "n_" and k not in (
+             "head_dim", "block_size", "batch_tokens")})),
+    case("run/ckpt_0000004.pt", "sample.py", "run/ckpt_0000004.pt", "--max_new_tokens=2"),
+    case("x.txt", "sample.py", "run", "--max_new_tokens=1", "--prompt=@x.txt"),
+    case("hf/config.json hf/nanogrow.json", "sample.py", "hf", "--max_new_tokens=2"),
+    case("llama/config.json", "sample.py", "llama", "--max_new_tokens=2"),
+    case("bert/config.json bert/tokenizer.json bert/tokenizer_config.json bert/vocab.txt", "tools/export.py",
+         "bert", "new/hf"),
+    case("bert.pt", "tools/finetune.py", "bert.pt", "CoLA"),
+    case("CoLA/train.tsv CoLA/dev.tsv", "tools/finetune.py", "run", "CoLA"),
+    case("STS-B/train.tsv", "tools/finetune.py", "run", "STS-B"),
+    case("squad/train-v1.1.json", "tools/finetune.py", "run", "squad"),
+    case("choice.jsonl", "tools/evaluate.py", "run", "--tasks=choice:choice.jsonl", "--save=new/e.json"),
+    case("lambada.jsonl", "tools/evaluate.py", "run", "--tasks=lambada:lambada.jsonl", "--save=new/e.json"),
+    case("run/metrics.jsonl", "tools/plot.py", "run", "other", "--save=new/p.png"),
+    case("run/metrics.jsonl", "lab/bench.py", "--run=run"),
+    case("law.json", "lab/law.py", *SCRIPTS["lab/law.py"]),
+    case("speedrun.py", "lab/speedrun.py", "speedrun.py", "--plan", "--out=new/c"),
+    case("campaign/scratch/seed_1/config.json campaign/scratch/seed_1/metrics.jsonl", "lab/speedrun.py",
+         "speedrun.py", "--report", "--out=campaign"),
+    case("frontier.py", "lab/frontier.py", "frontier.py", "--plan", "--out=new/f"),
+    case("study/scratch/two/rate_0.02/seed_1/tokens_5_decay_0.35/metrics.jsonl", "lab/frontier.py", "frontier.py",
+         "--report", "--out=study"),
+    case("search/state.json", "lab/plan.py", "base.py", "--search", "--out=search"),
+    case("base.py", "train.py", "base.py", "--out_dir=new/out", "--data_dir=data"),
+    case("vocab.txt x.txt", "data/text/prepare.py", "--input=x.txt", "--tokenizer=wordpiece", "--vocab=vocab.txt",
+         "--out=new/d"),
+    case("x.jsonl", "data/text/prepare.py", "--input=x.jsonl", "--out=new/d"),
+    case("x.txt", "data/shakespeare_char/prepare.py", "--input=x.txt", "--out=new/d")]
 
 
 def python(values):

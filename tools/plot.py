@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from run.curves import curve, reaches  # noqa: E402
 from run.errors import Parser, UserError, exits_cleanly  # noqa: E402
 from run.runlog import read_metrics  # noqa: E402
+from run.writing import written  # noqa: E402
 
 
 def read_run(folder):
@@ -85,7 +86,8 @@ def plot(runs, save):
     axes[0].legend(title="validation (thin: training); dots: growth", fontsize=9, title_fontsize=8)
     fig.tight_layout()
     try:
-        fig.savefig(save, dpi=130)
+        with written(save, "wb") as f:
+            fig.savefig(f, dpi=130, format=os.path.splitext(save)[1][1:])
     except (OSError, ValueError) as e:  # ValueError: no such format
         raise UserError(f"{save}: cannot be written ({getattr(e, 'strerror', None) or e}): give "
                         "--save=FILE.png in a folder that is there") from None
