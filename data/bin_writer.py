@@ -4,6 +4,7 @@ and meta.json, which says what they are. Shared by the prepare scripts.
 
 A document reaches the writer in pieces (split, text, ends), so that none need fit in memory.
 """
+import argparse
 import hashlib
 import json
 import os
@@ -21,10 +22,8 @@ import numpy as np
 
 from data.tokenizer import cut, get_tokenizer
 from run.errors import Parser, UserError, exits_cleanly
-from run.given import number
 
 JOB_CHARS = 1 << 20  # characters tokenized at a time: the most a piece of a document should have
-n_workers = number(int, 1, 1024)  # for argparse: processes that tokenize
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -59,7 +58,11 @@ class BinWriter:
     def write(self, split, ids):
         """Append token ids, an array or a list, to "train" or "val"."""
         ids = np.asarray(ids, dtype=self.meta["dtype"])
-        self.files[split].write(ids.tobytes())
+        try:
+            self.files[split].write(ids.tobytes())
+        except OSError as e:  # a full disk
+            e.filename = self.out
+            raise
         self.count[split] += len(ids)
 
     def __exit__(self, kind, error, trace):
@@ -68,6 +71,9 @@ class BinWriter:
                 f.close()
             if kind is None:
                 self._commit()
+        except OSError as e:
+            e.filename = e.filename or self.out
+            raise
         finally:
             shutil.rmtree(self.tmp, ignore_errors=True)
             if self.made and not os.listdir(self.out):
@@ -136,6 +142,14 @@ def script_parser(doc, out):
     parser.add_argument("--out", default=out, help="folder for the dataset")
     parser.add_argument("--force", action="store_true", help="make it again if it is there")
     return parser
+
+
+def n_workers(text):
+    """For argparse's `type`: processes that tokenize."""
+    n = int(text)
+    if not 1 <= n <= 1024:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1 and at most 1024")
+    return n
 
 
 def in_pieces(text):

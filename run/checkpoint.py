@@ -121,10 +121,11 @@ def exists(out_dir):
 
 def remains(out_dir):
     """What is left of a run that got as far as a step, although its checkpoints are gone; or None."""
-    path = os.path.join(out_dir, "metrics.jsonl")
-    with contextlib.suppress(OSError), open(path, errors="replace") as f:
-        if any('"event": "step"' in line for line in f):
-            return path
+    for name, sign in (("metrics.jsonl", r'"event": "step"|"iter": [1-9]'), ("log.txt", "iter [1-9]")):
+        path = os.path.join(out_dir, name)
+        with contextlib.suppress(OSError), open(path, errors="replace") as f:
+            if any(re.search(sign, line) for line in f):
+                return path
     return None
 
 
