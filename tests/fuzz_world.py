@@ -109,14 +109,14 @@ def make_world():
     make_data(Path("data"))
     for name in ("run", "other"):
         train_here(**{**SMALL, "data_dir": "data", "out_dir": name})
-    save("bert", Path("saved"), BYTES)
+    save("bert", Path("saved"), BYTES, n_head=3)
     os.rename("saved/ckpt.pt", "bert.pt")
     for name, model, meta in (("hf", "run", None), ("bert", "bert.pt", WORDS)):
         model, info = hf.open_model(model)
         with contextlib.redirect_stdout(io.StringIO()):
             export(model, meta or info["meta"], name)
     os.remove("bert/nanogrow.json")
-    save("llama", Path("saved"), BYTES)
+    save("llama", Path("saved"), BYTES, n_head=3)
     export(hf.open_model("saved/ckpt.pt")[0], BYTES, "llama")
     for split in ("train", "val"):
         shutil.copy(f"data/{split}.bin", f"chars/{split}.bin")
