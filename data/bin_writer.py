@@ -4,6 +4,7 @@ and meta.json, which says what they are. Shared by the prepare scripts.
 
 A document reaches the writer in pieces (split, text, ends), so that none need fit in memory.
 """
+import argparse
 import hashlib
 import json
 import os
@@ -57,7 +58,11 @@ class BinWriter:
     def write(self, split, ids):
         """Append token ids, an array or a list, to "train" or "val"."""
         ids = np.asarray(ids, dtype=self.meta["dtype"])
-        self.files[split].write(ids.tobytes())
+        try:
+            self.files[split].write(ids.tobytes())
+        except OSError as e:  # a full disk
+            e.filename = self.out
+            raise
         self.count[split] += len(ids)
 
     def __exit__(self, kind, error, trace):
@@ -66,6 +71,9 @@ class BinWriter:
                 f.close()
             if kind is None:
                 self._commit()
+        except OSError as e:
+            e.filename = e.filename or self.out
+            raise
         finally:
             shutil.rmtree(self.tmp, ignore_errors=True)
             if self.made and not os.listdir(self.out):
@@ -140,6 +148,14 @@ def script_parser(doc, out):
     parser.add_argument("--out", default=out, help="folder for the dataset")
     parser.add_argument("--force", action="store_true", help="make it again if it is there")
     return parser
+
+
+def n_workers(text):
+    """For argparse's `type`: processes that tokenize."""
+    n = int(text)
+    if not 1 <= n <= 1024:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1 and at most 1024")
+    return n
 
 
 def in_pieces(text):
@@ -245,14 +261,9 @@ def run(main):
     def guarded():
         try:
             main()
-        except OSError as e:  # a full disk, a file that vanished
-            raise UserError(f"{e.filename or 'reading or writing'}: {e.strerror or e}") from None
+        except KeyboardInterrupt as e:
+            print("error: interrupted: nothing was written", file=sys.stderr, flush=True)
+            os._exit(e.args[0] if e.args else 130)  # without waiting for the workers: they follow
 
     signal.signal(signal.SIGTERM, stop)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # no work is lost over the name of a file
-    try:
-        guarded()
-    except KeyboardInterrupt as e:
-        print("error: interrupted: nothing was written", file=sys.stderr, flush=True)
-        os._exit(e.args[0] if e.args else 130)  # without waiting for the workers: they follow
+    guarded()

@@ -42,11 +42,12 @@ class Loader:
         per_round, rest = micro_batch * self.world, self.rows % (micro_batch * self.world)
         if rest == 0:
             return self.rows // per_round
-        fits = [n for n in range(1, micro_batch + 1) if self.rows % (n * self.world) == 0]
+        each = min(micro_batch, self.rows // self.world)
+        fits = next((n for n in range(each, 0, -1) if self.rows % (n * self.world) == 0), 0)
         raise UserError(
             f"batch_tokens={self.config.batch_tokens} is {self.rows} sequences of {self.T}, which "
             f"does not divide among {self.world} processes x micro_batch={micro_batch}: "
-            + (f"micro_batch={fits[-1]} would" if fits else
+            + (f"micro_batch={fits} would" if fits else
                f"batch_tokens={self.T * per_round * max(1, round(self.rows / per_round))} would"))
 
     def need(self):

@@ -49,6 +49,7 @@ from run.precision import known_peak, pick_dtype
 from run.ranks import Ranks, hold_memory
 from run.runlog import read_metrics
 from run.settings import from_dict
+from run.writing import written
 
 PRESETS = {
     "small": dict(n_layer=6, n_head=6, n_embd=192, n_inner=768, head_dim=32, block_size=256,
@@ -300,10 +301,12 @@ def parse(argv):
     p.add_argument("--steps", type=number(int, 1), default=4, help="steps a round (4)")
     p.add_argument("--only", type=contestants, default=CONTESTANTS, metavar="NAME,NAME",
                    help="contestants (all)")
-    p.add_argument("--nanogpt", default="", metavar="FOLDER", help="where nanoGPT's model.py is")
-    p.add_argument("--save", default="", help="JSON file to write")
+    p.add_argument("--nanogpt", default="", metavar="FOLDER", type=os.path.expanduser,
+                   help="where nanoGPT's model.py is")
+    p.add_argument("--save", default="", type=os.path.expanduser, help="JSON file to write")
     p.add_argument("--verbose", action="store_true", help="show what the contestants say on stderr")
-    p.add_argument("--run", default="", metavar="OUT_DIR", help="say what growing cost this run")
+    p.add_argument("--run", default="", metavar="OUT_DIR", type=os.path.expanduser,
+                   help="say what growing cost this run")
     p.add_argument("--worker", default="", help=argparse.SUPPRESS)
     return p.parse_args(argv)
 
@@ -339,7 +342,7 @@ def main():
     print("\n" + json.dumps(grown, indent=1))
     if args.save:
         report = {k: getattr(args, k) for k in ("preset", "model", "dtype", "rounds", "steps")}
-        with open(args.save, "w") as f:
+        with written(args.save) as f:
             json.dump(dict(report, machine=where, rows=rows, growth=grown), f, indent=1)
 
 

@@ -96,6 +96,8 @@ class Campaign:
         check_experiment(experiment)
         self.out, self.ablation = out, ablation or experiment.get("ablation", False)
         self.seeds = seeds or experiment.get("seeds", [1, 2, 3])
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"seeds={self.seeds}: each must be another: they are runs of their own")
         self.contestants = {}
         for name, entry in experiment["contestants"].items():
             path = entry.get("config", experiment.get("config"))

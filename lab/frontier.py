@@ -286,8 +286,10 @@ def numbers(kind):
 def main():
     p = Parser(prog="python -m lab.frontier", description=__doc__,
                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("experiment", help="a file such as lab/experiments/frontier.py")
-    p.add_argument("--out", help="folder of the study (out/ and the experiment's name)")
+    p.add_argument("experiment", type=os.path.expanduser,
+                   help="a file such as lab/experiments/frontier.py")
+    p.add_argument("--out", type=os.path.expanduser,
+                   help="folder of the study (out/ and the experiment's name)")
     p.add_argument("--parallel", type=number(int, 1), default=1, help="runs at once (1)")
     p.add_argument("--minutes", type=number(float, 0), default=1e6, help="stop after so many")
     p.add_argument("--plan", action="store_true", help="only say what would run and what it costs")

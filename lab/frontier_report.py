@@ -14,6 +14,7 @@ from lab.verdict import interval, picture, plus_minus, ratio_interval, times
 from lab.words import human, table
 from run.checkpoint import write_json
 from run.errors import UserError
+from run.writing import written
 
 BEYOND = 2  # how many times beyond its ends a curve of loss over cost is believed
 
@@ -212,7 +213,7 @@ def write_report(study):
                json.loads(json.dumps(report), parse_constant=str))  # no Infinity
     if fitted:
         write_json(os.path.join(study.out, "law.json"), asdict(fitted))
-    with open(os.path.join(study.out, "report.md"), "w") as f:
+    with written(os.path.join(study.out, "report.md")) as f:
         f.write(text + "\n")
     draw(study, found, best, rows, os.path.join(study.out, "frontier.png"))
     return text

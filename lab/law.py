@@ -13,6 +13,7 @@ leaves. Then N = (alpha R / A)^(-1/a) and D = ((1 - alpha) R / B)^(-1/b), and
   a larger model. An ideal growth is that size all along, but no larger than its target.
 """
 import argparse
+import os
 import sys
 from dataclasses import dataclass, fields
 
@@ -165,7 +166,8 @@ def main():
     p.add_argument("--tokens", type=number(float, 1), required=True, help="what it trains on")
     p.add_argument("--small", type=number(float, 1), nargs=2, metavar=("WEIGHTS", "TOKENS"),
                    help="a model that is there already")
-    p.add_argument("--law", help="a JSON file with E, A, B, a, b (default: Chinchilla's)")
+    p.add_argument("--law", type=os.path.expanduser,
+                   help="a JSON file with E, A, B, a, b (default: Chinchilla's)")
     args = p.parse_args(sys.argv[1:])
     law = read_law(args.law) if args.law else CHINCHILLA
     keys = ("oversize", "against_target", "against_best")

@@ -21,6 +21,7 @@ from run.errors import Parser, UserError, exits_cleanly, is_out_of_memory, libra
 from run.given import number
 from run.precision import known_peak
 from run.ranks import Ranks
+from run.writing import written
 
 WORTH_IT = 1.05  # a ceiling on the speedup below this is within the noise of any comparison
 
@@ -133,7 +134,7 @@ def tried(found):
 
 
 def run_search(config, args, rest):
-    base = next((a for a in rest if not a.startswith("--")), None)
+    base = next((os.path.expanduser(a) for a in rest if not a.startswith("--")), None)
     if base is None:
         raise UserError("--search needs a config file, which the one it writes builds on")
     out = args.out or config.out_dir + "_search"
@@ -141,7 +142,7 @@ def run_search(config, args, rest):
     found.go()
     text = f"{tried(found)}\n\nThe goal is a validation loss of {found.goal:.4f}. " \
         f"{args.budget - found.runs.left() / 60:.1f} of {args.budget:g} minutes spent."
-    with open(os.path.join(out, "tried.md"), "w") as f:
+    with written(os.path.join(out, "tried.md")) as f:
         f.write(text + "\n")
     print("\n" + text)
     winner = found.winner()
@@ -176,7 +177,8 @@ def parse(argv):
                    help="with --search: minutes for all of it, at least 1 (30)")
     p.add_argument("--goal", type=number(float, 0),
                    help="with --search: the final validation loss from scratch, where it is known")
-    p.add_argument("--out", default="", help="folder of a search (out_dir and _search)")
+    p.add_argument("--out", default="", type=os.path.expanduser,
+                   help="folder of a search (out_dir and _search)")
     return p.parse_known_args(argv)
 
 

@@ -14,6 +14,7 @@ from run import checkpoint
 from run.errors import UserError
 from run.given import read_json
 from run.runlog import read_metrics
+from run.writing import written
 
 GRACE = 30  # seconds a run has to save itself after it was asked to stop
 
@@ -58,9 +59,8 @@ class Runs:
 
     def save(self):
         self.left()
-        with open(self.path + ".tmp", "w") as f:
+        with written(self.path) as f:
             json.dump(self.state, f, indent=1)
-        os.replace(self.path + ".tmp", self.path)
 
     def events(self, name):
         try:

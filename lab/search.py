@@ -19,6 +19,7 @@ from lab.words import schedule_name, stages_of
 from model import GROWABLE
 from run.curves import crossing
 from run.errors import UserError
+from run.writing import written
 
 EVALS = 40       # evaluations in a run as long as the user's; a trunk has half of them, and grows there
 # shares of the user's run:
@@ -283,5 +284,5 @@ def write_config(search, winner, base, save):
                for stage in stages_of(path, search.extras)), "]",
              f"max_iters = {winner.get('total') or math.ceil(winner['iters'])}",
              f"decay_iters = {search.decay}", f"ramp_iters = {config.ramp_iters}"]
-    with open(save, "w") as f:
+    with written(save) as f:
         f.write("\n".join(lines) + "\n")

@@ -35,6 +35,7 @@ from run.arguments import parse_override, read_file
 from run.checkpoint import make_out_dir
 from run.errors import Parser, UserError, exits_cleanly, library
 from run.given import number
+from run.writing import written
 
 
 def run_all(runs, slots):
@@ -99,9 +100,9 @@ def write_report(campaign):
           for name, tried in sweeps.items())])
     report = dict(machine=where, seeds=campaign.seeds, rows=rows, sweeps=sweeps,
                   not_accepted=faults, cautions=cautions, curves=curves)
-    with open(os.path.join(campaign.out, "report.json"), "w") as f:
+    with written(os.path.join(campaign.out, "report.json")) as f:
         json.dump(json.loads(json.dumps(report), parse_constant=str), f, indent=1)  # no Infinity
-    with open(os.path.join(campaign.out, "report.md"), "w") as f:
+    with written(os.path.join(campaign.out, "report.md")) as f:
         f.write(text + "\n")
     verdict.draw(rows, curves, os.path.join(campaign.out, "loss.png"))
     return text
@@ -152,8 +153,8 @@ def parse(argv):
     p = Parser(prog="python -m lab.speedrun", description=__doc__, allow_abbrev=False,
                usage="python -m lab.speedrun EXPERIMENT | CONFIG ... [options] [--key=value ...]",
                formatter_class=argparse.RawTextHelpFormatter)
-    p.add_argument("what", nargs="+", metavar="EXPERIMENT_OR_CONFIGS")
-    p.add_argument("--out", help="folder of the campaign (out/ and the experiment's name)")
+    p.add_argument("what", nargs="+", metavar="EXPERIMENT_OR_CONFIGS", type=os.path.expanduser)
+    p.add_argument("--out", type=os.path.expanduser, help="folder of the campaign (out/ and the experiment's name)")
     p.add_argument("--seeds", type=whole_numbers, metavar="1,2,3", help="instead of the experiment's")
     p.add_argument("--sweep", type=sweep_of, action="append", default=[], metavar="KEY:V,V,V",
                    help="of the baselines")

@@ -11,6 +11,7 @@ import numpy as np
 from lab.words import table as markdown
 from run.curves import reaches
 from run.errors import library
+from run.writing import written
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -99,7 +100,8 @@ def picture(save, columns, heights=(4.8,)):
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
     fig.tight_layout()
-    fig.savefig(save, dpi=130)
+    with written(save, "wb") as f:
+        fig.savefig(f, dpi=130)  # png
     plt.close(fig)
 
 

@@ -28,7 +28,7 @@ def from_args(argv):
     if help := [a for a in argv if a == "-h" or a.startswith("--help")]:
         print(describe_settings(help[0].partition("=")[2]))
         sys.exit(0)
-    files = [a for a in argv if not a.startswith("--")]
+    files = [os.path.expanduser(a) for a in argv if not a.startswith("--")]
     if len(files) > 1:
         raise UserError(f"{files[1]}: only one config file is read; settings are --key=value")
     given = dict(parse_override(a) for a in argv if a.startswith("--") and a != "--resume")
@@ -146,6 +146,7 @@ def sized_by_folder(values):
 
 
 def read_file(path):
+    path = os.path.expanduser(path)
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or "config"  # config/ or lab/experiments/
         folder = folder if os.path.isdir(folder) else "config"
@@ -157,7 +158,9 @@ def read_file(path):
     sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
     try:
         names = runpy.run_path(path)  # which may build on another: from config.gpt2_msg import *
-    except (Exception, SystemExit) as e:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:
         raise UserError(f"{path}: not a config file of plain Python assignments: "
                         f"{type(e).__name__}: {e}".splitlines()[0]) from None
     finally:

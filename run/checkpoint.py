@@ -18,6 +18,7 @@ from model import MODELS
 from run import together
 from run.disk import check_seal, patiently, remove, sync_dir, write_sealed
 from run.errors import UserError, first_line
+from run.writing import written
 
 LATEST, BEST, PARTS = "ckpt.pt", "best.pt", "parts_"
 
@@ -111,10 +112,11 @@ def exists(out_dir):
 
 def remains(out_dir):
     """What is left of a run that got as far as a step, although its checkpoints are gone; or None."""
-    path = os.path.join(out_dir, "metrics.jsonl")
-    with contextlib.suppress(OSError), open(path, errors="replace") as f:
-        if any('"event": "step"' in line for line in f):
-            return path
+    for name, sign in (("metrics.jsonl", r'"event": "step"|"iter": [1-9]'), ("log.txt", "iter [1-9]")):
+        path = os.path.join(out_dir, name)
+        with contextlib.suppress(OSError), open(path, errors="replace") as f:
+            if any(re.search(sign, line) for line in f):
+                return path
     return None
 
 
@@ -191,7 +193,7 @@ def load_model(path, device="cpu"):
 
 
 def write_json(path, content):
-    with open(path, "w", encoding="utf-8") as f:
+    with written(path) as f:
         json.dump(content, f, indent=1, ensure_ascii=False)
 
 

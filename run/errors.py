@@ -1,5 +1,7 @@
 """What a user can put right, in one line; and what every script does with it."""
 import argparse
+import contextlib
+import errno
 import functools
 import importlib
 import os
@@ -22,29 +24,63 @@ class Parser(argparse.ArgumentParser):
 
 def exits_cleanly(main):
     """
-    Decorator for a script's main(): what a user can put right, a full disk and a file that cannot be
-    had included, becomes one line on stderr and exit code 2. What the terminal cannot show is shown
-    as an escape, and whoever stops reading (`| head`) ends it quietly.
+    Decorator for a script's main(): what a user can put right, a full disk, a file that cannot be had
+    and memory that does not do included, becomes one line on stderr and exit code 2; Ctrl-C becomes
+    one and 130. What the terminal cannot show is shown as an escape, whoever stops reading (`| head`)
+    ends it quietly, and a stream that was closed is as good as /dev/null.
     """
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")
+        open_streams()
+        code = 2
         try:
             result = main(*args, **kwargs)
             sys.stdout.flush()
             return result
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+            drop(sys.stdout)
             sys.exit(1)
         except OSError as e:
-            error = f"{e.filename or 'reading or writing'}: {e.strerror or first_line(e)}"
+            error = f"{e.filename or 'reading or writing'}: {e.strerror or first_line(e)}" + \
+                ": make room, or choose another place" * (e.errno in (errno.ENOSPC, errno.EDQUOT))
+        except (RuntimeError, MemoryError) as e:
+            if not is_out_of_memory(e):
+                raise
+            error = f"out of memory ({first_line(e)}): ask for less at once"
         except UserError as e:
             error = str(e)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        except KeyboardInterrupt:
+            error, code = "interrupted", 130
+        try:
+            sys.stdout.flush()
+        except OSError:  # a full disk: what is left in the buffer would fail again at the exit
+            drop(sys.stdout)
+        with contextlib.suppress(OSError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(code)
     return wrapped
+
+
+def open_streams():
+    """
+    Standard input, output and errors that are open: a file that is opened later would get the number
+    of one that was closed, and all that is printed after that, by children too.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def drop(stream):
+    """Let all that goes to a stream vanish from here on."""
+    with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def first_line(e):

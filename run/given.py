@@ -3,6 +3,7 @@ import argparse
 import json
 import math
 import os
+import sys
 
 import torch
 
@@ -20,17 +21,19 @@ def model_parser(doc):
     return p
 
 
-def number(kind, low, high=math.inf):
+def number(kind, low, high=None):
     """For argparse's `type`: an int or float from `low` to `high`, both included, and finite."""
+    most = high or (2**53 if kind is int else sys.float_info.max)
+
     def read(text):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not low <= value <= high or math.isinf(value):
+        if not low <= value <= most:
             raise argparse.ArgumentTypeError(
-                f"{text}: must be a {'whole' if kind is int else 'finite'} number, at least {low:g}" +
-                (f" and at most {high:g}" if high < math.inf else ""))
+                f"{text[:60]}: must be a {'whole' if kind is int else 'finite'} number, at least "
+                f"{low:g}" + (f" and at most {high:g}" if high else ""))
         return value
     return read
 

@@ -81,7 +81,7 @@ def open_device(name):
     """The torch.device of that name; UserError if it is not on this machine."""
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has no values
     except (RuntimeError, AssertionError):
         raise UserError(f"--device={name}: not on this machine, which has "
                         f"{torch.cuda.device_count()} CUDA devices: use --device=cpu") from None

@@ -158,7 +158,7 @@ AT_LEAST = dict(block_size=1, vocab_size=0, n_layer=0, n_head=1, n_embd=1, n_inn
                 beta2=0, grad_clip=0, mask_frac=0, eval_interval=1, save_interval=0, eval_seqs=1,
                 log_interval=1, sample_interval=0, finish_stages=0, keep_checkpoints=1, seed=0,
                 peak_flops=0, max_bad_steps=1)
-AT_MOST = dict(dropout=0.999, decay_frac=1, min_lr_frac=1, beta1=0.9999, beta2=0.99999,
+AT_MOST = dict(n_layer=10_000, dropout=0.999, decay_frac=1, min_lr_frac=1, beta1=0.9999, beta2=0.99999,
                mask_frac=0.9, seed=2**31)
 
 
@@ -274,8 +274,10 @@ def check_stages(config):
             allowed = CHOICES.get(key)
             if allowed and value not in allowed:
                 raise UserError(f"{what}: {key}={value!r}: must be one of {', '.join(allowed)}")
-            if not allowed and (type(value) is not int or not 0 <= value < 2**53):
-                raise UserError(f"{what}: {key}={shortened(value)}: must be a whole number, 0 or more")
+            high = AT_MOST.get(key, 2**53)
+            if not allowed and (type(value) is not int or not 0 <= value <= high):
+                raise UserError(f"{what}: {key}={shortened(value)}: must be a whole number, 0 or more"
+                                + f" and at most {high}" * (key in AT_MOST))
             if key == "micro_batch" and value == 0:
                 raise UserError(f"{what}: micro_batch=0: must be at least 1")
         if "at" not in stage:

@@ -5,6 +5,7 @@ files are noticed; bad input ends in one line.
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,8 @@ import torch
 from runs import ENV, ROOT, Driver, events, flags, losses, make_data, train
 
 from run import checkpoint
-from run.errors import UserError
+from run.errors import UserError, exits_cleanly
+from run.writing import written
 
 SEED = int(os.environ.get("FAULT_SEED", time.time()))  # printed with every failure
 
@@ -362,3 +364,41 @@ def test_fuzzed_settings():
         except UserError as e:
             assert str(e) and "\n" not in str(e)
     check()
+
+
+@pytest.mark.parametrize("streams, code", [(">&-", 0), (">&- 2>&-", 0), ("<&- >&- 2>&-", 0), (">/dev/full", 2),
+                                           ("2>/dev/full", 0), (">/dev/full 2>&1", 2), ("| head -c 0", 0)])
+def test_streams_that_are_closed_or_full_cost_no_work(streams, code, tmp_path):
+    (tmp_path / "x.txt").write_text("a few words\n" * 99)
+    done = subprocess.run(f"{sys.executable} {ROOT}/data/shakespeare_char/prepare.py --input x.txt --out o "
+                          + streams, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code and done.stderr.count("\n") <= 1 and "Traceback" not in done.stderr
+    assert sorted(os.listdir(tmp_path / "o")) == ["meta.json", "train.bin", "val.bin"]
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path):
+    path = str(tmp_path / "x")
+    for content in ("old", "new"):
+        with written(path) as f:
+            f.write(content)
+    with pytest.raises(OSError, match="x"), written(path) as f:
+        f.write("half")
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="gone/x"), written(str(tmp_path / "gone" / "x")):
+        pass
+    assert open(path).read() == "new" and os.listdir(tmp_path) == ["x"]
+    with written("/dev/null") as f:  # a device stays one
+        f.write("x")
+    assert not os.path.isfile("/dev/null")
+
+
+def test_what_ends_a_script_is_one_line(capsys):
+    for error, code, says in ((KeyboardInterrupt(), 130, "interrupted"), (MemoryError(), 2, "out of memory"),
+                              (OSError(28, "No space left on device", "f"), 2, "f: No space left .*make room"),
+                              (RuntimeError("CUDA out of memory"), 2, "out of memory"), (UserError("a\nb"), 2, "a b")):
+        @exits_cleanly
+        def main(error=error):
+            raise error
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == code and re.fullmatch(f"error: {says}.*\n", capsys.readouterr().err)

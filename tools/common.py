@@ -7,6 +7,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from run.errors import UserError
 from run.given import model_parser, number
+from run.writing import written
 
 
 def parser(doc, batch, limit, save):
@@ -51,7 +52,7 @@ def save_result(result, save, checkpoint, name):
     save = save or os.path.join(folder, name)
     result = json.loads(json.dumps(result), parse_constant=str)  # JSON has no Infinity and no NaN
     try:
-        with open(save, "w") as f:
+        with written(save) as f:
             json.dump(result, f, indent=1)
             f.write("\n")
     except OSError as e:

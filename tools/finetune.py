@@ -240,7 +240,9 @@ def run(args):
     kind = kind_of(model)
     tok = get_tokenizer(info["meta"], bert=kind == "bert")
     encoder = Encoder(tok, kind, model.config.block_size)
-    train_name, dev_names = args.train or task.train, args.dev.split(",") if args.dev else task.dev
+    train_name, dev_names = args.train or task.train, task.dev
+    if args.dev:
+        dev_names = list(map(os.path.expanduser, args.dev.split(",")))
     data = {n: Data(os.path.join(args.folder, n), task, encoder, args.limit)
             for n in (train_name, *dev_names)}
     seeds = []

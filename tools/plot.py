@@ -21,6 +21,7 @@ from run.curves import crossing, curve, reaches  # noqa: E402
 from run.errors import Parser, UserError, exits_cleanly  # noqa: E402
 from run.given import number, read_json  # noqa: E402
 from run.runlog import read_metrics  # noqa: E402
+from run.writing import written  # noqa: E402
 
 SIZES = ("n_layer", "n_head", "n_embd", "n_inner")
 # panels of the lower row: title, the event's key, the events that have it
@@ -203,19 +204,15 @@ def plot(runs, save, baseline=None):
 
 
 def write(fig, save):
-    """Aside and then in its place, so that nobody who looks at it sees half a picture."""
-    folder, name = os.path.split(save)
-    temporary = os.path.join(folder, f"tmp_{name}")
+    """Whole or not at all, so that nobody who looks at it sees half a picture."""
     try:
-        fig.savefig(temporary, dpi=130)
-        os.replace(temporary, save)
+        with written(save, "wb") as f:
+            fig.savefig(f, dpi=130, format=os.path.splitext(save)[1][1:])
     except (OSError, ValueError) as e:  # ValueError: no such format
         raise UserError(f"{save}: cannot be written ({getattr(e, 'strerror', None) or e}): give "
                         "--save=FILE.png in a folder that is there") from None
     finally:
         plt.close(fig)
-        if os.path.isfile(temporary):
-            os.remove(temporary)
 
 
 # -----------------------------------------------------------------------------

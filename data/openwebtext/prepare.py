@@ -16,6 +16,7 @@ from data.bin_writer import (  # noqa: E402
     already_there,
     describe,
     in_pieces,
+    n_workers,
     pick_split,
     run,
     script_parser,
@@ -40,7 +41,7 @@ def main(argv=None):
     parser.add_argument("--dataset", default="Skylion007/openwebtext",
                         help="its name for datasets.load_dataset")
     parser.add_argument("--bert", action="store_true", help="mark the end of sentences")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=n_workers, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)
     if already_there(args.out, args.force):
         return

@@ -31,6 +31,7 @@ from data.bin_writer import (  # noqa: E402
     complete,
     describe,
     in_pieces,
+    n_workers,
     pick_split,
     run,
     script_parser,
@@ -260,7 +261,7 @@ def parse(argv):
     add("--seed", type=int, default=0, help="of the choice of those documents")
     add("--doc-sep", choices=("blank-line", "file"), default="blank-line",
         help="what ends a document")
-    add("--workers", type=int, help="processes; the files do not depend on it (default: cores)")
+    add("--workers", type=n_workers, help="processes; the files do not depend on it (default: cores)")
     args = parser.parse_args(argv)
     if not args.val and not 0 < args.val_fraction < 1:
         parser.error(f"--val-fraction {args.val_fraction} must lie between 0 and 1")

@@ -1,0 +1,151 @@
+"""
+For the fuzz test: a folder with one of each kind of file that our scripts read, every script, and
+every file with a script that reads it.
+"""
+import contextlib
+import io
+import json
+import os
+import pickle
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from runs import TINY, flags, make_data, train_here
+from test_evaluate import META as BYTES
+from test_evaluate import save
+from test_frontier import TINY as STUDY
+from test_frontier import play_all
+
+from lab.campaign import Campaign
+from lab.frontier import Study
+from run import hf
+from tools.export import export
+
+SMALL = {**TINY, "stages": [], "max_iters": 4, "warmup_iters": 1, "eval_interval": 2}
+WORDS = dict(tokenizer=dict(name="wordpiece", vocab=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the"]))
+VOCAB = "\n".join(WORDS["tokenizer"]["vocab"]) + "\n"
+LAW = dict(E=1.7, A=406.4, B=410.7, a=0.34, b=0.28)
+CAMPAIGN = dict(settings=dict(SMALL, data_dir="data"), seeds=[1, 2], contestants={
+    "scratch": dict(sweep=dict(learning_rate=[1e-3, 2e-3, 4e-3])),
+    "grown": dict(against="scratch", stages=[dict(at=1, n_inner=48, ramp_iters=1)])})
+LINES = [dict(query="a", choices=["b", "c"], gold=1), dict(context_options=["a", "b"], continuation="c", gold=0)]
+QUESTION = dict(id="q", question="who?", answers=[dict(text="fox", answer_start=4)])
+TINY_FLAGS = flags(**SMALL, data_dir="data", out_dir="new/out")
+# every script: what is right to type (for train.py, plan, ... also any setting)
+SCRIPTS = {
+    "train.py": TINY_FLAGS,
+    "sample.py": ["run", "--prompt=ab", "--max_new_tokens=2"],
+    "data/text/prepare.py": ["--input", "x.txt", "texts", "--out=new/d", "--val-fraction=0.3", "--workers=1"],
+    "data/shakespeare_char/prepare.py": ["--input=x.txt", "--out=new/d"],
+    "data/pystdlib/prepare.py": ["--out=new/d"],
+    "data/openwebtext/prepare.py": ["--out=new/d", "--workers=1"],
+    "lab/plan.py": ["base.py", "--out=new/plan", *TINY_FLAGS],
+    "lab/bench.py": ["--save=new/bench.json", "--run=run"],
+    "lab/speedrun.py": ["speedrun.py", "--out=new/c", "--seeds=1,2", "--only=scratch"],
+    "lab/frontier.py": ["frontier.py", "--out=new/f"],
+    "lab/law.py": ["--params=7e9", "--tokens=35e9", "--law=law.json", "--small", "1e6", "2e6"],
+    "tools/evaluate.py": ["run", "--tasks=ppl:x.txt,lambada:lambada.jsonl,choice:choice.jsonl", "--save=new/e.json"],
+    "tools/export.py": ["run", "new/hf"],
+    "tools/finetune.py": ["run", "CoLA", "--save=new/t.json", "--seeds=1"],
+    "tools/plot.py": ["run", "other", "--save=new/p.png"]}
+INTERNAL = {"run/ahead.py"}  # started by train.py alone, with what train.py writes
+
+
+def case(files, script, *args):
+    return pytest.param(files.split(), script, list(args), id=f"{files.replace('/', ' ')} {script}")
+
+
+# every file that is read: its names, and a script that reads it
+READS = [
+    case("data/meta.json data/train.bin", "train.py", *TINY_FLAGS),
+    case("chars/meta.pkl", "train.py", *TINY_FLAGS, "--data_dir=chars"),
+    case("shards/a_train_0.bin", "train.py", *TINY_FLAGS, "--data_dir=shards"),
+    case("run/config.json run/ckpt_0000004.pt", "train.py", "--resume", "run", "--max_iters=5"),
+    case("run/ckpt_0000004.pt", "train.py", *TINY_FLAGS, "--init_from=run/ckpt_0000004.pt"),
+    case("hf/config.json hf/nanogrow.json hf/model.safetensors", "train.py", "--init_from=hf", "--data_dir=data",
+         "--out_dir=new/out", *flags(**{k: v for k, v in SMALL.items() if k[:2] != "n_" and k not in (
+             "head_dim", "block_size", "batch_tokens")})),
+    case("run/ckpt_0000004.pt", "sample.py", "run/ckpt_0000004.pt", "--max_new_tokens=2"),
+    case("x.txt", "sample.py", "run", "--max_new_tokens=1", "--prompt=@x.txt"),
+    case("hf/config.json hf/nanogrow.json", "sample.py", "hf", "--max_new_tokens=2"),
+    case("llama/config.json", "sample.py", "llama", "--max_new_tokens=2"),
+    case("bert/config.json bert/tokenizer.json bert/tokenizer_config.json bert/vocab.txt", "tools/export.py",
+         "bert", "new/hf"),
+    case("bert.pt", "tools/finetune.py", "bert.pt", "CoLA"),
+    case("CoLA/train.tsv CoLA/dev.tsv", "tools/finetune.py", "run", "CoLA"),
+    case("STS-B/train.tsv", "tools/finetune.py", "run", "STS-B"),
+    case("squad/train-v1.1.json", "tools/finetune.py", "run", "squad"),
+    case("choice.jsonl", "tools/evaluate.py", "run", "--tasks=choice:choice.jsonl", "--save=new/e.json"),
+    case("lambada.jsonl", "tools/evaluate.py", "run", "--tasks=lambada:lambada.jsonl", "--save=new/e.json"),
+    case("run/metrics.jsonl", "tools/plot.py", "run", "other", "--save=new/p.png"),
+    case("run/metrics.jsonl", "lab/bench.py", "--run=run"),
+    case("law.json", "lab/law.py", *SCRIPTS["lab/law.py"]),
+    case("speedrun.py", "lab/speedrun.py", "speedrun.py", "--plan", "--out=new/c"),
+    case("campaign/scratch/seed_1/config.json campaign/scratch/seed_1/metrics.jsonl", "lab/speedrun.py",
+         "speedrun.py", "--report", "--out=campaign"),
+    case("frontier.py", "lab/frontier.py", "frontier.py", "--plan", "--out=new/f"),
+    case("study/scratch/two/rate_0.02/seed_1/tokens_5_decay_0.35/metrics.jsonl", "lab/frontier.py", "frontier.py",
+         "--report", "--out=study"),
+    case("search/state.json", "lab/plan.py", "base.py", "--search", "--out=search"),
+    case("base.py", "train.py", "base.py", "--out_dir=new/out", "--data_dir=data"),
+    case("vocab.txt x.txt", "data/text/prepare.py", "--input=x.txt", "--tokenizer=wordpiece", "--vocab=vocab.txt",
+         "--out=new/d"),
+    case("x.jsonl", "data/text/prepare.py", "--input=x.jsonl", "--out=new/d"),
+    case("x.txt", "data/shakespeare_char/prepare.py", "--input=x.txt", "--out=new/d")]
+
+
+def python(values):
+    """A file of assignments."""
+    return "".join(f"{k} = {v!r}\n" for k, v in values.items())
+
+
+def make_world():
+    """In the current folder, which is empty."""
+    for name in ("CoLA", "STS-B", "squad", "texts", "chars", "shards", "search"):
+        os.mkdir(name)
+    make_data(Path("data"))
+    for name in ("run", "other"):
+        train_here(**{**SMALL, "data_dir": "data", "out_dir": name})
+    save("bert", Path("saved"), BYTES, n_head=3)
+    os.rename("saved/ckpt.pt", "bert.pt")
+    for name, model, meta in (("hf", "run", None), ("bert", "bert.pt", WORDS)):
+        model, info = hf.open_model(model)
+        with contextlib.redirect_stdout(io.StringIO()):
+            export(model, meta or info["meta"], name)
+    os.remove("bert/nanogrow.json")
+    save("llama", Path("saved"), BYTES, n_head=3)
+    export(hf.open_model("saved/ckpt.pt")[0], BYTES, "llama")
+    for split in ("train", "val"):
+        shutil.copy(f"data/{split}.bin", f"chars/{split}.bin")
+        tokens = torch.randint(100, (2000,), dtype=torch.int16).numpy().tobytes()
+        Path(f"shards/a_{split}_0.bin").write_bytes(
+            torch.tensor([20240520, 1, 2000] + [0] * 253, dtype=torch.int32).numpy().tobytes() + tokens)
+        Path(f"CoLA/{split}.tsv".replace("val", "dev")).write_text("a\t1\t\tthe cat\na\t0\t\tcat the\n" * 3)
+        Path(f"STS-B/{split}.tsv".replace("val", "dev")).write_text("sentence1\tsentence2\tscore\na\tb\t1.5\n" * 3)
+        Path(f"squad/{split}-v1.1.json".replace("val", "dev")).write_text(json.dumps(dict(data=[dict(
+            paragraphs=[dict(context="the fox ran", qas=[QUESTION])])])))
+    Path("chars/meta.pkl").write_bytes(pickle.dumps(dict(itos={i: chr(i) for i in range(256)}, stoi={})))
+    Path("x.txt").write_text("The cat sat.\n\nIt ran.\n\n" * 20)
+    Path("texts/y.txt").write_text("More.\n\n" * 9)
+    Path("vocab.txt").write_text(VOCAB)
+    Path("x.jsonl").write_text("".join(json.dumps(dict(text=f"a {i}")) + "\n" for i in range(300)))
+    Path("law.json").write_text(json.dumps(LAW))
+    Path("choice.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    Path("lambada.jsonl").write_text(json.dumps(dict(context="a b", continuation="c")) + '\n{"text": "a b c"}\n')
+    Path("base.py").write_text(python(dict(SMALL, stages=[dict(at=2, n_inner=48, ramp_iters=1)], n_layer=1)))
+    Path("search/state.json").write_text(json.dumps(dict(args=["base.py"], goal=None, spent=1.0)))
+    Path("speedrun.py").write_text(python(CAMPAIGN))
+    study = dict(STUDY, settings=dict(STUDY["settings"], data_dir="data"))
+    Path("frontier.py").write_text(python(study))
+    play_all(Study(study, "study"))
+    campaign = Campaign(CAMPAIGN, "campaign")
+    runs = campaign.sweeps() + [r for seed in (1, 2) for c in campaign.contestants.values() for r in
+                                [campaign.run(c, {"learning_rate": 2e-3} if c.sweep else {}, seed)]]
+    for r in runs:
+        os.makedirs(r.config.out_dir, exist_ok=True)
+        Path(r.path("config.json")).write_text(json.dumps(asdict(r.config)))
+        shutil.copy("run/metrics.jsonl", r.path("metrics.jsonl"))
+    os.symlink("/dev/full", "full")

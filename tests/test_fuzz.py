@@ -1,0 +1,285 @@
+"""
+Whatever is typed or read: the flags of every script, and every file that one reads, changed as a
+hand, a disk or another program might have. Right is exit code 0, or 2 with one line "error: ..." and
+no file touched. What takes long, and what would leave the machine, is played.
+"""
+import ast
+import contextlib
+import importlib
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fuzz_world import INTERNAL, READS, SCRIPTS, make_world, python
+from test_layers import FILES, MODULES, ROOT
+
+from run.errors import UserError
+from run.settings import TrainConfig
+
+hypothesis = pytest.importorskip("hypothesis")
+from hypothesis import strategies as st  # noqa: E402
+
+# whose files are among these: a module that reads another kind must bring a case
+READERS = {"sample", "lab.law", "lab.bench", "lab.campaign", "lab.branches", "lab.probes", "data.dataset",
+           "data.bin_writer", "data.tokenizer", "data.text.prepare", "data.shakespeare_char.prepare", "run.checkpoint",
+           "run.hf", "run.arguments", "run.runlog", "run.given", "tools.evaluate", "tools.glue", "tools.plot"}
+READING = r"\b(json\.loads?|read_json|read_jsonl|read_metrics|read_text|torch\.load|load_file|Unpickler)\("
+TALKS = {"lab.bench", "run.ahead", "data.reading"}  # to a child of its own, or only defines it
+
+
+def test_no_script_and_no_reader_is_forgotten():
+    found = {str(f.relative_to(ROOT)) for f in FILES if 'if __name__ == "__main__"' in f.read_text()}
+    assert found == SCRIPTS.keys() | INTERNAL
+    readers = {m for m, text in MODULES.items() if re.search(READING, text)}
+    # that dump what json writes, and read it at once
+    assert readers - {"lab.speedrun", "lab.frontier_report", "tools.common", "tools.export"} == \
+        READERS | TALKS
+
+
+# -----------------------------------------------------------------------------
+# a folder with one of each kind, and the scripts in this process
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """{path: content}; the tests are in that folder."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("world"))
+    make_world()
+    yield {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()}
+    os.chdir(before)
+
+
+def played(monkeypatch):
+    """No network, no child, no training: what comes before and after is as it is."""
+    def no(*args, **kwargs):
+        raise UserError("played")
+    for name in ("train.train", "lab.speedrun.run_all", "lab.frontier.run_all"):
+        monkeypatch.setattr(name, lambda *args: None)
+    for name in ("lab.plan.measure_all", "lab.search.Search.go", "lab.bench.measure", "tools.finetune.fit",
+                 "data.shakespeare_char.prepare.fetch", "data.tokenizer._gpt2_encoding",
+                 "subprocess.Popen.__init__"):
+        monkeypatch.setattr(name, no)
+    monkeypatch.setattr("lab.frontier.measure", lambda *args: dict(step_s=1.0))
+    monkeypatch.setattr("data.pystdlib.prepare.find_files", lambda root: ["ast.py", "bisect.py", "abc.py"])
+    monkeypatch.setattr("data.openwebtext.prepare.fetch", lambda name: [dict(text="a\nb")] * 5000)
+    monkeypatch.setattr("data.openwebtext.prepare.load", lambda name, bert: importlib.import_module(
+        "data.tokenizer").load("bytes", bert=bert))
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor.submit", no)
+    generate = importlib.import_module("model").GPT.generate
+    monkeypatch.setattr("model.GPT.generate", lambda self, idx, n, *args: generate(self, idx, min(n, 2), *args))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HOME", os.getcwd())
+
+
+def start(script, argv):
+    """(exit code, stderr) of a script as it starts: the end of its file, in this process."""
+    module = importlib.import_module(script[:-3].replace("/", "."))
+    end = next(node for node in ast.parse(Path(module.__file__).read_text()).body
+               if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    code, err, had = 0, io.StringIO(), sys.argv
+    sys.argv = [script, *argv]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+            exec(compile(ast.Module(end.body, []), script, "exec"), vars(module))
+    except SystemExit as e:
+        code = e.code or 0
+    finally:
+        sys.argv = had
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return code, err.getvalue()
+
+
+def files():
+    """{path: when it was changed}; of new/ only what is a file, for a folder there was asked for."""
+    return {p: 0 if p.is_dir() else p.lstat().st_mtime_ns for p in Path().rglob("*")
+            if p.name != "lock" and not (p.is_dir() and p.parts[0] == "new")}
+
+
+def check(world, script, argv):
+    """Start a script, look at how it ended, and put the folder back as it was."""
+    shutil.rmtree("new", ignore_errors=True)
+    os.mkdir("new")
+    before = files()
+    try:
+        code, err = start(script, argv)
+        said = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert (code, len(said)) in ((0, 0), (2, 1)), (code, err)
+        if code == 2:
+            assert err.rstrip("\n").split("\n")[-1] == said[0] and "Traceback" not in err, err
+            assert files() == before, [said, files().items() ^ before.items()]
+    finally:
+        for path, when in sorted(files().items(), reverse=True):
+            if path not in before:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            elif when != before[path]:
+                path.write_bytes(world[path])
+
+
+# -----------------------------------------------------------------------------
+# what is typed
+
+NASTY = ["", " ", "0", "-1", "1", "2", "1.5", "1e400", "nan", "-inf", "9" * 400, "1000000000", "1e15", "1e-320",
+         "true", "None", "[]", "[1]", "[[", "{", "a,b", ":", ",", "a:b", "learning_rate:1,2", "é", "\udcff", "a\nb",
+         "~", "~/h/x", "~no_such_user/x", "x.txt", "texts", "gone/x", "full", "run", "hf", "bert.pt", "a b", "@", "@x.txt",
+         "@gone", "%s", "{}", "cuda", "cuda:9", "meta", "cpu", "auto", "-", "--", "mlm", "ppl:", "dict(at=1)",
+         "[dict(at=1, n_layer=9)]", "[dict(at=1, n_layer=1000000000)]", "squad", "[{1: 2}]", "data/meta.json"]
+WORD = st.one_of(st.sampled_from(NASTY), st.text(st.characters(exclude_characters="/\0"), max_size=6),
+                 st.integers(-2, 99).map(str))
+
+
+def flags_of(script):
+    """The names of its flags, as its --help lists them."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        module = importlib.import_module(script[:-3].replace("/", "."))
+        had, sys.argv = sys.argv, [script, "--help"]
+        try:
+            module.main()
+        finally:
+            sys.argv = had
+    names = set(re.findall(r"--([a-z][\w-]*)", out.getvalue())) - {"key", "resume"}
+    return sorted(names | (set(TrainConfig.__dataclass_fields__) if script in (
+        "train.py", "lab/plan.py", "lab/speedrun.py") else set()))
+
+
+@st.composite
+def typed(draw, argv, names):
+    """argv with one to three things wrong."""
+    argv = list(argv)
+    for _ in range(draw(st.integers(1, 3))):
+        at, word = draw(st.integers(0, len(argv))), draw(WORD)
+        match draw(st.sampled_from(["flag", "flag", "value", "drop", "bare", "stray"])):
+            case "flag":
+                argv.insert(at, f"--{draw(st.sampled_from(names))}={word}")
+            case "bare":
+                argv.insert(at, f"--{draw(st.sampled_from(names))}")
+            case "stray":
+                argv.insert(at, word)
+            case "drop" if at < len(argv):
+                del argv[at]
+            case "value" if at < len(argv):
+                argv[at] = re.sub(r"(?<==).*|^[^-].*", lambda m: word, argv[at], count=1)
+    return argv
+
+
+# -----------------------------------------------------------------------------
+# what is read
+
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(-2, 9), st.sampled_from([
+    10**400, -10**18, 2**63, 1e300, float("nan"), float("inf"), 0.5, "", "x", "\0", "é" * 99, "\ud800", "../x", [], {}, [[]],
+    [None], {"": 1}, "nan", "1", [1, 2], {"name": "x"}, {"name": ["x"]}]), st.text(max_size=5))
+
+
+def places(value, at=()):
+    """The way to each value within a value of JSON."""
+    yield at
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, v in list(inner)[:40]:
+        yield from places(v, (*at, key))
+
+
+def changed(draw, value):
+    """A value of JSON with another somewhere in it, or without something."""
+    at = draw(st.sampled_from(list(places(value))))
+    new, drop = draw(VALUES), draw(st.booleans())
+    return put(value, at, new, drop)
+
+
+def put(value, at, new, drop):
+    if not at:
+        return new
+    inner = dict(value) if isinstance(value, dict) else list(value)
+    if len(at) == 1 and drop:
+        del inner[at[0]]
+    else:
+        inner[at[0]] = put(inner[at[0]], at[1:], new, drop)
+    return type(value)(inner) if isinstance(value, tuple) else inner
+
+
+def spoilt_bytes(draw, raw):
+    at = draw(st.integers(0, len(raw)))
+    return draw(st.sampled_from([
+        raw[:at], b"", raw[:at] + b"\0" + raw[at:], raw[:at] + b"\xff\xfe" + raw[at + 1:], raw + raw, b"\xef\xbb\xbf" + raw,
+        raw.decode("latin1").encode("utf-16"), b"[" * 100_000, raw.replace(b"\n", b"\r\n"), bytes(999),
+        raw[:at] + bytes([raw[at % len(raw)] ^ 4]) + raw[at + 1:], b"\n" + raw, raw[:at] + b"9" * 5000 + raw[at:]]))
+
+
+@st.composite
+def spoilt(draw, path, raw):
+    """The bytes of a file, changed: somewhere in its structure where it has one, else anywhere."""
+    if draw(st.integers(0, 2)) == 0:
+        return spoilt_bytes(draw, raw)
+    if path.endswith((".json", ".jsonl")):
+        lines = raw.decode().splitlines() if path.endswith("l") else [raw.decode()]
+        at = draw(st.integers(0, len(lines) - 1))
+        lines[at] = json.dumps(changed(draw, json.loads(lines[at])), ensure_ascii=draw(st.booleans()))
+        return "".join(line + "\n" for line in lines).encode(errors="surrogatepass")
+    if path.endswith(".py"):
+        names = {}
+        exec(raw, {}, names)
+        new = changed(draw, names)
+        return python(new).replace("nan", "float('nan')").replace("inf", "float('inf')").encode(
+            errors="surrogatepass") if isinstance(new, dict) else repr(new).encode(errors="surrogatepass")
+    if path.endswith(".pt"):
+        out = io.BytesIO()
+        torch.save(changed(draw, torch.load(io.BytesIO(raw), weights_only=True)), out)
+        return out.getvalue()
+    if path.endswith((".tsv", ".txt")):
+        cells = re.split(rb"([\t\n])", raw)
+        cells[draw(st.integers(0, len(cells) - 1))] = draw(WORD).encode(errors="surrogateescape")
+        return b"".join(cells)
+    return spoilt_bytes(draw, raw)
+
+
+# -----------------------------------------------------------------------------
+
+SLOW = pytest.param(400, marks=pytest.mark.slow)
+
+
+def tried(n, strategy, f):
+    """f on n examples: few and the same ones, or, with --slow, many that are new each time."""
+    hypothesis.settings(max_examples=n, deadline=None, database=None, derandomize=n < 100, suppress_health_check=list(
+        hypothesis.HealthCheck))(hypothesis.given(strategy)(f))()
+
+
+@pytest.fixture(scope="module")
+def limited():
+    """Address space for no more than this, so that what is too large fails as it would anywhere."""
+    had = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (16 << 30, had[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, had)
+
+
+@pytest.mark.parametrize("n", [25, SLOW])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_whatever_is_typed(world, limited, monkeypatch, script, n):
+    played(monkeypatch)
+    check(world, script, SCRIPTS[script])
+    tried(n, typed(SCRIPTS[script], flags_of(script)), lambda argv: check(world, script, argv))
+
+
+@pytest.mark.parametrize("n", [20, SLOW])
+@pytest.mark.parametrize("names, script, argv", READS)
+def test_whatever_is_read(world, limited, monkeypatch, names, script, argv, n):
+    played(monkeypatch)
+    assert check(world, script, argv) == 0 or "finetune" in script or "search" in argv[1]
+    for name in names:
+        def one(content, name=name):
+            path = Path(name)
+            path.write_bytes(content)
+            try:
+                check(world, script, argv)
+            finally:
+                path.write_bytes(world[path])
+        tried(n // len(names), spoilt(name, world[Path(name)]), one)
