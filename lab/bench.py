@@ -42,6 +42,7 @@ from lab.costs import measure as measure_growth
 from lab.words import table
 from model import MODELS
 from run import compiler, hf
+from run.checkpoint import write_json
 from run.errors import Parser, UserError, exits_cleanly, library
 from run.given import number
 from run.optim import make_optimizers
@@ -339,8 +340,7 @@ def main():
     print("\n" + json.dumps(grown, indent=1))
     if args.save:
         report = {k: getattr(args, k) for k in ("preset", "model", "dtype", "rounds", "steps")}
-        with open(args.save, "w") as f:
-            json.dump(dict(report, machine=where, rows=rows, growth=grown), f, indent=1)
+        write_json(args.save, dict(report, machine=where, rows=rows, growth=grown))
 
 
 if __name__ == "__main__":
