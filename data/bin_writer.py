@@ -235,18 +235,9 @@ def run(main):
     def stop(*_):
         raise KeyboardInterrupt(143)  # so that temporary files are removed
 
-    @exits_cleanly
-    def guarded():
-        try:
-            main()
-        except OSError as e:  # a full disk, a file that vanished
-            raise UserError(f"{e.filename or 'reading or writing'}: {e.strerror or e}") from None
-
     signal.signal(signal.SIGTERM, stop)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # no work is lost over the name of a file
     try:
-        guarded()
+        exits_cleanly(main)()
     except KeyboardInterrupt as e:
         print("error: interrupted: nothing was written", file=sys.stderr, flush=True)
         os._exit(e.args[0] if e.args else 130)  # without waiting for the workers: they follow

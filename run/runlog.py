@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
-from run.errors import UserError
+from run.errors import UserError, library
 
 
 class Clock:
@@ -119,21 +119,13 @@ def open_trackers(config, start=0):
     """A function (numbers, iteration) for each tracker that is on; the others are not imported."""
     made = []
     if config.tensorboard:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("tensorboard=True: needs the tensorboard package: pip install "
-                            "tensorboard, or leave it out") from None
+        SummaryWriter = library("torch.utils.tensorboard", "tensorboard").SummaryWriter
         # on resume, what came after the checkpoint is hidden, for it will be written again
         board = SummaryWriter(config.out_dir, purge_step=start or None, flush_secs=10)
         atexit.register(board.close)
         made.append(lambda numbers, it: [board.add_scalar(k, v, it) for k, v in numbers.items()])
     if config.wandb:
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(f"wandb={config.wandb}: needs the wandb package: pip install wandb, or "
-                            "leave it out") from None
+        wandb = library("wandb", "wandb")
         try:
             name = os.path.join(*os.path.abspath(config.out_dir).split(os.sep)[-2:])
             run = wandb.init(project=config.wandb, name=name, dir=config.out_dir,

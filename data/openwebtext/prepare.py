@@ -22,7 +22,7 @@ from data.bin_writer import (  # noqa: E402
     write_pieces,
 )
 from data.tokenizer import load  # noqa: E402
-from run.errors import UserError  # noqa: E402
+from run.errors import UserError, library  # noqa: E402
 
 VAL_SHARE = 0.0005  # nanoGPT's
 SEED = 2357
@@ -30,11 +30,7 @@ SEED = 2357
 
 def fetch(name):
     """The documents, a sequence of dicts with "text"."""
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise UserError("OpenWebText needs the datasets library: pip install datasets, or use "
-                        "data/pystdlib, which needs no download") from None
+    load_dataset = library("datasets", "datasets").load_dataset
     try:
         return load_dataset(name, split="train")
     except Exception as e:  # no network, disk full, a dataset the installed version cannot read
