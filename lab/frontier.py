@@ -11,25 +11,23 @@ A trunk is a run at a constant rate, one for each size, rate and seed. From its 
 the decays of every budget, and the grown runs, which are trunks too. The cheapest that say something
 come first. docs/frontier.md says how to write an experiment and to read the report.
 """
-import argparse
 import functools
 import math
 import os
 
-from lab.branches import Job, run_all
-from lab.campaign import known, must_be, slug
-from lab.children import interrupt_on_sigterm, places
+from lab.branches import Branch, run_all
+from lab.campaign import check_keys, known, slug
+from lab.children import in_folder, many_parser, stem
 from lab.costs import measure, stage_costs, vocab_of
 from lab.frontier_report import write_report
 from lab.words import clock, human, table
 from run.arguments import read_file
-from run.checkpoint import make_out_dir
-from run.errors import Parser, UserError, exits_cleanly
+from run.errors import UserError, exits_cleanly
 from run.given import number
 from run.settings import from_dict
 
 EXPERIMENT = dict(settings=dict, ladder=dict, starts=dict, grown=dict, target=str, budgets=list,
-                  grown_at=list, decays=list, rates=dict, sweep_at=float, seeds=list)
+                  grown_at=list, decays=list, rates=dict, sweep_at=(int, float), seeds=list)
 OPTIONAL = ("starts", "grown", "grown_at")
 START_S = 8  # seconds from a start of train.py to its first step, and of its evaluation
 RAMP = 0.02  # of the iterations that the target from scratch would have
@@ -159,7 +157,7 @@ class Study:
                                                              points[i - 1] if i else begin)
             values = dict(self.values(name, stages, seed, own), schedule="constant", max_iters=p,
                           keep_checkpoints=10**6)
-            job = Job(out_dir, values, flops, job, tuple(points))
+            job = Branch(out_dir, values, flops, job, tuple(points))
         return job
 
     def leaf(self, name, budget, seed, decay, rate=None):
@@ -172,7 +170,7 @@ class Study:
         out_dir = os.path.join(self.folder(name, budget, seed, own),
                                f"tokens_{budget:g}_decay_{decay:g}")
         flops = self.spent(name, budget, end) - self.spent(name, budget, at)
-        return Job(out_dir, values, flops, self.trunk(name, at, seed, rate, budget))
+        return Branch(out_dir, values, flops, self.trunk(name, at, seed, rate, budget))
 
     def values(self, name, stages, seed, rate):
         sizes = {k: v for k, v in self.sizes[self.start(name)].items() if k != "budgets"}
@@ -243,14 +241,9 @@ class Study:
 def check_experiment(experiment):
     for key in EXPERIMENT.keys() - experiment.keys() - set(OPTIONAL):
         raise UserError(f"experiment: has no {key}: see docs/frontier.md")
-    for key, value in experiment.items():
-        kind = EXPERIMENT[known(key, EXPERIMENT, "experiment")]
-        value = float(value) if kind is float and type(value) is int else value
-        if kind is float and type(value) is not float:
-            raise UserError(f"experiment: {key}={value!r}: must be a number")
-        if kind is not float:
-            must_be(value, kind, f"experiment: {key}")
-        if key not in OPTIONAL and not value:
+    check_keys(experiment, EXPERIMENT)
+    for key in EXPERIMENT.keys() - set(OPTIONAL):
+        if not experiment[key]:
             raise UserError(f"experiment: {key} is empty")
     known(experiment["target"], experiment["ladder"], "experiment: target")
     for b in [experiment["sweep_at"], *experiment.get("grown_at", [])]:
@@ -263,7 +256,7 @@ def plan(study, speed):
     phases, seen = {}, set()
     for what, leaf in study.wanted():
         for job in leaf.chain():
-            key = (job.out_dir, job.values["max_iters"])
+            key = (job.out_dir, job.last)
             if key not in seen:
                 seen.add(key)
                 jobs, flops, left = phases.get(what, (0, 0.0, 0.0))
@@ -284,21 +277,12 @@ def numbers(kind):
 
 @exits_cleanly
 def main():
-    p = Parser(prog="python -m lab.frontier", description=__doc__,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("experiment", type=os.path.expanduser,
-                   help="a file such as lab/experiments/frontier.py")
-    p.add_argument("--out", type=os.path.expanduser,
-                   help="folder of the study (out/ and the experiment's name)")
-    p.add_argument("--parallel", type=number(int, 1), default=1, help="runs at once (1)")
+    p = many_parser("lab.frontier", __doc__, dict(help="a file such as lab/experiments/frontier.py"))
     p.add_argument("--minutes", type=number(float, 0), default=1e6, help="stop after so many")
-    p.add_argument("--plan", action="store_true", help="only say what would run and what it costs")
-    p.add_argument("--report", action="store_true", help="only report on what is finished")
     p.add_argument("--budgets", type=numbers(float), help="only these, as 2.5,5; the report has all")
     p.add_argument("--seeds", type=numbers(int), help="only these, and the first, which tunes")
     args = p.parse_args()
-    stem = os.path.splitext(os.path.basename(args.experiment))[0]
-    study = Study(read_file(args.experiment), args.out or os.path.join("out", stem), args.budgets,
+    study = Study(read_file(args.what), args.out or os.path.join("out", stem(args.what)), args.budgets,
                   args.seeds)
     if not args.report:
         config = study.config(study.target)
@@ -307,14 +291,7 @@ def main():
     if args.plan:
         return
     if not args.report:
-        slots = places(args.parallel)
-        interrupt_on_sigterm()
-        try:
-            with make_out_dir(study.out):  # locked meanwhile
-                run_all(study.ready, slots, args.minutes)
-        except KeyboardInterrupt:
-            raise UserError("interrupted; every run was saved, the same command goes on from here") \
-                from None
+        in_folder(study.out, args.parallel, lambda slots: run_all(study.ready, slots, args.minutes))
     print("\n" + write_report(study))
 
 

@@ -1,5 +1,4 @@
 """What the study of lab/frontier.py found so far: a table, a picture, a loss law, in its folder."""
-import json
 import math
 import os
 from dataclasses import asdict
@@ -8,13 +7,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from lab import law
+from lab import law, words
 from lab.costs import machine, stage_costs, vocab_of
 from lab.verdict import interval, picture, plus_minus, ratio_interval, times
 from lab.words import human, table
 from run.checkpoint import write_json
 from run.errors import UserError
-from run.writing import written
 
 BEYOND = 2  # how many times beyond its ends a curve of loss over cost is believed
 
@@ -207,14 +205,11 @@ def write_report(study):
         *(f"Caution: {c}." for c in said)])
     sweeps = {n: {j.values[study.rate_key]: j.final() for j in study.sweep(n)}
               for n in (study.target, study.smallest)}
-    report = dict(machine=where, rows=rows, best=best, law=fitted and asdict(fitted), sweeps=sweeps,
-                  cautions=said, runs=[dict(name=n, budget=b, **r) for (n, b), r in found.items()])
-    write_json(os.path.join(study.out, "report.json"),
-               json.loads(json.dumps(report), parse_constant=str))  # no Infinity
+    words.write_report(study.out, text, dict(
+        machine=where, rows=rows, best=best, law=fitted and asdict(fitted), sweeps=sweeps,
+        cautions=said, runs=[dict(name=n, budget=b, **r) for (n, b), r in found.items()]))
     if fitted:
         write_json(os.path.join(study.out, "law.json"), asdict(fitted))
-    with written(os.path.join(study.out, "report.md")) as f:
-        f.write(text + "\n")
     draw(study, found, best, rows, os.path.join(study.out, "frontier.png"))
     return text
 

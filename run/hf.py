@@ -60,7 +60,7 @@ CONFIG = {  # their setting: ours
     "bert": dict(vocab_size="vocab_size", max_position_embeddings="block_size",
                  hidden_size="n_embd", num_hidden_layers="n_layer", num_attention_heads="n_head",
                  intermediate_size="n_inner", hidden_act="gelu"),
-    "llama": LLAMA, "qwen3": LLAMA}  # num_key_value_heads and rope_theta: see llama_config()
+    "llama": LLAMA, "qwen3": LLAMA}  # num_key_value_heads and rope_theta: see rope_and_groups()
 FIXED = {  # what we have no choice of: a folder with anything else would be another function
     "gpt": dict(layer_norm_epsilon=1e-5, scale_attn_weights=True, tie_word_embeddings=True,
                 scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
@@ -169,62 +169,51 @@ def find(where):
 
 
 def folder_config(folder):
-    """(kind, {our setting: value}) of a Hugging Face folder."""
+    """(kind, {our setting: value}) of a Hugging Face folder, which may leave out what is usual."""
     path = os.path.join(folder, "config.json")
     theirs = read_json(path, model_type=str)
-    kinds = {v: k for k, v in MODEL_TYPES.items()}
-    kind = kinds.get(theirs["model_type"])
-    if kind is None:
-        raise UserError(f"{path}: model_type must be {' or '.join(kinds)}")
-    for key, value in FIXED[kind].items():
+    dialects = {v: k for k, v in MODEL_TYPES.items()}
+    dialect = dialects.get(theirs["model_type"])
+    if dialect is None:
+        raise UserError(f"{path}: model_type must be {' or '.join(dialects)}")
+    for key, value in FIXED[dialect].items():
         if theirs.get(key, value) != value:
             raise UserError(f"{path}: {key}={theirs[key]!r}: only {value!r} is supported")
-    if CONFIG[kind] is LLAMA:
-        return "llama", llama_config(path, theirs, kind)
-    if theirs.get("n_inner", 0) is None:
-        del theirs["n_inner"]  # GPT-2's way to say four times n_embd
-    ours = {}
-    for key, mine in CONFIG[kind].items():
-        if mine == "gelu":
-            [value] = need(path, theirs, **{key: str})
-            if value not in GELU:
-                raise UserError(f"{path}: activation {value!r}: must be one of {', '.join(GELU)}")
-            ours[mine] = GELU[value]
-        elif key == "n_inner" and key not in theirs:
-            ours[mine] = 4 * ours["n_embd"]
-        else:
-            [ours[mine]] = need(path, theirs, **{key: int})
-            if ours[mine] < 1:
-                raise UserError(f"{path}: {key}={ours[mine]}: must be at least 1")
-    if ours["n_embd"] % ours["n_head"]:
-        raise UserError(f"{path}: {ours['n_embd']} coordinates do not divide among "
-                        f"{ours['n_head']} heads")
-    return kind, dict(ours, bias=True, head_dim=ours["n_embd"] // ours["n_head"])
+    names = {ours: key for key, ours in CONFIG[dialect].items()}
+    heads, width = need(path, theirs, **{names[k]: int for k in ("n_head", "n_embd")})
+    usual = dict(n_inner=4 * width, rms_norm_eps=1e-6, tie_word_embeddings=False,
+                 num_key_value_heads=heads, rope_theta=10_000.0,
+                 head_dim=128 if dialect == "qwen3" else width // max(1, heads))
+    theirs = {**usual, **{k: v for k, v in theirs.items() if v is not None}}
+    kinds = dict(gelu=str, norm_eps=(int, float))
+    need(path, theirs, **{key: kinds.get(k, int) for k, key in names.items() if k != "tie"})
+    ours = {k: theirs[key] for k, key in names.items()}
+    for k, value in ours.items():
+        if type(value) is int and value < 1:
+            raise UserError(f"{path}: {names[k]}={value}: must be at least 1")
+    if CONFIG[dialect] is LLAMA:
+        return "llama", dict(ours, tie=bool(ours["tie"]), norm_eps=float(ours["norm_eps"]),
+                             qk_norm=dialect == "qwen3", **rope_and_groups(path, theirs, heads))
+    if ours["gelu"] not in GELU:
+        raise UserError(f"{path}: activation {ours['gelu']!r}: must be one of {', '.join(GELU)}")
+    if width % heads:
+        raise UserError(f"{path}: {width} coordinates do not divide among {heads} heads")
+    return dialect, dict(ours, gelu=GELU[ours["gelu"]], bias=True, head_dim=width // heads)
 
 
-def llama_config(path, theirs, kind):
-    """Our settings from the config.json of a Llama or Qwen3, which leaves out what is usual."""
-    theirs = {k: v for k, v in theirs.items() if v is not None}
-    heads, width = need(path, theirs, num_attention_heads=int, hidden_size=int)
-    usual = dict(num_key_value_heads=heads, rms_norm_eps=1e-6, tie_word_embeddings=False,
-                 head_dim=128 if kind == "qwen3" else width // max(1, heads))
-    theirs = {**usual, **theirs}
-    ours = {mine: theirs.get(key) for key, mine in LLAMA.items()}
-    need(path, theirs, **{key: (int, float) if mine == "norm_eps" else int
-                          for key, mine in LLAMA.items() if mine != "tie"}, num_key_value_heads=int)
-    rope = {"rope_theta": 10_000.0, **theirs}
+def rope_and_groups(path, theirs, heads):
+    """What a Llama's config.json says in other words than ours."""
+    rope = dict(theirs)
     for key in {"rope_scaling", "rope_parameters"} & {*theirs}:  # the older name and the newer
         [said] = need(path, theirs, **{key: dict})
         rope.update(said)
         if (found := said.get("rope_type", said.get("type", "default"))) != "default":
             raise UserError(f"{path}: {key} of type {found!r}: only 'default' is supported")
-    [theta] = need(path, rope, rope_theta=(int, float))
-    kv = theirs["num_key_value_heads"]
-    if min(kv, *(v for k, v in ours.items() if k not in ("tie", "norm_eps"))) < 1 or heads % kv:
-        raise UserError(f"{path}: sizes must be at least 1, and {heads} query heads divide among "
-                        f"num_key_value_heads={kv}")
-    return dict(ours, tie=bool(ours["tie"]), norm_eps=float(ours["norm_eps"]), kv_group=heads // kv,
-                rope_theta=float(theta), qk_norm=kind == "qwen3")
+    theta, kv = need(path, rope, rope_theta=(int, float), num_key_value_heads=int)
+    if kv < 1 or heads % kv:
+        raise UserError(f"{path}: num_key_value_heads must be at least 1, and {heads} query heads "
+                        f"divide among num_key_value_heads={kv}")
+    return dict(rope_theta=float(theta), kv_group=heads // kv)
 
 
 def read_tensors(folder):

@@ -160,11 +160,6 @@ class Muon(torch.optim.Optimizer):
             if p.dim() != 2:
                 raise ValueError(f"Muon is for matrices, not for a parameter of shape {tuple(p.shape)}")
 
-    def __getstate__(self):  # for copies and pickles: torch's own keeps what it knows of alone
-        mine = {k: getattr(self, k) for k in ("dtype", "found_inf", "several", "update", "advance",
-                                              "orthogonal")}
-        return {**super().__getstate__(), **mine}
-
     def load_state_dict(self, saved):
         """torch.optim.Muon's too; settings that it says nothing of stay as they are."""
         groups = [{**mine, **theirs} for mine, theirs in

@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
-from run.errors import UserError
+from run.errors import UserError, library
 
 
 class Clock:
@@ -160,11 +160,7 @@ def open_trackers(config, start=0):
     """
     made = []
     if config.tensorboard:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("tensorboard=True: needs the tensorboard package: pip install "
-                            "tensorboard, or leave it out") from None
+        SummaryWriter = library("torch.utils.tensorboard", "tensorboard").SummaryWriter
         # on resume, what came after the checkpoint is hidden, for it will be written again
         board = SummaryWriter(config.out_dir, purge_step=start or None, flush_secs=10)
         atexit.register(board.close)
@@ -172,11 +168,7 @@ def open_trackers(config, start=0):
             board.add_text(k, textwrap.indent(v, "    "), it) if isinstance(v, str) else
             board.add_scalar(k, v, it) for k, v in values.items()])
     if config.wandb:
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(f"wandb={config.wandb}: needs the wandb package: pip install wandb, or "
-                            "leave it out") from None
+        wandb = library("wandb", "wandb")
         try:
             name = os.path.join(*os.path.abspath(config.out_dir).split(os.sep)[-2:])
             run = wandb.init(project=config.wandb, name=name, dir=config.out_dir,

@@ -151,13 +151,9 @@ CHOICES = dict(model=tuple(MODELS), init=INITS, depth=DEPTHS, optimizer=("adamw"
                grow_when=("iters", "rate"), gelu=("", "tanh", "exact"),
                compile=("auto", "block", "model", "none"), compile_ahead=("auto", "on", "off"),
                shard=("none", "fsdp"), dtype=("auto", "float32", "bfloat16", "float16"))
-AT_LEAST = dict(block_size=1, vocab_size=0, n_layer=0, n_head=1, n_embd=1, n_inner=1, head_dim=1,
-                kv_group=1, rope_theta=1, norm_eps=0, dropout=0, ramp_iters=0, max_iters=1,
-                batch_tokens=1, micro_batch=1, learning_rate=0, muon_learning_rate=0, warmup_iters=0,
-                decay_frac=0, decay_iters=0, min_lr_frac=0, rewarm_iters=0, weight_decay=0, beta1=0,
-                beta2=0, grad_clip=0, mask_frac=0, eval_interval=1, save_interval=0, eval_seqs=1,
-                log_interval=1, sample_interval=0, finish_stages=0, keep_checkpoints=1, seed=0,
-                peak_flops=0, max_bad_steps=1)
+AT_LEAST = dict.fromkeys(("block_size", "n_head", "n_embd", "n_inner", "head_dim", "kv_group",
+                          "rope_theta", "max_iters", "batch_tokens", "micro_batch", "eval_interval",
+                          "eval_seqs", "log_interval", "keep_checkpoints", "max_bad_steps"), 1)
 AT_MOST = dict(n_layer=10_000, dropout=0.999, decay_frac=1, min_lr_frac=1, beta1=0.9999, beta2=0.99999,
                mask_frac=0.9, seed=2**31)
 
@@ -216,8 +212,8 @@ def check(config):
         if getattr(config, key) not in allowed:
             raise UserError(f"{key}={getattr(config, key)!r}: must be one of "
                             f"{', '.join(repr(a) for a in allowed)}")
-    for key, low in AT_LEAST.items():
-        value = getattr(config, key)
+    for key in (f.name for f in fields(config) if f.type in (int, float)):
+        value, low = getattr(config, key), AT_LEAST.get(key, 0)
         high = AT_MOST.get(key, 2**53 if type(value) is int else sys.float_info.max)
         if not low <= value <= high:
             raise UserError(f"{key}={shortened(value)}: must be at least {low}" +

@@ -520,7 +520,7 @@ def test_trackers_off_import_nothing(tmp_path, monkeypatch):
 def test_trackers_missing(setting, modules, package, monkeypatch):
     for name in modules:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=f"needs the {package} package: pip install {package}"):
+    with pytest.raises(UserError, match=f"needs the {package} library: pip install {package}"):
         runlog.open_trackers(from_args([setting]))
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from runs import ENV, ROOT, events, make_data
 
-from lab import branches, frontier_report
+from lab import branches, children, frontier_report
 from lab.costs import compute
 from lab.frontier import Study, plan
 from lab.law import Law
@@ -59,7 +59,7 @@ def play(job, gain=0.0, diverges=lambda job: False):
     loss = LAW.grown_loss(parts) - gain * bool(c.stages) + 0.1 * (share - 0.35)**2 + \
         abs(c.muon_learning_rate - 0.02)
     with open(job.path("metrics.jsonl"), "a") as f:
-        f.write(json.dumps(dict(event="eval", iter=c.max_iters, tokens=c.max_iters, train_s=c.max_iters / 9,
+        f.write(json.dumps(dict(event="eval", iter=c.max_iters, tokens=64 * c.max_iters, train_s=c.max_iters / 9,
                                 flops=compute(c), val_loss=loss)) + "\n")
     with open(job.path("config.json"), "w") as f:
         json.dump(dict(out_dir=job.out_dir, init_from="x/y.pt", resolved=dict(data_dir="z", b=1)), f)
@@ -70,9 +70,9 @@ def play(job, gain=0.0, diverges=lambda job: False):
         job.tidy()
 
 
-def play_all(study, **more):
+def play_all(study, at_once=1000, **more):
     done = []
-    while jobs := study.ready(2):
+    while jobs := study.ready(at_once):
         for job in jobs:
             assert job.after is None or job.after.done()
             play(job, **more)
@@ -103,7 +103,7 @@ def test_equal_compute(study):
 
 
 def test_jobs_come_in_order(study):
-    done = play_all(study)
+    done = play_all(study, at_once=2)
     kinds = [os.path.relpath(j.out_dir, study.out).split(os.sep) for j in done]
     first = [k for k in kinds if k[0] == "grown"][0]
     assert {k[2] for k in kinds[:kinds.index(first)]} == {"rate_0.01", "rate_0.02", "rate_0.04"}
@@ -253,18 +253,19 @@ def test_the_experiment_of_this_house(tmp_path):
 
 def test_a_killed_job_starts_again(tmp_path, monkeypatch):
     """What a kill left before the first checkpoint is no run to go on from."""
-    job = branches.Job(str(tmp_path / "run"), dict(max_iters=5), 1.0)
+    job = branches.Branch(str(tmp_path / "run"), dict(max_iters=5), 1.0)
+    place = dict(), None, "test"
     os.makedirs(job.out_dir)
     open(job.path("metrics.jsonl"), "w").close()
-    monkeypatch.setattr(branches, "Child", lambda command, out_dir, place: command)
-    assert "--init_from=scratch" in job.start(None)
+    monkeypatch.setattr(children, "Child", lambda command, out_dir, place: command)
+    assert "--init_from=scratch" in job.start(place)
     assert not os.path.exists(job.path("metrics.jsonl"))
     open(job.path("ckpt_0000002.pt"), "w").close()
-    assert job.start(None)[2:] == [job.out_dir, "--resume", "--max_iters=5"]
+    assert job.start(place)[2:] == [job.out_dir, "--resume", "--max_iters=5"]
     open(job.path("ckpt_0000007.pt"), "w").close()
     job.keep = (5, 7)
     with pytest.raises(UserError, match="is past iteration 5, where the experiment branches off now"):
-        job.start(None)
+        job.start(place)
 
 
 @pytest.mark.slow

@@ -257,14 +257,14 @@ def test_a_diverged_point_loses_and_a_failed_run_stops(fake, capsys):
 
 
 def test_an_interrupted_campaign_goes_on(fake, monkeypatch):
-    campaign, sleep = fake(), speedrun.time.sleep
+    campaign, sleep = fake(), children.time.sleep
     runs = campaign.sweeps()
 
     def interrupt(seconds):
         sleep(0.01)
         if os.path.exists(runs[2].path("metrics.jsonl")):  # two are over, or nearly so
             raise KeyboardInterrupt
-    monkeypatch.setattr(speedrun.time, "sleep", interrupt)
+    monkeypatch.setattr(children.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         speedrun.run_all(runs, SLOTS)
     half = [r.curve()["iter"] if os.path.exists(r.path("metrics.jsonl")) else [] for r in runs]
@@ -272,7 +272,7 @@ def test_an_interrupted_campaign_goes_on(fake, monkeypatch):
     assert campaign.best_point(campaign.contestants["grown"]) is None and not campaign.report()[0]
     with pytest.raises(UserError, match="no finished runs"):
         speedrun.write_report(campaign)
-    monkeypatch.setattr(speedrun.time, "sleep", sleep)
+    monkeypatch.setattr(children.time, "sleep", sleep)
     run_it(fake())  # the same command again
     assert all(r.curve()["iter"] == list(range(41)) for r in runs)
     assert len(campaign.report()[0]) == 2
@@ -357,16 +357,16 @@ def test_real_runs_are_interrupted_and_resumed(tmp_path, monkeypatch):
     campaign = Campaign(dict(settings=settings, contestants={"a": {}}, ablation=True, seeds=[3]),
                         str(tmp_path / "out"))
     [run] = campaign.finals(campaign.contestants["a"])
-    slots, sleep = speedrun.places(len(os.sched_getaffinity(0)))[:1], speedrun.time.sleep
+    slots, sleep = children.places(len(os.sched_getaffinity(0)))[:1], children.time.sleep
 
     def interrupt(seconds):
         sleep(0.02)
         if os.path.exists(run.path("metrics.jsonl")) and len(events(run.config.out_dir)) > 20:
             raise KeyboardInterrupt
-    monkeypatch.setattr(speedrun.time, "sleep", interrupt)
+    monkeypatch.setattr(children.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         speedrun.run_all([run], slots)
-    monkeypatch.setattr(speedrun.time, "sleep", sleep)
+    monkeypatch.setattr(children.time, "sleep", sleep)
     assert not run.done()
     speedrun.run_all([run], slots)
     assert run.done() and run.curve()["iter"] == [0, 30, 60, 90]
