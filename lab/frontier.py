@@ -20,6 +20,7 @@ from lab.campaign import check_keys, known, slug
 from lab.children import in_folder, many_parser, stem
 from lab.costs import measure, stage_costs, vocab_of
 from lab.frontier_report import write_report
+from lab.speeds import measure_speeds
 from lab.words import clock, human, table
 from run.arguments import read_file
 from run.errors import UserError, exits_cleanly
@@ -51,7 +52,7 @@ class Study:
         self.decay = self.decays[len(self.decays) // 2]  # of sweeps, and where none is known yet
         self.batch = self.config(self.target).batch_tokens
         self.smallest = min(self.ladder, key=self.cost)
-        self.weights = self.weigh(self.config(self.target).sizes()[0])
+        self.weights = self.costs(self.target)[0]["weights"]
         for name, g in self.grown.items():
             known(g.get("start"), self.sizes, f"grown {name!r}: start")
             if not all(0 < at < 1 for at, _ in g.get("growths", [(0, {})])):
@@ -80,11 +81,6 @@ class Study:
         """costs.stage_costs() of a size, or of a grown contestant at a budget, that never ends."""
         config = self.config(self.start(name), stages=self.stages(name, budget))
         return stage_costs(config, vocab_of(config))
-
-    def weigh(self, sizes):
-        """Weights of the blocks' matrices: what the loss law counts."""
-        heads = sizes["n_head"] * self.config(self.target).head_dim
-        return sizes["n_layer"] * 2 * sizes["n_embd"] * (2 * heads + sizes["n_inner"])
 
     def flops(self, budget):
         """The compute of the target on `budget` tokens a weight."""
@@ -279,11 +275,16 @@ def numbers(kind):
 def main():
     p = many_parser("lab.frontier", __doc__, dict(help="a file such as lab/experiments/frontier.py"))
     p.add_argument("--minutes", type=number(float, 0), default=1e6, help="stop after so many")
+    p.add_argument("--speeds", action="store_true",
+                   help="measure each size's seconds a step, once, with nothing else running")
     p.add_argument("--budgets", type=numbers(float), help="only these, as 2.5,5; the report has all")
     p.add_argument("--seeds", type=numbers(int), help="only these, and the first, which tunes")
     args = p.parse_args()
     study = Study(read_file(args.what), args.out or os.path.join("out", stem(args.what)), args.budgets,
                   args.seeds)
+    if args.speeds:
+        print(measure_speeds(study))
+        return
     if not args.report:
         config = study.config(study.target)
         step = measure(config, vocab_of(config), config.sizes()[0])["step_s"]

@@ -5,14 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from runs import ENV, ROOT, events, make_data
 
-from lab import branches, children, frontier_report
-from lab.costs import compute
+from lab import branches, children, frontier_report, speeds
+from lab import plan as planner
+from lab.costs import compute, stage_costs
 from lab.frontier import Study, plan
-from lab.law import Law
+from lab.law import WORTH, Law
+from run import checkpoint
 from run.arguments import read_file
 from run.errors import UserError
 from run.settings import from_dict
@@ -59,8 +62,8 @@ def play(job, gain=0.0, diverges=lambda job: False):
     loss = LAW.grown_loss(parts) - gain * bool(c.stages) + 0.1 * (share - 0.35)**2 + \
         abs(c.muon_learning_rate - 0.02)
     with open(job.path("metrics.jsonl"), "a") as f:
-        f.write(json.dumps(dict(event="eval", iter=c.max_iters, tokens=64 * c.max_iters, train_s=c.max_iters / 9,
-                                flops=compute(c), val_loss=loss)) + "\n")
+        f.write(json.dumps(dict(event="eval", iter=c.max_iters, tokens=c.max_iters * 64,
+                                train_s=c.max_iters / 9, flops=compute(c), val_loss=loss)) + "\n")
     with open(job.path("config.json"), "w") as f:
         json.dump(dict(out_dir=job.out_dir, init_from="x/y.pt", resolved=dict(data_dir="z", b=1)), f)
     if diverges(job):
@@ -82,7 +85,7 @@ def play_all(study, at_once=1000, **more):
 
 def law_point(study, name, budget):
     """(weights, tokens) of a size from scratch"""
-    return study.weigh(study.config(name).sizes()[0]), study.flops(budget) / study.cost(name)
+    return study.costs(name)[0]["weights"], study.flops(budget) / study.cost(name)
 
 
 def test_equal_compute(study):
@@ -145,6 +148,7 @@ def test_the_report_finds_the_law(study):
     text = frontier_report.write_report(study)
     with open(os.path.join(study.out, "report.json")) as f:
         report = json.load(f)
+    assert "No seconds" in text and not any(r["target_s"] or r["best_s"] for r in report["rows"])
     assert report["best"] == {str(b): min(study.ladder, key=lambda n: LAW.loss(*law_point(study, n, b)))
                               for b in (5, 10, 20)}
     found = Law(**report["law"])
@@ -163,6 +167,79 @@ def test_the_report_finds_the_law(study):
     assert os.path.getsize(os.path.join(study.out, "frontier.png")) > 10_000
     with open(os.path.join(study.out, "law.json")) as f:
         assert json.load(f) == report["law"]
+
+
+def test_seconds_are_iterations_at_measured_speeds(study, monkeypatch):
+    """However long the runs took."""
+    monkeypatch.setattr(speeds, "SECONDS", 0.0)
+    monkeypatch.setattr(speeds, "ROUNDS", 3)
+    assert "| 2L_16_2h_32 from 1L_16_2h_32 |" in speeds.measure_speeds(study)
+    path = os.path.join(study.out, "speeds.json")
+    with open(path) as f:
+        found = json.load(f)
+    assert set(found["step_s"]) == {
+        "1L_16_2h_32", "2L_16_2h_32", "4L_16_2h_32", "1L_8_1h_16", "1L_16_1h_32",
+        "1L_16_1h_32 from 1L_8_1h_16", "2L_16_2h_32 from 1L_16_1h_32", "2L_16_2h_32 from 1L_16_2h_32"}
+    assert all(0 < low <= median <= high for median, low, high in found["step_s"].values())
+    found["step_s"] = {k: [0.5 if " from " in k else 0.1 * int(k[0]), 0, 9] for k in found["step_s"]}
+    checkpoint.write_json(path, found)
+    play_all(study)
+    text = frontier_report.write_report(study)
+    with open(os.path.join(study.out, "report.json")) as f:
+        report = json.load(f)
+    took = {(r["name"], r["budget"]): r["seeds"]["1"]["seconds"] for r in report["runs"]}
+    iters = study.iterations(study.costs("four"), study.flops(10))
+    assert took["four", 10] == pytest.approx(0.4 * iters)
+    decay = study.best_decay("late", 10)
+    grow, end = study.stages("late", 10)[0], study.branch("late", 10, decay)[1]
+    ramp = min(grow["ramp_iters"], end - grow["at"])
+    assert ramp and took["late", 10] == pytest.approx(
+        0.1 * grow["at"] + 0.5 * ramp + 0.2 * (end - grow["at"] - ramp))
+    rows = {(r["name"], r["budget"]): r for r in report["rows"]}
+    assert rows["two", 10]["target_s"] == pytest.approx([1, 1, 1], abs=0.01) and "measured side by" in text
+    del found["step_s"]["4L_16_2h_32"]
+    checkpoint.write_json(path, found)
+    with pytest.raises(UserError, match="has no '4L_16_2h_32': measure again with --speeds"):
+        frontier_report.write_report(study)
+
+
+def said_of(folder, configs, monkeypatch):
+    """For each (budget, config of a run there): (budget, does the study say grow?, the planner's words)."""
+    monkeypatch.setattr(planner, "STUDY", str(folder))
+    with open(os.path.join(folder, "report.json")) as f:
+        rows = json.load(f)["rows"]
+    out = []
+    for budget, config in configs:
+        mean, low, _ = max(r["target"] for r in rows if "recipe" in r and r["budget"] == budget)
+        args = SimpleNamespace(law="", small=None)
+        text = planner.show_advice(config, stage_costs(config, 256), 256, args)
+        assert f"at {budget:g} a weight" in text
+        verdict = text.partition("To be trained: ")[2].splitlines()[0]
+        out.append((budget, mean >= WORTH and not (low is not None and low < 1), verdict))
+    return out
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.3])
+def test_the_planner_agrees_with_a_study(study, gain, monkeypatch):
+    play_all(study, gain=gain)
+    frontier_report.write_report(study)
+    config = from_dict(study.leaf("late", 10, 1, 0.35).values)
+    (_, grow, words), = said_of(study.out, [(10, config)], monkeypatch)
+    assert words.startswith("Grow") == grow and "measured" in words and (grow or not gain)
+
+
+def test_the_planner_agrees_with_the_study(monkeypatch):
+    """At every budget at which grown runs were studied, asked with the settings of the run itself."""
+    folder = ROOT / "results" / "frontier"
+    if not (folder / "report.json").exists():
+        pytest.skip("results/frontier is not there: the study has not been run")
+    rows = [r for r in json.loads((folder / "report.json").read_text())["rows"]
+            if "recipe" in r and r["target"]]
+    had = {r["budget"]: json.loads((folder / r["config"]).read_text()) for r in rows}
+    configs = [(b, from_dict({k: v for k, v in c.items() if k != "resolved"})) for b, c in had.items()]
+    assert configs
+    for budget, grow, words in said_of(folder, configs, monkeypatch):
+        assert words.startswith("Grow") == grow, (budget, words)
 
 
 def test_a_gain_is_seen(study):
