@@ -16,9 +16,8 @@ from torch.utils._pytree import tree_map
 
 from model import MODELS
 from run import together
-from run.disk import check_seal, patiently, remove, sync_dir, write_sealed
+from run.disk import check_seal, patiently, remove, sync_dir, write_sealed, written
 from run.errors import UserError, first_line
-from run.writing import written
 
 LATEST, BEST, PARTS = "ckpt.pt", "best.pt", "parts_"
 

@@ -17,8 +17,8 @@ import torch
 from runs import ENV, ROOT, Driver, events, flags, losses, make_data, train
 
 from run import checkpoint
+from run.disk import written
 from run.errors import UserError, exits_cleanly
-from run.writing import written
 
 SEED = int(os.environ.get("FAULT_SEED", time.time()))  # printed with every failure
 
