@@ -29,7 +29,6 @@ from run.optim import learning_rate, make_optimizers
 from run.precision import common_dtype
 from run.ranks import Ranks
 from run.resume import saved_state
-from run.runlog import unbreakable_screen
 from run.settings import OWN_STARTS
 from run.watch import Watch
 
@@ -300,13 +299,13 @@ def train(run, watch):
 
 @exits_cleanly
 def main():
-    unbreakable_screen()
     run = Run(from_args(sys.argv[1:]))
     watch = Watch(run)
     try:
         train(run, watch)
     finally:
         watch.close()  # the progress bar, too: an error is a line of its own
+        sys.stdout.lost = None  # what could not be shown is in log.txt
     run.close()
 
 

@@ -3,7 +3,6 @@ import atexit
 import json
 import math
 import os
-import sys
 import time
 from dataclasses import asdict
 
@@ -33,33 +32,6 @@ class Clock:
 
     def __exit__(self, *exc):
         self.since = time.perf_counter()
-
-
-class Screen:
-    """A terminal or a pipe that may go away: what cannot be shown must not cost a run."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-    def write(self, text):
-        return self.tried(self.stream.write, text)
-
-    def flush(self):
-        self.tried(self.stream.flush)
-
-    def tried(self, f, *args):
-        try:
-            return f(*args)
-        except OSError:  # nobody reads any more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-            return None
-
-
-def unbreakable_screen():
-    sys.stdout, sys.stderr = Screen(sys.stdout), Screen(sys.stderr)
 
 
 class RunLog:

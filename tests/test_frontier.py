@@ -56,7 +56,7 @@ def play(job, gain=0.0, diverges=lambda job: False):
     loss = LAW.grown_loss(parts) - gain * bool(c.stages) + 0.1 * (share - 0.35)**2 + \
         abs(c.muon_learning_rate - 0.02)
     with open(job.path("metrics.jsonl"), "a") as f:
-        f.write(json.dumps(dict(event="eval", iter=c.max_iters, train_s=c.max_iters / 9,
+        f.write(json.dumps(dict(event="eval", iter=c.max_iters, tokens=0, train_s=c.max_iters / 9,
                                 flops=compute(c), val_loss=loss)) + "\n")
     with open(job.path("config.json"), "w") as f:
         json.dump(dict(out_dir=job.out_dir, init_from="x/y.pt", resolved=dict(data_dir="z", b=1)), f)
