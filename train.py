@@ -305,7 +305,8 @@ def main():
         train(run, watch)
     finally:
         watch.close()  # the progress bar, too: an error is a line of its own
-        sys.stdout.lost = None  # what could not be shown is in log.txt
+        sys.stdout.flush()
+        sys.stdout.lost = None  # what could not be shown is in log.txt, and no reason to fail
     run.close()
 
 
