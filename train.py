@@ -30,7 +30,6 @@ from run.optim import learning_rate, make_optimizers
 from run.precision import common_dtype
 from run.ranks import Ranks
 from run.resume import saved_state
-from run.runlog import unbreakable_screen
 from run.settings import OWN_STARTS
 from run.watch import Watch
 
@@ -301,24 +300,34 @@ def train(run, watch):
     watch.finish()
 
 
+def start_to_end(config, stop=None):
+    """
+    A run by `config`. stop: a signal that came before. Returns the configs of the smaller models that
+    finish_stages leaves to be done (none if the run was stopped), and the signal that stopped it or None.
+    """
+    run = Run(config)
+    watch = Watch(run, stop)
+    try:
+        train(run, watch)
+    finally:
+        watch.close()  # the progress bar, too: an error is a line of its own
+        sys.stdout.flush()
+        sys.stdout.lost = None  # what could not be shown is in log.txt, and no reason to fail
+    over = run.iter == run.config.max_iters
+    smaller = shard.agree(run.ranks, lambda: family(run.config, watch.kept)) if over else []
+    run.close()
+    return smaller, watch.stop
+
+
 @exits_cleanly
 def main():
-    unbreakable_screen()
-    configs, stop = [from_args(sys.argv[1:])], None
-    while configs:  # one, and with finish_stages its smaller models afterwards
-        run = Run(configs.pop(0))
-        watch = Watch(run, stop)
-        try:
-            train(run, watch)
-        finally:
-            watch.close()  # the progress bar, too: an error is a line of its own
-        over, stop = run.iter == run.config.max_iters, watch.stop
-        configs = (configs or shard.agree(run.ranks, lambda: family(run.config, watch.kept))) \
-            if over else []
-        run.close()
-        run = None
-        compiler.forget_graphs()  # they hold the model too
+    smaller, stop = start_to_end(from_args(sys.argv[1:]))
+    for config in smaller:
+        compiler.forget_graphs()  # they hold the model of the run before
         gc.collect()
+        _, stop = start_to_end(config, stop)
+        if stop is not None:
+            break
 
 
 if __name__ == "__main__":

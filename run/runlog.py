@@ -5,7 +5,6 @@ import json
 import math
 import os
 import statistics
-import sys
 import textwrap
 import time
 from collections import deque
@@ -59,33 +58,6 @@ class Pace:
             left += cost * self.config.batch_tokens * max(0, end - it)
             it = max(it, end)
         return left / statistics.median(self.speeds)
-
-
-class Screen:
-    """A terminal or a pipe that may go away: what cannot be shown must not cost a run."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-    def write(self, text):
-        return self.tried(self.stream.write, text)
-
-    def flush(self):
-        self.tried(self.stream.flush)
-
-    def tried(self, f, *args):
-        try:
-            return f(*args)
-        except OSError:  # nobody reads any more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-            return None
-
-
-def unbreakable_screen():
-    sys.stdout, sys.stderr = Screen(sys.stdout), Screen(sys.stderr)
 
 
 class RunLog:

@@ -11,6 +11,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from runs import TINY, flags, make_data, train_here
@@ -119,7 +120,7 @@ def make_world():
     save("llama", Path("saved"), BYTES, n_head=3)
     export(hf.open_model("saved/ckpt.pt")[0], BYTES, "llama")
     for split in ("train", "val"):
-        shutil.copy(f"data/{split}.bin", f"chars/{split}.bin")
+        np.fromfile(f"data/{split}.bin", np.uint8).astype(np.uint16).tofile(f"chars/{split}.bin")
         tokens = torch.randint(100, (2000,), dtype=torch.int16).numpy().tobytes()
         Path(f"shards/a_{split}_0.bin").write_bytes(
             torch.tensor([20240520, 1, 2000] + [0] * 253, dtype=torch.int32).numpy().tobytes() + tokens)

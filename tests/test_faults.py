@@ -284,6 +284,8 @@ BAD_INPUT = {
     "short bin": ({}, lambda d: write(d, "train.bin", b"abc"), ["train.bin", "3 tokens", "33"]),
     "odd bin": ({}, lambda d: (meta(d, dtype="uint16"), write(d, "train.bin", b"a" * 999)),
                 ["train.bin", "999 bytes"]),
+    "other tokens than said": ({}, lambda d: meta(d, train_tokens=5), ["train.bin", "says 5", "cut short"]),
+    "layers beyond measure": (dict(n_layer=10**9), None, ["n_layer", "at most 10000"]),
     "bad meta": ({}, lambda d: write(d, "meta.json", b"{"), ["meta.json", "prepare"]),
     "id beyond vocabulary": ({}, lambda d: meta(d, vocab_size=40), ["train.bin", "token id 95",
                                                                    "has 64"]),
