@@ -1,4 +1,6 @@
 """Tiny growing runs for the tests: data, settings, and train.py in a process of its own."""
+import contextlib
+import io
 import json
 import os
 import signal
@@ -37,15 +39,32 @@ def flags(**settings):
     return [f"--{k}={v}" for k, v in {**TINY, **settings}.items() if v is not None]
 
 
-def train(*args, torchrun=0, check=True, env=ENV, cwd=ROOT, **settings):
-    """Run train.py to its end; returns the finished process, output captured."""
+def train(*args, torchrun=0, check=True, env=None, cwd=ROOT, **settings):
+    """
+    Run train.py to its end; returns the finished process, output captured. It is this process, but
+    for several ranks or another environment.
+    """
+    if not torchrun and env is None:
+        return started_here(args, check, settings)
     command = [sys.executable, str(ROOT / "train.py")] if not torchrun else [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         f"--nproc_per_node={torchrun}", "train.py"]
-    done = subprocess.run([*command, *args, *flags(**settings)], cwd=cwd, env=env,
+    done = subprocess.run([*command, *args, *flags(**settings)], cwd=cwd, env=env or ENV,
                           capture_output=True, text=True, timeout=300)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def started_here(args, check, settings):
+    from run.errors import exits_cleanly
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            exits_cleanly(train_here)(*args, **settings)
+        except SystemExit as e:
+            code = e.code or 0
+    assert not check or code == 0, err.getvalue()[-3000:]
+    return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
 def train_here(*args, **settings):
