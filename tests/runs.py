@@ -69,20 +69,16 @@ def started_here(args, check, settings):
 
 def train_here(*args, **settings):
     """train.py in this process, to its end; its lock on out_dir goes with it."""
-    from run.arguments import from_args
-    from run.watch import Watch
-    from train import Run
-    from train import train as go_on
+    from train import main
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    run = Run(from_args([*args, *flags(**settings)]))
-    watch = Watch(run)
+    argv, sys.argv = sys.argv, ["train.py", *args, *flags(**settings)]
     try:
-        go_on(run, watch)
+        main.__wrapped__()
     finally:
-        watch.close()
-        run.close()
+        sys.argv = argv
         for number, handler in before.items():
             signal.signal(number, handler)
+
 
 
 class Driver:

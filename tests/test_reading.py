@@ -313,7 +313,7 @@ class DatasetNotFoundError(FileNotFoundError):
      r"is missing. Please pick one among: \['a', 'b'\]\): .*--dataset=OWNER/NAME:CONFIG"),
     (ValueError("Bad split: nope. Available splits: ['train']"), r"\['train'\]\): .*--split=NAME"),
     (RuntimeError(), "cannot be read .RuntimeError: RuntimeError.: check"),
-    (OSError(28, "No space left on device"), "No space left on device\n$")])
+    (OSError(28, "No space left on device"), "No space left on device: make room")])
 @pytest.mark.parametrize("when", [0, 20])
 def test_a_dataset_that_cannot_be_read(fault, said, when, tmp_path, monkeypatch, capsys):
     """At once, or in the middle of it: a line that says what to type next, and nothing is written."""
