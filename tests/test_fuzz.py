@@ -61,7 +61,8 @@ def played(monkeypatch):
     """No network, no child, no training: what comes before and after is as it is."""
     def no(*args, **kwargs):
         raise UserError("played")
-    for name in ("train.train", "lab.speedrun.run_all", "lab.frontier.run_all"):
+    for name in ("train.train", "lab.speedrun.run_all", "lab.frontier.run_all", "lab.verdict.draw",
+                 "lab.frontier_report.draw"):
         monkeypatch.setattr(name, lambda *args: None)
     for name in ("lab.plan.measure_all", "lab.search.Search.go", "lab.bench.measure", "tools.finetune.fit",
                  "data.shakespeare_char.prepare.fetch", "data.tokenizer._gpt2_encoding",
@@ -249,8 +250,12 @@ SLOW = pytest.param(400, marks=pytest.mark.slow)
 
 def tried(n, strategy, f):
     """f on n examples: few and the same ones, or, with --slow, many that are new each time."""
-    hypothesis.settings(max_examples=n, deadline=None, database=None, derandomize=n < 100, suppress_health_check=list(
-        hypothesis.HealthCheck))(hypothesis.given(strategy)(f))()
+    @hypothesis.settings(max_examples=n, deadline=None, database=None, derandomize=n < 100,
+                         suppress_health_check=list(hypothesis.HealthCheck))
+    @hypothesis.given(strategy)
+    def one(example):
+        f(example)
+    one()
 
 
 @pytest.fixture(scope="module")
