@@ -80,8 +80,9 @@ def family(config, kept):
             continue
         if checkpoint.exists(folder):
             start = "resume"
-        elif os.path.exists(log := os.path.join(folder, "metrics.jsonl")):
-            os.remove(log)  # killed before its first checkpoint
+        else:  # perhaps killed before its first checkpoint
+            for log in filter(os.path.exists, (os.path.join(folder, x) for x in ("metrics.jsonl", "log.txt"))):
+                os.remove(log)
         left.append(from_dict({**asdict(config), **finishing(config), "out_dir": folder,
                                "init_from": start, "max_iters": end, "stages": config.stages[:n - 1]}))
     return left

@@ -116,6 +116,7 @@ def test_trained_sampled_evaluated_exported(folder, prepared, tmp_path, capsys, 
     back, said = hf.open_model(to)
     assert back.config.doc_end == tok.eot and said["meta"]["tokenizer"] == info["meta"]["tokenizer"]
     import sample
+    capsys.readouterr()
     for path in (out, to):
         monkeypatch.setattr(sys, "argv", ["sample.py", path, "--prompt=the cat", "--max_new_tokens=9"])
         sample.main()
