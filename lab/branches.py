@@ -71,7 +71,10 @@ class Job:
     def final(self):
         """Its validation loss; infinite if it diverged, None if it is not finished."""
         end = None if self.diverged() else self.end()
-        return math.inf if self.diverged() else end and end["val_loss"]
+        if end is None:
+            return math.inf if self.diverged() else None
+        loss = float(end["val_loss"])
+        return loss if math.isfinite(loss) else math.inf
 
     def chain(self):
         """What must run before it, in order, and itself."""

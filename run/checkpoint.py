@@ -15,7 +15,7 @@ import zipfile
 import torch
 
 from model import MODELS
-from run.errors import UserError, first_line
+from run.errors import UserError, first_line, is_out_of_memory
 from run.writing import written
 
 LATEST, BEST = "ckpt.pt", "best.pt"
@@ -146,6 +146,22 @@ def load(path):
     if not isinstance(state, dict) or "model_config" not in state:
         raise UserError(f"{path}: not a checkpoint of this project")
     return state
+
+
+@contextlib.contextmanager
+def believed(where):
+    """
+    Around the use of what the checkpoint `where` holds: what is missing in it, or of another kind, is
+    a UserError. where=None: there is none.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+        if where is None or is_out_of_memory(e):
+            raise
+        said = (str(e).strip() or type(e).__name__).splitlines()[-1].strip()
+        raise UserError(f"{where}: not a whole checkpoint of this project ({type(e).__name__}: {said})") \
+            from None
 
 
 def load_newest(out_dir):
