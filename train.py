@@ -55,9 +55,17 @@ class Run:
         self.loader = LOADERS[config.model](config, self.meta, self.vocab_size, self.ranks.rank,
                                             self.ranks.world)
         self.feeder = ThreadPoolExecutor(1)
+        with checkpoint.believed(config.out_dir if self.saved else None):
+            self.begin()
+        self.bad_run = torch.zeros((), device=self.device)  # non-finite steps in a row
+        self.wrap()
+
+    def begin(self):
+        """Model, optimizers and counters: as saved, or new."""
+        c = self.config
         with self.fits(self.saved["stage"] if self.saved else 0):
             self.make_model()
-        self.optimizers = make_optimizers(config, self.model, self.dtype, self.compile != "none")
+        self.optimizers = make_optimizers(c, self.model, self.dtype, self.compile != "none")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if self.saved:
             asked = [{k: g[k] for k in ("peak_lr", "weight_decay")} for o in self.optimizers
@@ -70,8 +78,6 @@ class Run:
                 self.scaler.load_state_dict(self.saved["scaler"])
         for k, v in self.PROGRESS.items():
             setattr(self, k, self.saved.get(k, v) if self.saved else v)
-        self.bad_run = torch.zeros((), device=self.device)  # non-finite steps in a row
-        self.wrap()
 
     def resume_from(self):
         """On rank 0: what the run goes on from, or None; and the lock, so that nobody else writes."""
@@ -306,7 +312,8 @@ def start_to_end(config, stop=None):
     finish_stages leaves to be done (none if the run was stopped), and the signal that stopped it or None.
     """
     run = Run(config)
-    watch = Watch(run, stop)
+    with checkpoint.believed(run.config.out_dir if run.saved else None):
+        watch = Watch(run, stop)
     try:
         train(run, watch)
     finally:

@@ -15,7 +15,7 @@ from dataclasses import asdict, fields
 from model import GROWABLE
 from run import checkpoint, hf
 from run.errors import UserError
-from run.given import read_json
+from run.given import need, read_json
 from run.settings import OWN_STARTS, TrainConfig, from_dict, plain_name, unknown
 
 
@@ -52,7 +52,9 @@ def known_settings(had):
 def branched(values, start):
     """The settings of the run that `start` is a checkpoint of, and `values` over them."""
     state = checkpoint.settings_of(start)
-    had = known_settings(state["config"])
+    need(start, state, config=dict, iter=int, stage=int)
+    had = {**asdict(TrainConfig()), **known_settings(state["config"])}
+    need(start, had, stages=list)
     if values.get("out_dir", had["out_dir"]) == had["out_dir"]:
         raise UserError(f"init_from={start}: a branch is a run of its own: give it another --out_dir")
     if values.get("decay_iters") and "max_iters" not in values:

@@ -38,6 +38,10 @@ class Clock:
         self.since = time.perf_counter()
 
 
+SIZES = ("n_layer", "n_embd", "n_head", "n_inner", "mask")
+EVENTS = dict(eval=("val_loss",), step=SIZES, grow=SIZES, compile=(*SIZES, "first_step_s"))  # numbers
+
+
 class Pace:
     """How fast a run computes, and so how long the rest of it takes: stages differ in FLOPs."""
 
@@ -171,10 +175,12 @@ def read_metrics(out_dir, damaged=None):
                 continue
             try:
                 e = json.loads(line)
-                if not (e["event"] and all(e[k] >= 0 for k in ("iter", "tokens", "train_s", "flops"))):
+                numbers = [float(e[k]) for k in ("iter", "tokens", "train_s", "flops",
+                                                 *EVENTS.get(e["event"], ()))]
+                if not e["event"] or min(numbers[:4]) < 0:
                     raise ValueError(line)
                 events.append(e)
-            except (ValueError, TypeError, LookupError):
+            except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
                 if damaged is None:
                     raise UserError(f"{path}:{n}: damaged: is no event of a run: take that line out") \
                         from None

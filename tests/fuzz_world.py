@@ -85,7 +85,7 @@ READS = [
     case("run/metrics.jsonl", "lab/bench.py", "--run=run"),
     case("law.json", "lab/law.py", *SCRIPTS["lab/law.py"]),
     case("speedrun.py", "lab/speedrun.py", "speedrun.py", "--plan", "--out=new/c"),
-    case("campaign/scratch/seed_1/config.json campaign/scratch/seed_1/metrics.jsonl", "lab/speedrun.py",
+    case("campaign/grown/seed_1/config.json campaign/grown/seed_1/metrics.jsonl", "lab/speedrun.py",
          "speedrun.py", "--report", "--out=campaign"),
     case("frontier.py", "lab/frontier.py", "frontier.py", "--plan", "--out=new/f"),
     case("study/scratch/two/rate_0.02/seed_1/tokens_5_decay_0.35/metrics.jsonl", "lab/frontier.py", "frontier.py",
@@ -95,7 +95,7 @@ READS = [
     case("search/state.json", "lab/plan.py", "base.py", "--search", "--out=search"),
     case("base.py", "train.py", "base.py", "--out_dir=new/out", "--data_dir=data"),
     case("vocab.txt x.txt", "data/text/prepare.py", "--input=x.txt", "--tokenizer=wordpiece", "--vocab=vocab.txt",
-         "--out=new/d"),
+         "--out=new/d", "--val-fraction=0.3"),
     case("x.jsonl", "data/text/prepare.py", "--input=x.jsonl", "--out=new/d"),
     case("x.txt", "data/shakespeare_char/prepare.py", "--input=x.txt", "--out=new/d")]
 

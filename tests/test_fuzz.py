@@ -267,7 +267,7 @@ def limited():
     resource.setrlimit(resource.RLIMIT_AS, had)
 
 
-@pytest.mark.parametrize("n", [25, SLOW])
+@pytest.mark.parametrize("n", [12, SLOW])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_whatever_is_typed(world, limited, monkeypatch, script, n):
     played(monkeypatch)
@@ -275,7 +275,7 @@ def test_whatever_is_typed(world, limited, monkeypatch, script, n):
     tried(n, typed(SCRIPTS[script], flags_of(script)), lambda argv: check(world, script, argv))
 
 
-@pytest.mark.parametrize("n", [20, SLOW])
+@pytest.mark.parametrize("n", [8, SLOW])
 @pytest.mark.parametrize("names, script, argv", READS)
 def test_whatever_is_read(world, limited, monkeypatch, names, script, argv, n):
     played(monkeypatch)
