@@ -129,7 +129,7 @@ def dataset_faults(name):
         path = name.partition(":")[0]
         if isinstance(e, ConnectionError):
             advice = (f"where there is a network, hf download {path} --repo-type=dataset "
-                      "--local-dir=my_texts; then here, prepare.py --input my_texts")
+                      "--local-dir=my_texts; then here, python data/text/prepare.py --input my_texts")
         elif "script" in str(e):
             advice = "pip install 'datasets<4', which can run it, or name another copy with --dataset"
         else:

@@ -306,7 +306,7 @@ class DatasetNotFoundError(FileNotFoundError):
 @pytest.mark.parametrize("fault, said", [
     (ConnectionError("Couldn't reach 'some/texts' on the Hub"),
      "ConnectionError: Couldn't reach .*: where there is a network, hf download some/texts "
-     "--repo-type=dataset --local-dir=my_texts; then here, prepare.py --input my_texts"),
+     "--repo-type=dataset --local-dir=my_texts; then here, python data/text/prepare.py --input my_texts"),
     (DatasetNotFoundError("Dataset 'some/texts' doesn't exist on the Hub"),
      "doesn't exist on the Hub.: check the name at huggingface.co/datasets: --dataset=OWNER/NAME"),
     (ValueError("Config name is missing.\nPlease pick one among: ['a', 'b']"),
