@@ -95,7 +95,7 @@ READS = [
     case("search/state.json", "lab/plan.py", "base.py", "--search", "--out=search"),
     case("base.py", "train.py", "base.py", "--out_dir=new/out", "--data_dir=data"),
     case("vocab.txt x.txt", "data/text/prepare.py", "--input=x.txt", "--tokenizer=wordpiece", "--vocab=vocab.txt",
-         "--out=new/d", "--val-fraction=0.3"),
+         "--out=new/d", "--val-fraction=0.3", "--workers=1"),
     case("x.jsonl", "data/text/prepare.py", "--input=x.jsonl", "--out=new/d"),
     case("x.txt", "data/shakespeare_char/prepare.py", "--input=x.txt", "--out=new/d")]
 
