@@ -30,7 +30,6 @@ from run.optim import learning_rate, make_optimizers
 from run.precision import common_dtype
 from run.ranks import Ranks
 from run.resume import saved_state
-from run.runlog import unbreakable_screen
 from run.settings import OWN_STARTS
 from run.watch import Watch
 
@@ -56,9 +55,17 @@ class Run:
         self.loader = LOADERS[config.model](config, self.meta, self.vocab_size, self.ranks.rank,
                                             self.ranks.world)
         self.feeder = ThreadPoolExecutor(1)
+        with checkpoint.believed(config.out_dir if self.saved else None):
+            self.begin()
+        self.bad_run = torch.zeros((), device=self.device)  # non-finite steps in a row
+        self.wrap()
+
+    def begin(self):
+        """Model, optimizers and counters: as saved, or new."""
+        c = self.config
         with self.fits(self.saved["stage"] if self.saved else 0):
             self.make_model()
-        self.optimizers = make_optimizers(config, self.model, self.dtype, self.compile != "none")
+        self.optimizers = make_optimizers(c, self.model, self.dtype, self.compile != "none")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if self.saved:
             asked = [{k: g[k] for k in ("peak_lr", "weight_decay")} for o in self.optimizers
@@ -71,8 +78,6 @@ class Run:
                 self.scaler.load_state_dict(self.saved["scaler"])
         for k, v in self.PROGRESS.items():
             setattr(self, k, self.saved.get(k, v) if self.saved else v)
-        self.bad_run = torch.zeros((), device=self.device)  # non-finite steps in a row
-        self.wrap()
 
     def resume_from(self):
         """On rank 0: what the run goes on from, or None; and the lock, so that nobody else writes."""
@@ -301,24 +306,35 @@ def train(run, watch):
     watch.finish()
 
 
+def start_to_end(config, stop=None):
+    """
+    A run by `config`. stop: a signal that came before. Returns the configs of the smaller models that
+    finish_stages leaves to be done (none if the run was stopped), and the signal that stopped it or None.
+    """
+    run = Run(config)
+    with checkpoint.believed(run.config.out_dir if run.saved else None):
+        watch = Watch(run, stop)
+    try:
+        train(run, watch)
+    finally:
+        watch.close()  # the progress bar, too: an error is a line of its own
+        sys.stdout.flush()
+        sys.stdout.lost = None  # what could not be shown is in log.txt, and no reason to fail
+    over = run.iter == run.config.max_iters
+    smaller = shard.agree(run.ranks, lambda: family(run.config, watch.kept)) if over else []
+    run.close()
+    return smaller, watch.stop
+
+
 @exits_cleanly
 def main():
-    unbreakable_screen()
-    configs, stop = [from_args(sys.argv[1:])], None
-    while configs:  # one, and with finish_stages its smaller models afterwards
-        run = Run(configs.pop(0))
-        watch = Watch(run, stop)
-        try:
-            train(run, watch)
-        finally:
-            watch.close()  # the progress bar, too: an error is a line of its own
-        over, stop = run.iter == run.config.max_iters, watch.stop
-        configs = (configs or shard.agree(run.ranks, lambda: family(run.config, watch.kept))) \
-            if over else []
-        run.close()
-        run = None
-        compiler.forget_graphs()  # they hold the model too
+    smaller, stop = start_to_end(from_args(sys.argv[1:]))
+    for config in smaller:
+        compiler.forget_graphs()  # they hold the model of the run before
         gc.collect()
+        _, stop = start_to_end(config, stop)
+        if stop is not None:
+            break
 
 
 if __name__ == "__main__":

@@ -174,6 +174,10 @@ def open_tokens(data_dir, split, meta, vocab_size, at_least):
     if len(tokens) < at_least:
         raise UserError(f"{where}: {len(tokens)} tokens, but one sequence takes {at_least}: "
                         "use more text or a smaller block_size")
+    promised = meta.get(split + "_tokens", len(tokens))
+    if promised != len(tokens):
+        raise UserError(f"{where}: holds {len(tokens)} tokens, but meta.json says {promised}: cut short, or "
+                        f"of another dataset? Make it anew, or take {split}_tokens out of meta.json")
     step = max(1, len(tokens) // 64)
     for start in range(0, len(tokens), step):
         check_ids(tokens[start:start + CHECK_TOKENS // 64], vocab_size, where)

@@ -12,6 +12,7 @@ import gzip
 import io
 import lzma
 import os
+import shlex
 import zlib
 
 from run.errors import UserError, first_line, library
@@ -43,6 +44,7 @@ class _Zst(io.RawIOBase):
 
 
 PACKED = {".gz": gzip.open, ".xz": lzma.open, ".zst": _Zst}
+PACKERS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
 
 
 @contextlib.contextmanager
@@ -65,7 +67,7 @@ def open_text(path, errors="strict"):
                 yield text
     except UnicodeDecodeError as e:
         raise UserError(f"{path}: not UTF-8 text ({e.reason}): convert it first, perhaps with "
-                        f"iconv -f LATIN1 -t UTF-8 {path} > new.txt") from None
+                        f"{_converting(path, 'LATIN1')}") from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:
         raise UserError(f"{path}: {getattr(e, 'strerror', None) or f'is damaged ({e})'}: "
                         "check it, or leave it out") from None
@@ -81,6 +83,13 @@ def read_text(path):
         return f.read()
 
 
+def _converting(path, code):
+    """The command that makes UTF-8 of a text file, packed or not."""
+    name, packer = shlex.quote(path), PACKERS.get(os.path.splitext(path)[1].lower())
+    return f"{packer} -dc {name} | iconv -f {code} -t UTF-8 > new.txt" if packer else \
+        f"iconv -f {code} -t UTF-8 {name} > new.txt"
+
+
 def _refuse_what_is_no_text(path, start):
     """UserError if a file that starts with these bytes is UTF-16, UTF-32 or no text at all."""
     code = None
@@ -92,8 +101,7 @@ def _refuse_what_is_no_text(path, start):
         code = next((c for c in ("UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE") if all(
             v.isprintable() or v.isspace() for v in start[:1000].decode(c, "ignore"))), None)
     if code:
-        raise UserError(f"{path}: is {code} text: convert it first: "
-                        f"iconv -f {code} -t UTF-8 {path} > new.txt")
+        raise UserError(f"{path}: is {code} text: convert it first: {_converting(path, code)}")
     if start.count(0) * 1000 > len(start):  # a stray NUL happens in large texts
         raise UserError(f"{path}: is not text, but binary data: give a UTF-8 text file")
 
@@ -121,7 +129,7 @@ def dataset_faults(name):
         path = name.partition(":")[0]
         if isinstance(e, ConnectionError):
             advice = (f"where there is a network, hf download {path} --repo-type=dataset "
-                      "--local-dir=my_texts; then here, prepare.py --input my_texts")
+                      "--local-dir=my_texts; then here, python data/text/prepare.py --input my_texts")
         elif "script" in str(e):
             advice = "pip install 'datasets<4', which can run it, or name another copy with --dataset"
         else:

@@ -111,8 +111,11 @@ class Job:
         """Its last validation loss; infinite if that is no number, None before that."""
         if self.diverged():
             return math.inf
-        loss = (self.end() or dict(val_loss=None))["val_loss"]
-        return math.inf if isinstance(loss, str) else loss  # JSON has no NaN
+        end = self.end()
+        if end is None:
+            return None
+        loss = float(end["val_loss"])  # "nan", for JSON has none
+        return loss if math.isfinite(loss) else math.inf
 
 
 def ended(child, job):

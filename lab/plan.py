@@ -25,13 +25,13 @@ from lab.verdict import times
 from lab.words import clock, human, schedule_name, table
 from run.arguments import from_args
 from run.checkpoint import write_json
+from run.disk import written
 from run.errors import Parser, UserError, exits_cleanly, is_out_of_memory, library
 from run.given import number, read_json
 from run.precision import known_peak
 from run.ranks import Ranks
 from run.runlog import read_metrics
 from run.settings import from_dict
-from run.writing import written
 
 STUDY = os.path.join(ROOT, "results", "frontier")
 NEAR = 1.5  # times as many tokens a weight: so far what the study measured there counts

@@ -18,8 +18,8 @@ from lab.probes import OutOfTime, Runs, Stable
 from lab.words import schedule_name, stages_of
 from model import GROWABLE
 from run.curves import crossing
+from run.disk import written
 from run.errors import UserError
-from run.writing import written
 
 EVALS = 40       # evaluations in a run as long as the user's; a trunk has half of them, and grows there
 # shares of the user's run:

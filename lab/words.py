@@ -8,7 +8,7 @@ import os
 from matplotlib.ticker import EngFormatter
 
 from run.checkpoint import write_json
-from run.writing import written
+from run.disk import written
 
 SHORT = {"n_embd": "hidden", "n_head": "heads", "n_inner": "FFN", "n_layer": "layers"}
 

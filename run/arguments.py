@@ -15,7 +15,7 @@ from dataclasses import asdict, fields
 from model import GROWABLE
 from run import checkpoint, hf
 from run.errors import UserError
-from run.given import read_json
+from run.given import need, read_json
 from run.settings import OWN_STARTS, TrainConfig, from_dict, plain_name, unknown
 
 
@@ -52,7 +52,9 @@ def known_settings(had):
 def branched(values, start):
     """The settings of the run that `start` is a checkpoint of, and `values` over them."""
     state = checkpoint.settings_of(start)
-    had = known_settings(state["config"])
+    need(start, state, config=dict, iter=int, stage=int)
+    had = {**asdict(TrainConfig()), **known_settings(state["config"])}
+    need(start, had, stages=list)
     if values.get("out_dir", had["out_dir"]) == had["out_dir"]:
         raise UserError(f"init_from={start}: a branch is a run of its own: give it another --out_dir")
     if values.get("decay_iters") and "max_iters" not in values:
@@ -80,8 +82,9 @@ def family(config, kept):
             continue
         if checkpoint.exists(folder):
             start = "resume"
-        elif os.path.exists(log := os.path.join(folder, "metrics.jsonl")):
-            os.remove(log)  # killed before its first checkpoint
+        else:  # perhaps killed before its first checkpoint
+            for log in filter(os.path.exists, (os.path.join(folder, x) for x in ("metrics.jsonl", "log.txt"))):
+                os.remove(log)
         left.append(from_dict({**asdict(config), **finishing(config), "out_dir": folder,
                                "init_from": start, "max_iters": end, "stages": config.stages[:n - 1]}))
     return left

@@ -16,9 +16,8 @@ from torch.utils._pytree import tree_map
 
 from model import MODELS
 from run import together
-from run.disk import check_seal, patiently, remove, sync_dir, write_sealed
-from run.errors import UserError, first_line
-from run.writing import written
+from run.disk import check_seal, patiently, remove, sync_dir, write_sealed, written
+from run.errors import UserError, first_line, is_out_of_memory
 
 LATEST, BEST, PARTS = "ckpt.pt", "best.pt", "parts_"
 
@@ -153,6 +152,22 @@ def load(path, values=True):
 def with_values(state):
     """A state with all its tensors in memory."""
     return tree_map(lambda v: v.value() if isinstance(v, together.Stored) else v, state)
+
+
+@contextlib.contextmanager
+def believed(where):
+    """
+    Around the use of what the checkpoint `where` holds: what is missing in it, or of another kind, is
+    a UserError. where=None: there is none.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+        if where is None or is_out_of_memory(e):
+            raise
+        said = (str(e).strip() or type(e).__name__).splitlines()[-1].strip()
+        raise UserError(f"{where}: not a whole checkpoint of this project ({type(e).__name__}: {said})") \
+            from None
 
 
 def load_newest(out_dir, values):

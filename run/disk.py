@@ -1,6 +1,6 @@
 """
-Files that survive: written aside, flushed, checked by a checksum over all of them, tried again where
-a disk is full or a network's does not answer.
+Files that survive: written whole or not at all, flushed, checked by a checksum over all of them, tried
+again where a disk is full or a network's does not answer.
 """
 import contextlib
 import hashlib
@@ -91,3 +91,25 @@ def sync_dir(path):
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def written(path, mode="w"):
+    """
+    with written(path) as f: what is written goes aside, and takes the place of `path` when the block
+    is through: on a full disk, or any error in the block, what was there stays. An OSError names `path`.
+    """
+    special = os.path.exists(path) and not os.path.isfile(path)  # /dev/stdout, a pipe
+    aside = path if special else f"{path}.tmp"
+    try:
+        with open(aside, mode, encoding=None if "b" in mode else "utf-8") as f:
+            yield f
+        if not special:
+            os.replace(aside, path)
+    except OSError as e:
+        e.filename = path
+        raise
+    finally:
+        if not special:
+            with contextlib.suppress(OSError):
+                os.remove(aside)

@@ -26,23 +26,20 @@ def exits_cleanly(main):
     """
     Decorator for a script's main(): what a user can put right, a full disk, a file that cannot be had
     and memory that does not do included, becomes one line on stderr and exit code 2; Ctrl-C becomes
-    one and 130. What the terminal cannot show is shown as an escape, whoever stops reading (`| head`)
-    ends it quietly, and a stream that was closed is as good as /dev/null.
+    one and 130. No print costs any work: what the terminal cannot show is shown as an escape, and when
+    nobody reads on (`| head`) or the disk is full the work still goes to its end.
     """
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
-        open_streams()
-        code = 2
+        had, screen, code = (sys.stdout, sys.stderr), open_screen(), 2
         try:
             result = main(*args, **kwargs)
-            sys.stdout.flush()
-            return result
-        except BrokenPipeError:
-            drop(sys.stdout)
-            sys.exit(1)
+            screen.flush()
+            if screen.lost is None or isinstance(screen.lost, BrokenPipeError):
+                return result
+            error = in_words(screen.lost, "standard output")
         except OSError as e:
-            error = f"{e.filename or 'reading or writing'}: {e.strerror or first_line(e)}" + \
-                ": make room, or choose another place" * (e.errno in (errno.ENOSPC, errno.EDQUOT))
+            error = in_words(e, "reading or writing")
         except (RuntimeError, MemoryError) as e:
             if not is_out_of_memory(e):
                 raise
@@ -51,36 +48,59 @@ def exits_cleanly(main):
             error = str(e)
         except KeyboardInterrupt:
             error, code = "interrupted", 130
-        try:
-            sys.stdout.flush()
-        except OSError:  # a full disk: what is left in the buffer would fail again at the exit
-            drop(sys.stdout)
-        with contextlib.suppress(OSError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        finally:
+            screen.flush()
+            err, (sys.stdout, sys.stderr) = sys.stderr, had
+        print(f"error: {error}", file=err, flush=True)
         sys.exit(code)
     return wrapped
 
 
-def open_streams():
+class Screen:
+    """A terminal, a pipe or a file that is printed to, and may go away: what is then said is lost."""
+
+    def __init__(self, stream):
+        self.stream, self.lost = stream, None  # lost: the error since which nothing is shown
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        return self.tried(self.stream.write, text)
+
+    def flush(self):
+        self.tried(self.stream.flush)
+
+    def tried(self, f, *args):
+        try:
+            return f(*args)
+        except OSError as e:
+            self.lost = self.lost or e
+            with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+def open_screen():
     """
-    Standard input, output and errors that are open: a file that is opened later would get the number
-    of one that was closed, and all that is printed after that, by children too.
+    Make standard output and errors Screens, which they are even if somebody closed them: a file opened
+    later would get the number of a closed one, and all that children print. Returns the first.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
-    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = (Screen(stream or open(os.devnull, "w")) for stream in
+                              (sys.stdout, sys.stderr))
+    return sys.stdout
 
 
-def drop(stream):
-    """Let all that goes to a stream vanish from here on."""
-    with contextlib.suppress(OSError, ValueError):  # a stream that is no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def in_words(e, otherwise):
+    """An OSError in a line; otherwise: what it is about where it names no file."""
+    return f"{e.filename or otherwise}: {e.strerror or first_line(e)}" + \
+        ": make room, or choose another place" * (e.errno in (errno.ENOSPC, errno.EDQUOT))
 
 
 def first_line(e):

@@ -5,6 +5,7 @@ from dataclasses import fields
 from data.tokenizer import tokenizer_of
 from run import checkpoint
 from run.errors import UserError
+from run.given import need
 from run.settings import TrainConfig
 
 # what a resumed run may change, because it says nothing about the steps already taken
@@ -35,20 +36,24 @@ def saved_state(config, meta, restarted=False):
     if not found and config.init_from != "resume":
         return None
     state = checkpoint.load(config.out_dir, values=False)
-    check_resume(state, config, meta)
+    with checkpoint.believed(config.out_dir):
+        check_resume(state, config, meta)
     return state
 
 
 def branch_point(config, meta):
     """Another run's checkpoint: model, optimizers and place in the data, but a history of its own."""
     state = checkpoint.load(config.init_from, values=False)
-    check_resume(state, config, meta, FREE | AHEAD)
+    with checkpoint.believed(config.init_from):
+        check_resume(state, config, meta, FREE | AHEAD)
     own = ("metrics_bytes", "best", "evaluated", "saved", "pace", "kept")
     return {k: v for k, v in state.items() if k not in own}
 
 
 def check_resume(state, config, meta, free=FREE):
     """Say what changed since the checkpoint; refuse what would make it another run."""
+    where = config.init_from if config.branches() else config.out_dir
+    need(where, state, config=dict, meta=dict, iter=int, stage=int, tokens=int, flops=(int, float))
     if {k: meta.get(k) for k in ("tokenizer", "vocab_size")} != \
             {k: state["meta"].get(k) for k in ("tokenizer", "vocab_size")}:
         names = [tokenizer_of(m)[0] for m in (meta, state["meta"])]

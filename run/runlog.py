@@ -5,7 +5,6 @@ import json
 import math
 import os
 import statistics
-import sys
 import textwrap
 import time
 from collections import deque
@@ -39,6 +38,10 @@ class Clock:
         self.since = time.perf_counter()
 
 
+SIZES = ("n_layer", "n_embd", "n_head", "n_inner", "mask")
+EVENTS = dict(eval=("val_loss",), step=SIZES, grow=SIZES, compile=(*SIZES, "first_step_s"))  # numbers
+
+
 class Pace:
     """How fast a run computes, and so how long the rest of it takes: stages differ in FLOPs."""
 
@@ -59,33 +62,6 @@ class Pace:
             left += cost * self.config.batch_tokens * max(0, end - it)
             it = max(it, end)
         return left / statistics.median(self.speeds)
-
-
-class Screen:
-    """A terminal or a pipe that may go away: what cannot be shown must not cost a run."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-    def write(self, text):
-        return self.tried(self.stream.write, text)
-
-    def flush(self):
-        self.tried(self.stream.flush)
-
-    def tried(self, f, *args):
-        try:
-            return f(*args)
-        except OSError:  # nobody reads any more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-            return None
-
-
-def unbreakable_screen():
-    sys.stdout, sys.stderr = Screen(sys.stdout), Screen(sys.stderr)
 
 
 class RunLog:
@@ -199,10 +175,12 @@ def read_metrics(out_dir, damaged=None):
                 continue
             try:
                 e = json.loads(line)
-                if not (e["event"] and all(e[k] >= 0 for k in ("iter", "tokens", "train_s", "flops"))):
+                numbers = [float(e[k]) for k in ("iter", "tokens", "train_s", "flops",
+                                                 *EVENTS.get(e["event"], ()))]
+                if not e["event"] or min(numbers[:4]) < 0:
                     raise ValueError(line)
                 events.append(e)
-            except (ValueError, TypeError, LookupError):
+            except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
                 if damaged is None:
                     raise UserError(f"{path}:{n}: damaged: is no event of a run: take that line out") \
                         from None

@@ -1,7 +1,6 @@
 """How a run is saved, decided in one place: at once in one file, or by all processes in parts."""
 import contextlib
 import os
-import shutil
 from concurrent.futures import Future
 
 from run import checkpoint, together
@@ -20,20 +19,17 @@ class Saver:
         self.out_dir, self.keep, self.ranks = config.out_dir, config.keep_checkpoints, ranks
         self.together = ranks.several and ranks.see_alike(config.out_dir)
         self.copies, self.count = together.Copies(), 0
-        self.saving = self.folder = None
-        if ranks.rank == 0:
-            with contextlib.suppress(OSError):
-                checkpoint.tidy_parts(self.out_dir)  # what a killed run left, room that may be needed
+        self.saving = None
+        self.tidy()  # what a killed run left
 
     def start(self, state, best):
         """Save a run's state; on all ranks, after settle(). best: is it the best so far?"""
         if self.together:
             self.count += 1
             name = f"{checkpoint.PARTS}{state['iter']:07d}_{self.ranks.start[:12]}_{self.count}"
-            self.folder = os.path.join(self.out_dir, name)
             self.saving = together.save(
-                state, self.folder,
-                lambda s: checkpoint.commit(self.out_dir, s, self.keep, best), self.ranks, self.copies)
+                state, os.path.join(self.out_dir, name), self.ranks, self.copies,
+                lambda s: checkpoint.commit(self.out_dir, s, self.keep, best))
             return
         state, self.saving, error = whole(state, self.ranks.rank == 0), Future(), None
         try:
@@ -46,6 +42,12 @@ class Saver:
         else:
             self.saving.set_result(None)
 
+    def tidy(self):
+        """Delete parts that no checkpoint names."""
+        if self.ranks.rank == 0:
+            with contextlib.suppress(OSError):
+                checkpoint.tidy_parts(self.out_dir)
+
     def done(self):
         """Is there a save that settle() need not wait for?"""
         return self.saving is not None and self.saving.done()
@@ -56,8 +58,7 @@ class Saver:
         self.saving = None
         if error is None or isinstance(error, UserError):
             return error
-        if self.ranks.rank == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)  # half of it, on a disk that may be full
+        self.tidy()  # half of it, on a disk that may be full; or all, if only the answer was lost
         failures = getattr(error, "failures", {})  # DCP's, rank -> (exception, trace)
         rank, why = next(((r, e) for r, (e, _) in failures.items()), (self.ranks.rank, error))
         return why if isinstance(why, UserError) else checkpoint.not_written(

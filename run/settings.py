@@ -190,7 +190,10 @@ def plain_name(kind):
 
 def shortened(value):
     """A value as it is shown, however long somebody made it."""
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "(too long)"
+    try:
+        text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "(too long)"
+    except Exception:  # a config's own class may fail even here
+        text = type(value).__name__
     return text if len(text) < 60 else text[:57] + "..."
 
 

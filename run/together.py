@@ -34,7 +34,7 @@ SMALL = 64  # numbers: tensors up to this size are in rank 0's file
 PLAIN = dict(flatten_state_dict=False, flatten_sharded_tensors=False)
 
 
-def save(state, folder, commit, ranks, copies):
+def save(state, folder, ranks, copies, commit):
     """
     On all ranks: copy what this rank writes, and write it in the background. commit(state), on rank 0
     alone, when all parts are on the disk: `state` with meta tensors for what is in them, and `parts`.

@@ -61,7 +61,8 @@ def in_house(path):
 def loaded():
     """{name in the house: bytes} of every module of it that is loaded."""
     paths = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
-    return {name: read(os.path.join(HOUSE, name)) for name in sorted({*map(in_house, paths)} - {None})}
+    names = {in_house(path) for path in paths if os.path.isfile(path)}  # torch's "_classes.py" is none
+    return {name: read(os.path.join(HOUSE, name)) for name in sorted(names - {None})}
 
 
 def latest(out_dir):

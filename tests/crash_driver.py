@@ -99,7 +99,8 @@ def cut_off(moment):
     return opener
 
 
-def run(moment, args):
+def run(moment, args, env):
+    os.environ.update(env)
     sys.argv = ["train.py", *args]
     arm(moment)
     train.main()
@@ -111,7 +112,7 @@ if __name__ == "__main__":
         started = time.time()
         pid = os.fork()
         if pid == 0:
-            to_the_end(lambda: run(job["moment"], job["args"]), job["log"])  # noqa: B023
+            to_the_end(lambda: run(job["moment"], job["args"], job["env"]), job["log"])  # noqa: B023
         _, status = os.waitpid(pid, 0)
         print(json.dumps(dict(code=os.waitstatus_to_exitcode(status),
                               seconds=time.time() - started)), flush=True)

@@ -11,6 +11,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from runs import TINY, flags, make_data, train_here
@@ -84,15 +85,17 @@ READS = [
     case("run/metrics.jsonl", "lab/bench.py", "--run=run"),
     case("law.json", "lab/law.py", *SCRIPTS["lab/law.py"]),
     case("speedrun.py", "lab/speedrun.py", "speedrun.py", "--plan", "--out=new/c"),
-    case("campaign/scratch/seed_1/config.json campaign/scratch/seed_1/metrics.jsonl", "lab/speedrun.py",
+    case("campaign/grown/seed_1/config.json campaign/grown/seed_1/metrics.jsonl", "lab/speedrun.py",
          "speedrun.py", "--report", "--out=campaign"),
     case("frontier.py", "lab/frontier.py", "frontier.py", "--plan", "--out=new/f"),
     case("study/scratch/two/rate_0.02/seed_1/tokens_5_decay_0.35/metrics.jsonl", "lab/frontier.py", "frontier.py",
          "--report", "--out=study"),
+    case("law.json run/config.json run/metrics.jsonl", "lab/plan.py", "base.py", "--dry", "--flops=1e12", "--law=law.json",
+         "--small=run"),
     case("search/state.json", "lab/plan.py", "base.py", "--search", "--out=search"),
     case("base.py", "train.py", "base.py", "--out_dir=new/out", "--data_dir=data"),
     case("vocab.txt x.txt", "data/text/prepare.py", "--input=x.txt", "--tokenizer=wordpiece", "--vocab=vocab.txt",
-         "--out=new/d"),
+         "--out=new/d", "--val-fraction=0.3", "--workers=1"),
     case("x.jsonl", "data/text/prepare.py", "--input=x.jsonl", "--out=new/d"),
     case("x.txt", "data/shakespeare_char/prepare.py", "--input=x.txt", "--out=new/d")]
 
@@ -119,7 +122,7 @@ def make_world():
     save("llama", Path("saved"), BYTES, n_head=3)
     export(hf.open_model("saved/ckpt.pt")[0], BYTES, "llama")
     for split in ("train", "val"):
-        shutil.copy(f"data/{split}.bin", f"chars/{split}.bin")
+        np.fromfile(f"data/{split}.bin", np.uint8).astype(np.uint16).tofile(f"chars/{split}.bin")
         tokens = torch.randint(100, (2000,), dtype=torch.int16).numpy().tobytes()
         Path(f"shards/a_{split}_0.bin").write_bytes(
             torch.tensor([20240520, 1, 2000] + [0] * 253, dtype=torch.int32).numpy().tobytes() + tokens)

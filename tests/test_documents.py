@@ -134,15 +134,14 @@ def test_a_run(model, optimizer, data, tmp_path):
     whole, halves, off = (str(tmp_path / n) for n in ("whole", "halves", "off"))
     train_here(out_dir=whole, stages=stages, max_iters=24, **settings)
     train_here(out_dir=halves, stages=stages, max_iters=19, **settings)
-    again = dict(dict.fromkeys(TINY), out_dir=halves)
-    train_here("--resume", **{**again, "max_iters": 24})
+    train_here("--resume", **{**dict.fromkeys(TINY), "max_iters": 24}, out_dir=halves)
     train_here(out_dir=off, stages=stages, max_iters=24, **{**settings, "doc_mask": False})
     pick = [[x for x in losses(o) if x[0] == "step"] for o in (whole, halves, off)]
     assert pick[0] == pick[1] != pick[2]
     changes = [abs(e["val_loss_after"] - e["val_loss_before"]) for e in events(whole, "grow")]
     assert len(changes) == 2 and max(changes) < 1e-5
     with pytest.raises(UserError, match="doc_mask=False: the checkpoint was trained with True"):
-        train_here("--resume", **{**again, "max_iters": 30}, doc_mask=False)
+        train_here("--resume", **{**dict.fromkeys(TINY), "max_iters": 30}, out_dir=halves, doc_mask=False)
     evaluator, rows = Evaluator(whole), [([*b"\0some words\0other words"], 1), ([*b"\0other words"], 1)]
     assert evaluator.config.doc_end == 0
     [(both, _), (other, _)], [(some, _)] = (evaluator.nats(r, "x") for r in (

@@ -118,6 +118,7 @@ def test_bad_input_is_one_line(bad, names, monkeypatch, capsys, tmp_path):
     assert e.value.code == 2 and names in said and len(said.splitlines()) == 1, said
 
 
+@pytest.mark.slow
 def test_a_bad_flag_in_a_process():
     done = plan("--mfu=2", check=False)
     assert done.returncode == 2 and done.stderr == \
@@ -162,6 +163,7 @@ def test_growth_by_rate_is_decided_once(data, tmp_path):
     assert x == y and len(x) == 36
 
 
+@pytest.mark.slow
 def test_growth_by_rate_on_two_processes(data, tmp_path):
     out = str(tmp_path / "out")
     train(data_dir=data, out_dir=out, grow_when="rate", stages=rated([[0, 1e9]]), torchrun=2,

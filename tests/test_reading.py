@@ -306,14 +306,14 @@ class DatasetNotFoundError(FileNotFoundError):
 @pytest.mark.parametrize("fault, said", [
     (ConnectionError("Couldn't reach 'some/texts' on the Hub"),
      "ConnectionError: Couldn't reach .*: where there is a network, hf download some/texts "
-     "--repo-type=dataset --local-dir=my_texts; then here, prepare.py --input my_texts"),
+     "--repo-type=dataset --local-dir=my_texts; then here, python data/text/prepare.py --input my_texts"),
     (DatasetNotFoundError("Dataset 'some/texts' doesn't exist on the Hub"),
      "doesn't exist on the Hub.: check the name at huggingface.co/datasets: --dataset=OWNER/NAME"),
     (ValueError("Config name is missing.\nPlease pick one among: ['a', 'b']"),
      r"is missing. Please pick one among: \['a', 'b'\]\): .*--dataset=OWNER/NAME:CONFIG"),
     (ValueError("Bad split: nope. Available splits: ['train']"), r"\['train'\]\): .*--split=NAME"),
     (RuntimeError(), "cannot be read .RuntimeError: RuntimeError.: check"),
-    (OSError(28, "No space left on device"), "No space left on device\n$")])
+    (OSError(28, "No space left on device"), "No space left on device: make room")])
 @pytest.mark.parametrize("when", [0, 20])
 def test_a_dataset_that_cannot_be_read(fault, said, when, tmp_path, monkeypatch, capsys):
     """At once, or in the middle of it: a line that says what to type next, and nothing is written."""

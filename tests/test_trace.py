@@ -45,7 +45,7 @@ def test_a_run_can_be_started_from_its_archive(tmp_path):
     config = tmp_path / "mine.py"
     config.write_text("from config.pystdlib_scratch import *\n")
     settings = dict(max_iters=2, warmup_iters=0, stages=[], data_dir=data)
-    train(str(config), out_dir=tmp_path / "a", **settings)
+    train(str(config), out_dir=tmp_path / "a", env=ENV, **settings)  # a process that has no tests loaded
     found = contents(tmp_path / "a" / "source.zip")
     assert {"train.py", "model.py", "grow.py", "run/trace.py", "data/loader.py",
             "config/pystdlib_scratch.py", "config/pystdlib_msg.py", "config/given/mine.py"} <= found.keys()

@@ -94,26 +94,14 @@ def test_a_closed_pipe_costs_no_run(data, tmp_path):
 
 
 def test_memory_that_runs_out_at_the_start(data, tmp_path):
-    done = train(data_dir=data, out_dir=tmp_path / "out", n_inner=10**11, stages=[], check=False)
+    done = train(data_dir=data, out_dir=tmp_path / "out", n_inner=10**13, stages=[], check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "n_inner=100000000000" in done.stderr and "GiB" in done.stderr
+    assert "n_inner=10000000000000" in done.stderr and "GiB" in done.stderr
 
 
 def test_what_running_out_of_memory_is():
     assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("x"))
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
-
-
-def test_a_disk_that_is_full_from_the_start(data, tmp_path):
-    resource = pytest.importorskip("resource")
-
-    def full():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
-    done = subprocess.run([sys.executable, "train.py", *flags(data_dir=data, out_dir=tmp_path / "o")],
-                          cwd=ROOT, env=ENV, capture_output=True, text=True, preexec_fn=full)
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
 def test_every_rank_may_have_no_validation_rows(data, tmp_path):

@@ -18,10 +18,10 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.ticker import LogFormatter  # noqa: E402
 
 from run.curves import crossing, curve, reaches  # noqa: E402
+from run.disk import written  # noqa: E402
 from run.errors import Parser, UserError, exits_cleanly  # noqa: E402
 from run.given import number, read_json  # noqa: E402
 from run.runlog import read_metrics  # noqa: E402
-from run.writing import written  # noqa: E402
 
 SIZES = ("n_layer", "n_head", "n_embd", "n_inner")
 # panels of the lower row: title, the event's key, the events that have it
