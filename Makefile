@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
+# on two workers, file by file: the tests of a file share what takes long to make
+TEST = $(RUN) -m pytest -q -n 2 --dist=loadfile --no-loadscope-reorder
 CONFIG ?= pystdlib_msg
 
 train: $(VENV)/ready data/pystdlib/meta.json
@@ -11,11 +13,11 @@ train: $(VENV)/ready data/pystdlib/meta.json
 	$(RUN) -m tools.plot out/$(CONFIG)
 
 test: $(VENV)/ready
-	$(RUN) -m pytest -q -n 2
+	$(TEST)
 
 # with the optional packages that some tests compare with, and the tests that take minutes
 test-all: $(VENV)/extra
-	$(RUN) -m pytest -q -n 2 --slow
+	$(TEST) --slow
 
 # the linter, and the order of the house: who may import whom
 lint: $(VENV)/extra

@@ -24,7 +24,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 from run.loss import RowLoss, cross_entropy, head_loss
-from run.parts import Embedding, LayerNorm, Linear, Mask, Masks, RMSNorm, Spec, attend, rotary, turn
+from run.parts import Embedding, Linear, Mask, Masks, Spec, attend, norm, places, rotary, turn
 
 # the four sizes that grow, and the axis each of them is
 GROWABLE = {"n_embd": "embd", "n_inner": "inner", "n_head": "head", "n_layer": "layer"}
@@ -43,6 +43,8 @@ class GPTConfig:
     dropout: float = 0.0
     bias: bool = True           # biases in Linears and LayerNorms, as in GPT-2
     gelu: str = "tanh"          # "tanh" (GPT-2's gelu_new) or "exact"
+    doc_end: int | None = None  # the token id between documents, where those packed in a row are to
+                                # know nothing of each other (not BERT's); None: one text
 
     # what makes it a GPT rather than a BERT, and what Llama alone has a choice of
     post_ln, causal, scale_residual, llama = False, True, True, False
@@ -94,10 +96,6 @@ class LlamaConfig(GPTConfig):
             raise ValueError("bias=True: Llama has no biases: leave it out")
 
 
-def norm(config):
-    return RMSNorm(config) if config.llama else LayerNorm(config)
-
-
 class Attention(nn.Module):
 
     def __init__(self, config, out_std):
@@ -108,7 +106,7 @@ class Attention(nn.Module):
         self.q = Linear(config, "head", "embd")
         self.k = Linear(config, "kv", "embd")
         self.v = Linear(config, "kv", "embd")
-        self.ln_q, self.ln_k = (RMSNorm(config, "within_head") if config.qk_norm else nn.Identity()
+        self.ln_q, self.ln_k = (norm(config, "within_head") if config.qk_norm else nn.Identity()
                                 for _ in "qk")
         self.proj = Linear(config, "embd", "head", std=out_std)
         self.attn_dropout, self.dropout = config.dropout, nn.Dropout(config.dropout)
@@ -128,12 +126,9 @@ class Attention(nn.Module):
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, n_head * head_dim)
         return self.dropout(self.proj(y, m))
 
-
     def heads(self, x):
-        """q, k, v: (B, T, n_head * head_dim). On a GPU one product, for a third of one leaves it idle."""
+        """q, k, v: (B, T, n_head * head_dim), by one product: a third of one leaves a GPU idle."""
         parts = self.q, self.k, self.v
-        if x.device.type != "cuda":
-            return [f(x) for f in parts]
         bias = None if self.q.bias is None else torch.cat([f.bias for f in parts])
         y = F.linear(x, torch.cat([f.weight for f in parts]), bias)
         return y.split([len(f.weight) for f in parts], dim=-1)
@@ -181,8 +176,8 @@ class Block(nn.Module):
 
     def forward(self, x, m=Mask(), gate=None, keep=None, cache=None, rope=None):
         """
-        x: (B, T, n_embd); gate: None or 0-D; keep: None or bool (B, 1, 1, T), False = padding;
-        rope: None or the positions that rotary() made.
+        x: (B, T, n_embd); gate: None or 0-D; keep: None or which tokens are seen, bool, by all
+        (B, 1, 1, T) or by each (B, 1, T, T); rope: None or the positions that rotary() made.
         """
         if self.post_ln:
             y = self.ln_1(x + self.attn(x, m.head, keep, cache), m.embd)
@@ -225,15 +220,10 @@ class Transformer(nn.Module):
             x = block(x, m, self.masks.gate(i), keep, None if cache is None else cache[i], rope)
         return x
 
-    def embed(self, idx, start=0):
-        """Tokens and, but for Llama's, which are rotary, their positions; (B, T, n_embd)."""
-        T = idx.size(1)
-        if start + T > self.config.block_size:
-            raise ValueError(f"sequence of {start + T} tokens, but block_size is "
-                             f"{self.config.block_size}: crop it")
+    def embed(self, idx, t):
+        """Tokens and, but for Llama's, which are rotary, their positions t; (B, T, n_embd)."""
         x = self.wte(idx)
-        return x if self.config.llama else \
-            x + self.wpe(torch.arange(start, start + T, device=idx.device))
+        return x if self.config.llama else x + self.wpe(t)
 
     def num_params(self):
         return sum(p.numel() for p in self.parameters())
@@ -267,15 +257,16 @@ class GPT(Transformer):
     def head_params(self):
         return self.head_weight().numel()
 
-    def positions(self, start, T):
-        """What the blocks must be told of the positions of T tokens from `start` on."""
+    def rope(self, t):
+        """What the blocks must be told of the positions t."""
 
     def hidden(self, idx, cache=None):
-        """What the head reads, (B, T, n_embd)."""
+        """What the head reads, (B, T, n_embd), of the tokens that are not yet in the cache."""
         start = cache[0][0].size(2) if cache and cache[0] else 0
-        x = self.dropout(self.embed(idx, start))  # (B, T, n_embd)
+        t, keep = places(self.config, idx, start)
+        x = self.dropout(self.embed(idx[:, start:], t))  # (B, T, n_embd)
         m = self.masks.width()
-        x = self.run_blocks(x, m, cache=cache, rope=self.positions(start, idx.size(1)))
+        x = self.run_blocks(x, m, keep, cache, self.rope(t))
         return self.ln_f(x, m.embd)
 
     def forward(self, idx, targets=None, cache=None, return_logits=True):
@@ -284,7 +275,7 @@ class GPT(Transformer):
         Returns (logits, loss): logits (B, T, vocab) and a 0-D loss in nats a token, or, without
         targets, logits of the last position (B, 1, vocab) and None. return_logits=False: the loss
         alone, (None, loss), without all logits in memory at once.
-        cache: a list of n_layer lists, empty at first; idx then continues what it holds.
+        cache: a list of n_layer lists, empty at first; idx then begins with what it holds.
         """
         x = self.hidden(idx, cache)
         if targets is None:
@@ -296,17 +287,17 @@ class GPT(Transformer):
         return logits, cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None):
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, stop=None):
         """
         Continue idx (B, T) by max_new_tokens, one at a time, with a key/value cache; (B, T + new).
         temperature 0 takes the likeliest token. Past block_size the last block_size tokens count.
+        stop: the id that ends a row, and then fills it while others go on.
         """
-        cache = None
+        cache, going = None, torch.ones_like(idx[:, :1], dtype=torch.bool)
         for _ in range(max_new_tokens):
-            fits = bool(cache) and idx.size(1) <= self.config.block_size
-            if not fits:  # first round, or positions have shifted and all keys with them
-                cache = [[] for _ in self.blocks]
-            logits, _ = self(idx[:, -1:] if fits else idx[:, -self.config.block_size:], cache=cache)
+            if not cache or idx.size(1) > self.config.block_size:
+                cache = [[] for _ in self.blocks]  # positions have shifted, all keys with them
+            logits, _ = self(idx[:, -self.config.block_size:], cache=cache)
             logits = logits[:, -1].float()  # (B, vocab_size)
             if temperature == 0:
                 nxt = logits.argmax(-1, keepdim=True)
@@ -316,16 +307,17 @@ class GPT(Transformer):
                     kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
                     logits = logits.masked_fill(logits < kth, -torch.inf)
                 nxt = torch.multinomial(logits.softmax(-1), 1)
-            idx = torch.cat((idx, nxt), dim=1)
+            idx = torch.cat((idx, nxt if stop is None else nxt.where(going, stop)), dim=1)
+            if stop is not None and not (going := going & (nxt != stop)).any():
+                break
         return idx
 
 
 class Llama(GPT):
     """Llama and Qwen3: RMSNorm, SwiGLU, grouped queries and rotary positions, no biases."""
 
-    def positions(self, start, T):
-        c = self.config
-        return rotary(start, T, c.head_dim, c.rope_theta, self.wte.weight)
+    def rope(self, t):
+        return rotary(t, self.config.head_dim, self.config.rope_theta, self.wte.weight)
 
 
 class BertOutput(NamedTuple):
@@ -340,10 +332,10 @@ class Bert(Transformer):
     def __init__(self, config):
         super().__init__(config)
         self.wse = Embedding(config, "segment")
-        self.ln_e = LayerNorm(config)
+        self.ln_e = norm(config)
         self.pooler = Linear(config, "embd", "embd", bias=True)
         self.transform = Linear(config, "embd", "embd", bias=True)
-        self.ln_t = LayerNorm(config)
+        self.ln_t = norm(config)
         self.mlm_bias = nn.Parameter(torch.empty(config.vocab_size))
         self.spec = dict(mlm_bias=Spec(("vocab",)))
         self.nsp = Linear(config, "label", "embd", bias=True)
@@ -356,7 +348,7 @@ class Bert(Transformer):
     def hidden(self, idx, segments=None, keep=None):
         """What the heads read: every token's output (B, T, n_embd), the first's pooled (B, n_embd)."""
         m = self.masks.width()
-        x = self.embed(idx)  # (B, T, n_embd)
+        x = self.embed(idx, places(self.config, idx)[0])  # (B, T, n_embd)
         x = x + (self.wse.weight[0] if segments is None else self.wse(segments))
         x = self.dropout(self.ln_e(x, m.embd))
         x = self.run_blocks(x, m, keep=None if keep is None else keep[:, None, None, :])

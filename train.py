@@ -4,11 +4,12 @@ Train a Transformer that grows while it trains.
     python train.py config/pystdlib_msg.py --max_iters=500
     torchrun --standalone --nproc_per_node=4 train.py config/gpt2_msg.py
 
-Every setting is in run/settings.py. Batch, mask, dropout and learning rate are functions of
-(seed, iteration), so a run can be cut off anywhere and on any number of processes and continue
-as if nothing had happened.
+Every setting is in run/settings.py. Batch, mask and learning rate are functions of (seed, iteration),
+so a run can be cut off anywhere, and continue on any number of processes as if nothing had happened.
+What dropout drops depends on the process and micro_batch too: with it, on as many with the same.
 """
 import contextlib
+import gc
 import math
 import os
 import sys
@@ -22,7 +23,7 @@ from data.loader import LOADERS, fingerprint, padded, read_meta, vocab_needed
 from grow import describe, set_mask
 from model import GROWABLE, MODELS
 from run import ahead, checkpoint, compiler, hf, shard
-from run.arguments import from_args
+from run.arguments import family, from_args
 from run.errors import UserError, exits_cleanly, first_line, is_out_of_memory
 from run.operators import OPERATORS
 from run.optim import learning_rate, make_optimizers
@@ -106,7 +107,7 @@ class Run:
         theirs = not self.saved and c.init_from not in OWN_STARTS
         with torch.device("cpu" if theirs else "meta"):
             self.model = cls(config_cls(**self.saved["model_config"]) if self.saved else
-                             c.model_config(self.vocab_size))
+                             c.model_config(self.vocab_size, self.meta.get("eot")))
         if theirs:
             hf.start_from(self.model, c.init_from)
         shard.fill(self.model, self.ranks, self.mesh, self.saved.pop("model") if self.saved else
@@ -122,11 +123,11 @@ class Run:
     # -- a checkpoint
 
     def state_dict(self):
-        """All that a checkpoint must hold to go on exactly from here (but what Watch adds)."""
-        self.bad, first = int(self.bad), self.ranks.rank == 0
+        """What a checkpoint must hold to go on exactly from here, shards as such; Watch adds to it."""
+        self.bad = int(self.bad)
         return dict(
-            model=shard.whole(self.model.state_dict(), first), model_config=asdict(self.model.config),
-            optimizers=shard.whole([o.state_dict() for o in self.optimizers], first),
+            model=self.model.state_dict(), model_config=asdict(self.model.config),
+            optimizers=[o.state_dict() for o in self.optimizers],
             autocast=[self.device.type, str(self.dtype).split(".")[1]],
             scaler=self.scaler.state_dict(), config=asdict(self.config), meta=self.meta,
             **{k: getattr(self, k) for k in self.PROGRESS})
@@ -282,13 +283,14 @@ def train(run, watch):
     c = run.config
     batch = run.fetch(run.iter)
     while True:
-        if run.growth_is_due():
-            before = watch.evaluate()["val_loss"]
-            watch.save()  # should growing fail, nothing is lost
-            seconds = run.grow()
-            watch.log_growth(before, watch.evaluate()["val_loss"], *seconds)
         if run.iter % c.eval_interval == 0 or run.iter == c.max_iters:
-            watch.evaluate_and_save()
+            watch.evaluate_and_log()
+        if growing := run.growth_is_due():
+            watch.keep_stage()
+        if growing or watch.save_is_due():
+            watch.save()  # before growing: should that fail, nothing is lost
+        if growing:
+            watch.grow()
         if run.iter >= c.max_iters or watch.stopping():
             break
         if run.move_mask():
@@ -301,20 +303,38 @@ def train(run, watch):
             watch.note("compile", graphs=compiler.graphs() - graphs,
                        first_step_s=time.perf_counter() - started)
         watch.log_step(loss, norm)
+    watch.finish()
 
 
-@exits_cleanly
-def main():
-    run = Run(from_args(sys.argv[1:]))
+def start_to_end(config, stop=None):
+    """
+    A run by `config`. stop: a signal that came before. Returns the configs of the smaller models that
+    finish_stages leaves to be done (none if the run was stopped), and the signal that stopped it or None.
+    """
+    run = Run(config)
     with checkpoint.believed(run.config.out_dir if run.saved else None):
-        watch = Watch(run)
+        watch = Watch(run, stop)
     try:
         train(run, watch)
     finally:
         watch.close()  # the progress bar, too: an error is a line of its own
         sys.stdout.flush()
         sys.stdout.lost = None  # what could not be shown is in log.txt, and no reason to fail
+    over = run.iter == run.config.max_iters
+    smaller = shard.agree(run.ranks, lambda: family(run.config, watch.kept)) if over else []
     run.close()
+    return smaller, watch.stop
+
+
+@exits_cleanly
+def main():
+    smaller, stop = start_to_end(from_args(sys.argv[1:]))
+    for config in smaller:
+        compiler.forget_graphs()  # they hold the model of the run before
+        gc.collect()
+        _, stop = start_to_end(config, stop)
+        if stop is not None:
+            break
 
 
 if __name__ == "__main__":

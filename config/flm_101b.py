@@ -17,6 +17,7 @@ ramp_iters = 500
 max_iters = 66_020
 batch_tokens = 4_718_592  # 2304 sequences of 2048
 micro_batch = 2
+shard = "fsdp"  # no stage fits one device
 learning_rate = 1.5e-4
 warmup_iters = 2_000
 eval_interval = 1_000

@@ -20,7 +20,7 @@ from multiprocessing import parent_process
 
 import numpy as np
 
-from data.tokenizer import cut, get_tokenizer
+from data.tokenizer import JSON, cut, get_tokenizer
 from run.errors import Parser, UserError, exits_cleanly
 
 JOB_CHARS = 1 << 20  # characters tokenized at a time: the most a piece of a document should have
@@ -86,6 +86,12 @@ class BinWriter:
                                 + (", --val FILE, a larger --val-fraction or --val-within"
                                    * (split == "val")))
             self.meta[split + "_tokens"] = n
+        spec, names = self.meta["tokenizer"], ["meta.json", "val.bin", "train.bin"]
+        if spec["name"] == JSON:  # a file of its own, as others keep it
+            names.insert(0, JSON)
+            with open(os.path.join(self.tmp, JSON), "w", encoding="utf-8", newline="") as f:
+                f.write(spec["vocab"])
+            self.meta["tokenizer"] = {k: v for k, v in spec.items() if k != "vocab"}
         with open(os.path.join(self.tmp, "meta.json"), "w") as f:
             json.dump(self.meta, f)
         # train.bin goes first and comes last: whatever stops us between, no old part can be
@@ -93,7 +99,7 @@ class BinWriter:
         train = os.path.join(self.out, "train.bin")
         if os.path.exists(train):
             os.remove(train)
-        for name in ("meta.json", "val.bin", "train.bin"):
+        for name in names:
             os.replace(os.path.join(self.tmp, name), os.path.join(self.out, name))
 
 

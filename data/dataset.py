@@ -13,12 +13,15 @@ import re
 
 import numpy as np
 
+from data.reading import read_text
+from data.tokenizer import JSON
 from run.errors import UserError
 
 GPT2 = dict(tokenizer="gpt2", vocab_size=50257, dtype="uint16", eot=50256)
 DTYPES = ("uint8", "uint16", "uint32")
 CHECK_TOKENS = 1 << 22  # ids looked at when a file is opened; the loader checks every batch
-MAGIC, HEADER = 20240520, 1024  # of llm.c's GPT-2 shards: 256 int32: MAGIC, version 1, tokens
+# of llm.c's shards, 256 int32: magic, version, tokens. GPT-2's are uint16, Llama 3's uint32
+HEADER, HEADERS = 1024, {(20240520, 1): "uint16", (20240801, 7): "uint32"}
 WHOLE, BLOCK, BLOCKS = 1 << 24, 4096, 64  # what a fingerprint looks at, see there
 
 
@@ -38,14 +41,19 @@ def read_meta(data_dir):
                 meta = json.load(f)
         except (OSError, ValueError, RecursionError) as e:
             raise UserError(f"{path}: cannot be read ({e}): {how_to_prepare(data_dir)}") from None
-        return check_meta(meta, path)
+        return with_tokenizer(check_meta(meta, path), folder)
     if os.path.exists(path := os.path.join(folder, "meta.pkl")):
         return read_pickle(path)
     train = files_of(folder, "train")[0]
     if not os.path.exists(train):
         raise UserError(f"data_dir={data_dir}: holds no meta.json and no train.bin: {how_to_prepare(data_dir)}")
-    if header(train) is not None:
+    kind, _ = header(train)
+    if kind == "uint16":
         return dict(GPT2)
+    if kind:
+        raise UserError(f"data_dir={data_dir}: holds shards of Llama 3's tokens: put its tokenizer.json "
+                        "beside them and a meta.json " + json.dumps(dict(
+                            tokenizer=JSON, vocab_size=128256, dtype=kind, eot=128001)))
     raise UserError(f"data_dir={data_dir}: nothing says how its .bin files were made: write a "
                     f"meta.json beside them, for GPT-2's tokens {json.dumps(GPT2)}")
 
@@ -55,6 +63,19 @@ def how_to_prepare(data_dir):
     if os.path.exists(os.path.expanduser(script)):
         return f"make it with: python {script}"
     return "make one with: python data/text/prepare.py --input FILE --out " + data_dir
+
+
+def with_tokenizer(meta, folder):
+    """The meta.json, and in it the text of the tokenizer.json beside it, where it names that."""
+    spec = meta["tokenizer"]
+    spec = dict(name=spec) if isinstance(spec, str) else spec
+    if spec.get("name") != JSON:
+        return meta
+    try:
+        text = read_text(os.path.join(folder, JSON))
+    except UserError as e:
+        raise UserError(f"{e}: the meta.json beside it says that it is the dataset's tokenizer") from None
+    return dict(meta, tokenizer={"eot": meta.get("eot"), **spec, "vocab": text})
 
 
 def check_meta(meta, path):
@@ -106,9 +127,9 @@ def read_pickle(path):
 
 
 def header(path):
-    """How many tokens llm.c's header in a .bin file promises; None if it has no such header."""
-    head = np.fromfile(path, dtype="<i4", count=3)
-    return int(head[2]) if head[:2].tolist() == [MAGIC, 1] and len(head) == 3 else None
+    """(type, number) of the tokens that llm.c's header in a .bin file promises; (None, 0) without it."""
+    head = np.fromfile(path, dtype="<i4", count=3).tolist()
+    return (HEADERS[*head[:2]], head[2]) if tuple(head[:2]) in HEADERS and len(head) == 3 else (None, 0)
 
 
 def files_of(folder, split):
@@ -167,16 +188,16 @@ def open_bin(path, dtype, data_dir):
     """The tokens of one .bin file (N,), memory-mapped."""
     dtype = np.dtype(dtype).newbyteorder("<")
     try:
-        size, promised = os.path.getsize(path), header(path)
+        size, (kind, promised) = os.path.getsize(path), header(path)
         if size == 0:
             raise UserError(f"{path}: is empty: {how_to_prepare(data_dir)}")
-        if promised is not None:
-            if dtype.itemsize != 2:
-                raise UserError(f"{path}: is a shard of uint16, but meta.json says {dtype}")
-            if size != HEADER + 2 * promised:
+        if kind:
+            if dtype != kind:
+                raise UserError(f"{path}: is a shard of {kind}, but meta.json says {dtype}")
+            if size != HEADER + dtype.itemsize * promised:
                 raise UserError(f"{path}: its header promises {promised} tokens, but it holds "
-                                f"{(size - HEADER) / 2:g}: cut short? Fetch it again")
-            return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)[HEADER // 2:]
+                                f"{(size - HEADER) / dtype.itemsize:g}: cut short? Fetch it again")
+            return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)[HEADER // dtype.itemsize:]
         if size % dtype.itemsize:
             raise UserError(f"{path}: {size} bytes is no whole number of {dtype} tokens: "
                             f"cut short? {how_to_prepare(data_dir)}")

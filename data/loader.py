@@ -25,6 +25,9 @@ class Loader:
     def __init__(self, config, meta, vocab_size, rank=0, world=1):
         self.config, self.meta, self.vocab_size = config, meta, vocab_size
         self.rank, self.world = rank, world
+        if config.doc_mask and meta.get("eot") is None:
+            raise UserError(f"doc_mask=True: the meta.json of data_dir={config.data_dir} names no eot, "
+                            "the token id that ends a document: put it there, or leave doc_mask out")
         self.T = config.block_size
         self.rows = config.batch_tokens // self.T  # of the whole batch
         each = [config.micro_batch_of(stage) for stage in range(len(config.stages) + 1)]

@@ -3,9 +3,11 @@ The one way texts are read, for training and evaluation alike.
 
 A text is UTF-8. What a file holds is kept to the letter, line ends included (CRLF stays CRLF), but
 for a byte order mark at its start, which is no text. .gz, .xz and .zst are unpacked. UTF-16 and
-what is no text are refused, in one line with the remedy.
+what is no text are refused, in one line with the remedy. Datasets of the Hugging Face hub are opened
+here too.
 """
 import contextlib
+import errno
 import gzip
 import io
 import lzma
@@ -13,7 +15,7 @@ import os
 import shlex
 import zlib
 
-from run.errors import UserError, library
+from run.errors import UserError, first_line, library
 
 LOOK = 1 << 16  # bytes looked at to tell a text from something else
 
@@ -50,12 +52,13 @@ def open_text(path, errors="strict"):
     """
     with open_text(path) as f: a text file to read, iterate or f.readline(limit); lines end with
     "\\n", a "\\r" before it is theirs. errors: as open()'s, for bytes that are not UTF-8; "strict"
-    is a UserError. f.raw_file is the file itself, whose tell() shows how far it has been read.
-    Raises UserError for whatever is wrong with the file, while the block runs too.
+    is a UserError. f.raw_file is the file itself, whose tell() shows how far it has been read. The
+    path "-" is standard input. Raises UserError for whatever is wrong with the file, while the
+    block runs too.
     """
     path = os.path.expanduser(path)
     try:
-        with open(path, "rb", buffering=LOOK) as raw:
+        with open(0 if path == "-" else path, "rb", buffering=LOOK, closefd=path != "-") as raw:
             unpack = PACKED.get(os.path.splitext(path)[1].lower())
             unpacked = io.BufferedReader(unpack(raw), LOOK) if unpack else raw
             _refuse_what_is_no_text(path, unpacked.peek(LOOK)[:LOOK])
@@ -101,3 +104,37 @@ def _refuse_what_is_no_text(path, start):
         raise UserError(f"{path}: is {code} text: convert it first: {_converting(path, code)}")
     if start.count(0) * 1000 > len(start):  # a stray NUL happens in large texts
         raise UserError(f"{path}: is not text, but binary data: give a UTF-8 text file")
+
+
+def open_dataset(name, split="train", streaming=True):
+    """
+    The records, dicts, of a split of the dataset OWNER/NAME or OWNER/NAME:CONFIG on the Hugging Face
+    hub, read over the network while they are looped over; streaming=False downloads all of them first.
+    Raises UserError; loop over them within dataset_faults(name).
+    """
+    load = library("datasets", "datasets").load_dataset
+    path, _, config = name.partition(":")
+    with dataset_faults(name):
+        return load(path, config or None, split=split, streaming=streaming)
+
+
+@contextlib.contextmanager
+def dataset_faults(name):
+    """Whatever opening or reading a dataset of the hub raises becomes a UserError with what to type."""
+    try:
+        yield
+    except Exception as e:  # no network, no such name, part or split, ...
+        if isinstance(e, UserError) or getattr(e, "errno", None) == errno.ENOSPC:
+            raise
+        path = name.partition(":")[0]
+        if isinstance(e, ConnectionError):
+            advice = (f"where there is a network, hf download {path} --repo-type=dataset "
+                      "--local-dir=my_texts; then here, python data/text/prepare.py --input my_texts")
+        elif "script" in str(e):
+            advice = "pip install 'datasets<4', which can run it, or name another copy with --dataset"
+        else:
+            advice = ("check the name at huggingface.co/datasets: --dataset=OWNER/NAME, or "
+                      "--dataset=OWNER/NAME:CONFIG where it has several, and --split=NAME")
+        said = first_line(" ".join(str(e).split())[:300] or e)
+        raise UserError(f"--dataset={name}: cannot be read ({type(e).__name__}: {said}): {advice}") \
+            from None

@@ -2,7 +2,7 @@
 Every tokenizer behind one small interface, rebuilt from a dataset's meta.json alone.
 
 A tokenizer has
-  name         "bytes", "char", "gpt2" or "wordpiece"
+  name         "bytes", "char", "gpt2", "wordpiece", or "tokenizer.json": any of Hugging Face's
   vocab_size   number of ids it knows, BERT's special ids included
   stream_size  ids in a .bin file are all below this (it decides the file's dtype)
   eot          id that ends a document, None if documents have no end (char)
@@ -15,6 +15,8 @@ A tokenizer has
 import difflib
 import functools
 import hashlib
+import itertools
+import json
 import os
 import tempfile
 
@@ -24,19 +26,26 @@ from data.reading import read_text
 from run.errors import UserError, library
 
 NAMES = ("bytes", "char", "gpt2", "wordpiece")
+JSON = "tokenizer.json"  # as a name: the one whose file that is
 SPECIALS = ("cls", "sep", "mask", "pad")
 UNKNOWN = "\ufffd"
 WORDS = 1 << 18  # that WordPiece remembers
 GPT2_CHARS = 1 << 16  # that are encoded at a time
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+GPT2_IDS = {0: "!", 256: "\u0120t", 262: "\u0120the", 50255: "\u0120gazed", 50256: "<|endoftext|>"}
 
 
-def load(name, vocab=None, bert=False):
+def load(name, vocab=None, bert=False, eot=None):
     """
     The tokenizer called `name`. vocab: char's characters in the order of their ids; wordpiece's
-    vocab.txt, as a path or a list of its lines. bert: add BERT's special ids (wordpiece always
-    has them). Raises UserError.
+    vocab.txt, as a path or a list of its lines; the text of a tokenizer.json, of which eot says the
+    id that ends a document. bert: add BERT's special ids (wordpiece always has them). Raises UserError.
     """
+    if name == JSON and bert:
+        raise UserError("BERT cannot take a tokenizer.json: use bytes, gpt2, or wordpiece with the "
+                        "vocab.txt beside it (--tokenizer=wordpiece --vocab=vocab.txt)")
+    if name == JSON:
+        return Json(vocab, eot)
     if name == "bytes":
         return Bytes(bert)
     if name == "gpt2":
@@ -47,14 +56,77 @@ def load(name, vocab=None, bert=False):
         return WordPiece(vocab)
     near = difflib.get_close_matches(str(name), NAMES, 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    raise UserError(f"tokenizer {name!r} is unknown: use one of {', '.join(NAMES)}{hint}")
+    raise UserError(f"tokenizer {name!r} is unknown: use one of {', '.join(NAMES)}, or the path of a "
+                    f"tokenizer.json or of the folder that holds it{hint}")
+
+
+def open_tokenizer(name, vocab=None, bert=False, eot=None):
+    """
+    load() by a name, or by the path of a tokenizer.json or its folder. eot: the text of the token that
+    ends a document, by default the eos_token of the tokenizer_config.json beside it.
+    """
+    by_name = name in NAMES or not (os.path.exists(os.path.expanduser(name)) or name.endswith(".json"))
+    if eot is not None and by_name:
+        raise UserError(f"--eot={eot}: is for a tokenizer.json: {name} has its own")
+    if by_name:
+        return load(name, vocab, bert)
+    spec = read_json_tokenizer(name, eot)
+    tok = load(JSON, spec["vocab"], bert, spec["eot"])
+    if tok.eot is None:
+        raise UserError(f"--tokenizer={name}: no tokenizer_config.json beside it says which of its tokens "
+                        f"ends a document: name it with --eot=TOKEN{tok.some_special()}")
+    return tok
+
+
+def read_json_tokenizer(path, eot=None):
+    """
+    {name, vocab, eot} of a tokenizer.json, or of the folder that holds it: its text, and the id of the
+    token eot (see open_tokenizer), None if nothing says which. Raises UserError.
+    """
+    path = os.path.expanduser(path)
+    path = os.path.join(path, JSON) if os.path.isdir(path) else path
+    config = os.path.join(os.path.dirname(path), "tokenizer_config.json")
+    tok = Json(read_text(path), None, path)
+    if eot is not None and tok.library.token_to_id(eot) is None:
+        raise UserError(f"--eot={eot}: {path} has no such token: name another{tok.some_special()}")
+    if eot is None and os.path.exists(config):
+        try:
+            eot = json.loads(read_text(config)).get("eos_token")
+        except (ValueError, AttributeError, RecursionError):
+            raise UserError(f"{config}: is no JSON object: mend it, or take it away") from None
+        eot = eot.get("content") if isinstance(eot, dict) else eot  # as older versions wrote it
+    return dict(name=JSON, vocab=tok.vocab,
+                eot=tok.library.token_to_id(eot) if isinstance(eot, str) else None)
+
+
+def tokenizer_of(meta):
+    """(name, what two of that name must have in common) of the tokenizer in a meta.json."""
+    spec = meta.get("tokenizer")
+    name, vocab = (spec.get("name"), spec.get("vocab")) if isinstance(spec, dict) else (spec, None)
+    if name != JSON:
+        return name, vocab
+    try:  # a file's layout differs with who wrote it, and has no say in what an id means
+        said = json.loads(vocab)
+        merges, vocab = said["model"].get("merges", []), said["model"]["vocab"]
+        vocab = {token: i for i, (token, _) in enumerate(vocab)} if isinstance(vocab, list) else vocab
+        ids = {**vocab, **{t["content"]: t["id"] for t in said.get("added_tokens") or []}}
+        merges = [m if isinstance(m, str) else " ".join(m) for m in merges]
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return name, vocab
+    return ("gpt2", None) if is_gpt2(sorted(ids, key=ids.get)) else (name, (ids, merges))
+
+
+def is_gpt2(tokens):
+    """Are these, in the order of their ids, GPT-2's?"""
+    return len(tokens) == 50257 and all(tokens[i] == t for i, t in GPT2_IDS.items())
 
 
 def cut(text):
     """
     Where to cut a document that is too long for one piece: before the white space at the end of
     its last whole line, else of its last whole word. No tokenizer here joins what is before
-    white space with what follows, so the tokens are those of the uncut text.
+    white space with what follows, so the tokens are those of the uncut text (but for a
+    tokenizer.json, which may join a full stop with the end of its line).
     """
     head = text[:text.rfind("\n") + 1].rstrip()
     if not head:
@@ -75,7 +147,7 @@ def get_tokenizer(meta, bert=None):
     if not isinstance(spec, dict) or "name" not in spec:
         raise UserError("meta.json names no tokenizer: prepare the dataset again")
     prepared = bool(spec.get("bert"))
-    tok = load(spec["name"], spec.get("vocab"), prepared if bert is None else bert)
+    tok = load(spec["name"], spec.get("vocab"), prepared if bert is None else bert, spec.get("eot"))
     if tok.name == "gpt2" and not prepared:
         tok.sep = None
     return tok
@@ -251,6 +323,46 @@ class WordPiece(Tokenizer):
 
     def meta(self):
         return dict(name=self.name, vocab=self.vocab)
+
+
+class Json(Tokenizer):
+    """
+    Any tokenizer of Hugging Face's tokenizers library, from the text of its tokenizer.json. Nothing is
+    added (some begin a text with a token), and a special token's name in a text is text, not that token.
+    """
+    name = JSON
+
+    def __init__(self, vocab, eot=None, where=JSON):
+        self.vocab, self.eot = vocab, eot
+        try:
+            self.library = library("tokenizers", "tokenizers").Tokenizer.from_str(vocab)
+        except UserError:
+            raise
+        except Exception as e:  # the library has no kind of its own
+            raise UserError(f"{where}: is none that the tokenizers library reads ({e}): fetch it again, "
+                            "or pip install -U tokenizers") from None
+        self.library.no_truncation()
+        self.library.no_padding()
+        self.library.encode_special_tokens = True
+        self.known = frozenset(self.library.get_vocab(with_added_tokens=True).values())
+        self.vocab_size = self.stream_size = 1 + max(self.known, default=0)
+
+    def encode(self, text):
+        text = text.encode("utf-8", errors="replace").decode()  # halves of surrogate pairs
+        return self.library.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids):
+        groups = itertools.groupby(map(int, ids), self.known.__contains__)
+        return "".join(self.library.decode(list(some), skip_special_tokens=False) if known else
+                       UNKNOWN * len(list(some)) for known, some in groups)
+
+    def some_special(self):
+        """For an error: the first of its special tokens."""
+        special = [t.content for _, t in sorted(self.library.get_added_tokens_decoder().items())]
+        return f" (it has {', '.join(special[:5])}{', ...' * (len(special) > 5)})" if special else ""
+
+    def meta(self):
+        return dict(name=self.name, vocab=self.vocab, eot=self.eot)
 
 
 def read_vocab(path):

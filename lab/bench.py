@@ -42,6 +42,7 @@ from lab.costs import measure as measure_growth
 from lab.words import table
 from model import MODELS
 from run import compiler, hf
+from run.checkpoint import write_json
 from run.errors import Parser, UserError, exits_cleanly, library
 from run.given import number
 from run.optim import make_optimizers
@@ -49,7 +50,6 @@ from run.precision import known_peak, pick_dtype
 from run.ranks import Ranks, hold_memory
 from run.runlog import read_metrics
 from run.settings import from_dict
-from run.writing import written
 
 PRESETS = {
     "small": dict(n_layer=6, n_head=6, n_embd=192, n_inner=768, head_dim=32, block_size=256,
@@ -342,8 +342,7 @@ def main():
     print("\n" + json.dumps(grown, indent=1))
     if args.save:
         report = {k: getattr(args, k) for k in ("preset", "model", "dtype", "rounds", "steps")}
-        with written(args.save) as f:
-            json.dump(dict(report, machine=where, rows=rows, growth=grown), f, indent=1)
+        write_json(args.save, dict(report, machine=where, rows=rows, growth=grown))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from lab import verdict
-from lab.children import TRAIN
+from lab.children import TRAIN, Job
 from lab.costs import compute
 from run.arguments import read_file
 from run.curves import curve
@@ -23,7 +23,7 @@ from run.settings import TrainConfig, from_dict
 
 OWN = ("config", "against", "sweep", "flops")  # a contestant's keys that are not settings
 EXPERIMENT = dict(contestants=dict, settings=dict, config=str, seeds=list, ablation=bool)
-KINDS = {dict: "a dict", str: "text", list: "a list", bool: "True or False"}
+KINDS = {dict: "a dict", str: "text", list: "a list", bool: "True or False", (int, float): "a number"}
 RATES = ("learning_rate", "muon_learning_rate")
 
 
@@ -44,26 +44,20 @@ class Contestant:
         return [dict(zip(self.sweep, v)) for v in itertools.product(*self.sweep.values())]
 
 
-@dataclass
-class Run:
-    """One train.py: a contestant at a point of its sweep, with a seed."""
-    contestant: str
-    point: dict
-    config: TrainConfig
+class Run(Job):
+    """A contestant at a point of its sweep, with a seed."""
+
+    def __init__(self, contestant, point, config):
+        super().__init__(config.out_dir, config.max_iters)
+        self.contestant, self.point, self.config = contestant, point, config
 
     def command(self):
         """train.py with every setting that is not at its default."""
         usual = asdict(TrainConfig())
         return [*TRAIN, *(f"--{k}={v}" for k, v in asdict(self.config).items() if v != usual[k])]
 
-    def path(self, name):
-        return os.path.join(self.config.out_dir, name)
-
     def curve(self):
-        return curve(read_metrics(self.config.out_dir))
-
-    def diverged(self):
-        return os.path.exists(self.path("diverged.txt"))
+        return curve(read_metrics(self.out_dir))
 
     def done(self):
         """Is it finished? A folder that holds a run with other settings is an error."""
@@ -72,20 +66,15 @@ class Run:
         have = {**asdict(TrainConfig()), **read_json(self.path("config.json"))}
         for key, want in asdict(self.config).items():
             if have[key] != want and key not in ("out_dir", "init_from", "data_dir"):
-                raise UserError(f"{self.config.out_dir}: holds a run with {key}={have[key]!r}, not "
+                raise UserError(f"{self.out_dir}: holds a run with {key}={have[key]!r}, not "
                                 f"{want!r}: choose another --out, or delete that folder")
-        if self.diverged():
-            return True
-        if not os.path.exists(self.path("metrics.jsonl")):
-            return False
-        evals = [e["iter"] for e in read_metrics(self.config.out_dir) if e["event"] == "eval"]
-        return bool(evals) and evals[-1] == self.config.max_iters
+        return super().done()
 
-    def final(self):
-        """The last validation loss of a run that is done; infinite if it diverged."""
-        if self.diverged() or self.curve()["iter"][-1:] != [self.config.max_iters]:
-            return math.inf  # the second: its last loss was no number
-        return self.curve()["val_loss"][-1]
+    def tidy(self):
+        """Of a whole run the final checkpoint stays, ckpt.pt."""
+        for name in os.listdir(self.out_dir):
+            if re.fullmatch(r"ckpt_\d+\.pt|best\.pt", name):
+                os.remove(self.path(name))
 
 
 class Campaign:
@@ -274,10 +263,15 @@ def known(name, names, what):
     return name
 
 
+def check_keys(experiment, kinds):
+    """UserError for a key that there is not, and for a value of another kind."""
+    for key, value in experiment.items():
+        must_be(value, kinds[known(key, kinds, "experiment")], f"experiment: {key}")
+
+
 def check_experiment(experiment):
     """UserError for what is no experiment; settings are checked when runs are made of them."""
-    for key, value in experiment.items():
-        must_be(value, EXPERIMENT[known(key, EXPERIMENT, "experiment")], f"experiment: {key}")
+    check_keys(experiment, EXPERIMENT)
     if not experiment.get("contestants"):
         raise UserError("experiment: has no contestants = {name: dict(...), ...}")
     seeds = experiment.get("seeds", [1])

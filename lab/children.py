@@ -2,7 +2,9 @@
 Runs of train.py as child processes: where they run, how they start and stop, and what they say
 when they fail. None outlives its parent, not even one that is killed; each saves its state first.
 """
+import argparse
 import ctypes
+import math
 import os
 import re
 import signal
@@ -13,7 +15,9 @@ import time
 import torch
 
 from run.checkpoint import make_out_dir
-from run.errors import UserError
+from run.errors import Parser, UserError
+from run.given import number
+from run.runlog import read_metrics
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TRAIN = [sys.executable, os.path.join(ROOT, "train.py")]
@@ -52,7 +56,9 @@ class Child:
             self.said = out.tell()  # before it: what is in run.txt already
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **environment},
-                start_new_session=os.name == "posix",  # Ctrl-C is its parent's to hand on
+                # a group of its own, for Ctrl-C is its parent's to hand on; not a session, for nice counts
+                # within one only
+                process_group=0 if os.name == "posix" else None,
                 preexec_fn=prepare(cores) if os.name == "posix" else None)
 
     def reason(self):
@@ -69,24 +75,66 @@ class Child:
         return lines[-1] if lines else f"exit code {code}"
 
 
-def ended(child, out_dir, done, tidy):
+class Job:
     """
-    Is it? Then look at how: tidy() after a run that done() says is whole; diverged.txt there for one
-    whose loss became infinite or NaN; UserError for one that failed.
+    A start of train.py that ends at iteration `last`, and what it leaves in its out_dir. Others say
+    its command(), and what of a finished one tidy() throws away.
     """
-    code = child.process.poll()
-    if code is None:
+
+    def __init__(self, out_dir, last):
+        self.out_dir, self.last = out_dir, last
+
+    def path(self, name):
+        return os.path.join(self.out_dir, name)
+
+    def start(self, place):
+        os.makedirs(self.out_dir, exist_ok=True)
+        print(f"{time.strftime('%H:%M:%S')} {self.out_dir} to {self.last}", flush=True)
+        with open(self.path("place.txt"), "a") as f:
+            f.write(place[2] + "\n")
+        return Child(self.command(), self.out_dir, place)
+
+    def end(self):
+        """The event of its last evaluation, or None before that."""
+        if not os.path.exists(self.path("metrics.jsonl")):
+            return None
+        evals = [e for e in read_metrics(self.out_dir) if e["event"] == "eval"]
+        return evals[-1] if evals and evals[-1]["iter"] == self.last else None
+
+    def diverged(self):
+        return os.path.exists(self.path("diverged.txt"))
+
+    def done(self):
+        return self.diverged() or self.end() is not None
+
+    def final(self):
+        """Its last validation loss; infinite if that is no number, None before that."""
+        if self.diverged():
+            return math.inf
+        end = self.end()
+        if end is None:
+            return None
+        loss = float(end["val_loss"])  # "nan", for JSON has none
+        return loss if math.isfinite(loss) else math.inf
+
+
+def ended(child, job):
+    """
+    Is it? Then look at how: a whole one is tidied; diverged.txt is left where a loss became infinite
+    or NaN; UserError for one that failed.
+    """
+    if child.process.poll() is None:
         return False
-    if code == 0 and done():
-        tidy()
+    if child.process.returncode == 0 and job.done():
+        job.tidy()
         return True
     why = child.reason()
     if "infinite or NaN" not in why:
-        raise UserError(f"{out_dir}: stopped ({why}): see run.txt there; the same command goes on from "
-                        "here")
-    with open(os.path.join(out_dir, "diverged.txt"), "w") as f:
+        raise UserError(f"{job.out_dir}: stopped ({why}): see run.txt there; the same command goes on "
+                        "from here")
+    with open(job.path("diverged.txt"), "w") as f:
         f.write(why + "\n")
-    print(f"{out_dir}: diverged", flush=True)
+    print(f"{job.out_dir}: diverged", flush=True)
     return True
 
 
@@ -154,3 +202,35 @@ def stop(children, grace=None):
 def interrupt_on_sigterm():
     """SIGTERM as Ctrl-C, so that it reaches the children too."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+# -----------------------------------------------------------------------------
+# the commands that run many
+
+def many_parser(prog, doc, what, **more):
+    """The arguments that they have; what: the keywords of the first."""
+    p = Parser(prog=f"python -m {prog}", description=doc, **more,
+               formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("what", type=os.path.expanduser, **what)
+    p.add_argument("--out", type=os.path.expanduser, help="folder for it all (out/ and the experiment's name)")
+    p.add_argument("--parallel", type=number(int, 1), default=1,
+                   help="runs at once, each on its cores or GPU (1)")
+    p.add_argument("--plan", action="store_true", help="only say what would run and what it costs")
+    p.add_argument("--report", action="store_true", help="only report on what is finished")
+    return p
+
+
+def in_folder(out, n, work):
+    """work(places of n runs) with the folder `out` locked. An interrupt is a UserError."""
+    slots = places(n)
+    interrupt_on_sigterm()
+    try:
+        with make_out_dir(out):
+            work(slots)
+    except KeyboardInterrupt:
+        raise UserError("interrupted; every run was saved, the same command goes on from here") \
+            from None
+
+
+def stem(path):
+    return os.path.splitext(os.path.basename(path))[0]

@@ -3,6 +3,7 @@ What the stages of a run cost: by arithmetic, which takes no memory (models are 
 device), or measured here on random tokens.
 """
 import functools
+import math
 import os
 import platform
 import statistics
@@ -56,7 +57,7 @@ def make_model(config, sizes, vocab_size, device="cpu"):
 def count(config, sizes, vocab_size):
     """
     (parameters, FLOPs a token of a training step, bytes of weights, gradients and optimizer state
-    in float32; activations come on top) of a model of `sizes`.
+    in float32; activations come on top, weights of the blocks' matrices) of a model of `sizes`.
     """
     shape = asdict(replace(config.model_config(vocab_size), **sizes))
     return _count(config.model, tuple(shape.items()), config.optimizer, config.head_fraction())
@@ -70,22 +71,50 @@ def _count(kind, shape, optimizer, fraction):
     params = model.num_params()
     matrices = sum(p.numel() for n, p in model.named_parameters() if role(n) == "matrix")
     moments = 2 * params - (matrices if optimizer == "muon" else 0)
-    return params, model.flops_per_token(fraction), 4 * (2 * params + moments)
+    return params, model.flops_per_token(fraction), 4 * (2 * params + moments), matrices
+
+
+@functools.cache
+def _gathered(kind, shape):
+    """Parameters that FSDP holds whole: (of the largest block, of what is no block's)."""
+    cls, config_cls = MODELS[kind]
+    with torch.device("meta"):
+        model = cls(config_cls(**dict(shape)))
+    blocks = [sum(p.numel() for p in b.parameters()) for b in model.blocks] or [0]
+    return max(blocks), model.num_params() - sum(blocks)
+
+
+def share_out(rows, config, vocab_size, processes, memory):
+    """
+    Adds to each of stage_costs()'s rows what one of `processes` devices holds in bytes, `held`, and
+    how many devices of `memory` bytes that takes, `least`; 0: it never fits. shard="none": all of
+    the state. "fsdp": a share of it, and whole in float32 two blocks (one is fetched while the
+    other computes), the rest's weights, and the gradients of the larger of these.
+    """
+    for r in rows:
+        shape = asdict(replace(config.model_config(vocab_size), **r["sizes"]))
+        block, rest = _gathered(config.model, tuple(shape.items()))
+        whole = 4 * (2 * block + rest + max(block, rest)) if config.shard == "fsdp" else r["state"]
+        shared = r["state"] if config.shard == "fsdp" else 0
+        room = memory - whole
+        r.update(held=whole + shared / processes,
+                 least=0 if room <= 0 else max(1, math.ceil(shared / room)))
 
 
 def stage_costs(config, vocab_size):
     """
-    What each stage costs by arithmetic: a list of dicts of sizes, params, flops (a token of a
-    training step), at and iters (iterations), ramp (of them), tokens, state (bytes).
+    What each stage costs by arithmetic: a list of dicts of sizes, params, weights (of the blocks'
+    matrices: what loss laws count), flops (a token of a training step), at and iters (iterations),
+    ramp (of them), tokens, state (bytes).
     """
     starts = [0, *(s["at"] for s in config.stages)]
     ramps = [0, *(config.ramp_of(s) for s in config.stages)]
     rows = []
     for sizes, at, end, ramp in zip(config.sizes(), starts, [*starts[1:], config.max_iters], ramps):
-        params, flops, state = count(config, sizes, vocab_size)
+        params, flops, state, weights = count(config, sizes, vocab_size)
         rows.append(dict(sizes=sizes, params=params, at=at, iters=end - at, flops=flops,
                          ramp=min(end - at, ramp), tokens=(end - at) * config.batch_tokens,
-                         state=state))
+                         state=state, weights=weights))
     return rows
 
 
@@ -201,13 +230,8 @@ def measure(config, vocab_size, sizes, before=None, processes=1, seconds=2.0):
     rows = config.batch_tokens // config.block_size / processes  # a process's, an iteration
     micro = int(min(config.micro_batch, max(1, rows)))
     peak_memory(device, restart=True)
-    model = make_model(config, before or sizes, vocab_size).to(device)
-    optimizers, grow_s, peak_grow = make_optimizers(config, model), 0.0, 0
-    if before:
-        model, grow_s = grown(model, optimizers, before, sizes, device)
-        peak_grow = peak_memory(device)
-    step = Step(model, optimizers, batch(config, vocab_size, micro, device),
-                pick_dtype(config.dtype, device), config.grad_clip)
+    step, grow_s = make_step(config, vocab_size, sizes, before, micro, device)
+    model, peak_grow = step.model, peak_memory(device) if before else 0.0
 
     def timed():
         compiler.compile_model(model, mode)
@@ -221,6 +245,19 @@ def measure(config, vocab_size, sizes, before=None, processes=1, seconds=2.0):
     step_s, clean_s = timed()
     return dict(step_s=step_s, ramp_s=ramp_s or step_s, grow_s=grow_s,
                 compile_s=compile_s + clean_s, peak_grow=peak_grow, peak=peak_memory(device))
+
+
+def make_step(config, vocab_size, sizes, before, micro, device):
+    """
+    (the Step of a model of `sizes` on `micro` rows, the seconds that growing it took); before: the
+    sizes it is grown from, its mask half risen, or None.
+    """
+    model, grow_s = make_model(config, before or sizes, vocab_size).to(device), 0.0
+    optimizers = make_optimizers(config, model)
+    if before:
+        model, grow_s = grown(model, optimizers, before, sizes, device)
+    return Step(model, optimizers, batch(config, vocab_size, micro, device),
+                pick_dtype(config.dtype, device), config.grad_clip), grow_s
 
 
 def grown(model, optimizers, before, sizes, device):

@@ -4,50 +4,55 @@ stopped and goes on: sizes from scratch and grown runs at equal compute, tuned r
 
     python -m lab.frontier lab/experiments/frontier.py --plan
     python -m lab.frontier lab/experiments/frontier.py --out=out/frontier --minutes=60
+    python -m lab.frontier lab/experiments/frontier.py --out=out/frontier --budgets=2.5,5 --seeds=1
     python -m lab.frontier lab/experiments/frontier.py --out=out/frontier --report
 
 A trunk is a run at a constant rate, one for each size, rate and seed. From its checkpoints branch off
 the decays of every budget, and the grown runs, which are trunks too. The cheapest that say something
 come first. docs/frontier.md says how to write an experiment and to read the report.
 """
-import argparse
 import functools
 import math
 import os
 
-from lab.branches import Job, run_all
-from lab.campaign import known, must_be, slug
-from lab.children import interrupt_on_sigterm, places
+from lab.branches import Branch, run_all
+from lab.campaign import check_keys, known, slug
+from lab.children import in_folder, many_parser, stem
 from lab.costs import measure, stage_costs, vocab_of
 from lab.frontier_report import write_report
+from lab.speeds import measure_speeds
 from lab.words import clock, human, table
 from run.arguments import read_file
-from run.checkpoint import make_out_dir
-from run.errors import Parser, UserError, exits_cleanly
+from run.errors import UserError, exits_cleanly
 from run.given import number
 from run.settings import from_dict
 
 EXPERIMENT = dict(settings=dict, ladder=dict, starts=dict, grown=dict, target=str, budgets=list,
-                  grown_at=list, decays=list, rates=dict, sweep_at=float, seeds=list)
+                  grown_at=list, decays=list, rates=dict, sweep_at=(int, float), seeds=list)
 OPTIONAL = ("starts", "grown", "grown_at")
 START_S = 8  # seconds from a start of train.py to its first step, and of its evaluation
 RAMP = 0.02  # of the iterations that the target from scratch would have
 
 class Study:
-    """An experiment, checked; its jobs, in order."""
+    """An experiment, checked; its jobs, in order. budgets, seeds: run these only (None: all)."""
 
-    def __init__(self, experiment, out):
+    def __init__(self, experiment, out, budgets=None, seeds=None):
         check_experiment(experiment)
         self.__dict__.update(dict(starts={}, grown={}, grown_at=[]), **experiment)
         self.out, (self.rate_key, self.rate_values) = out, next(iter(self.rates.items()))
         self.sizes, self.tuned = {**self.starts, **self.ladder}, {}
+        for what, some, every in (("budgets", budgets, self.budgets), ("seeds", seeds, self.seeds)):
+            if extra := set(some or ()) - set(every):
+                raise UserError(f"--{what}: {min(extra):g} is none of the experiment's {every}")
+        self.run_budgets = [b for b in self.budgets if b in (budgets or self.budgets)]
+        self.run_seeds = [s for s in self.seeds if s in (seeds or self.seeds) or s == self.seeds[0]]
         for f in ("costs", "stages", "branch", "points"):  # arithmetic that is asked for often
             setattr(self, f, functools.cache(getattr(self, f)))
         self.names = [*self.ladder, *self.grown]
         self.decay = self.decays[len(self.decays) // 2]  # of sweeps, and where none is known yet
         self.batch = self.config(self.target).batch_tokens
         self.smallest = min(self.ladder, key=self.cost)
-        self.weights = self.weigh(self.config(self.target).sizes()[0])
+        self.weights = self.costs(self.target)[0]["weights"]
         for name, g in self.grown.items():
             known(g.get("start"), self.sizes, f"grown {name!r}: start")
             if not all(0 < at < 1 for at, _ in g.get("growths", [(0, {})])):
@@ -76,11 +81,6 @@ class Study:
         """costs.stage_costs() of a size, or of a grown contestant at a budget, that never ends."""
         config = self.config(self.start(name), stages=self.stages(name, budget))
         return stage_costs(config, vocab_of(config))
-
-    def weigh(self, sizes):
-        """Weights of the blocks' matrices: what the loss law counts."""
-        heads = sizes["n_head"] * self.config(self.target).head_dim
-        return sizes["n_layer"] * 2 * sizes["n_embd"] * (2 * heads + sizes["n_inner"])
 
     def flops(self, budget):
         """The compute of the target on `budget` tokens a weight."""
@@ -153,7 +153,7 @@ class Study:
                                                              points[i - 1] if i else begin)
             values = dict(self.values(name, stages, seed, own), schedule="constant", max_iters=p,
                           keep_checkpoints=10**6)
-            job = Job(out_dir, values, flops, job, tuple(points))
+            job = Branch(out_dir, values, flops, job, tuple(points))
         return job
 
     def leaf(self, name, budget, seed, decay, rate=None):
@@ -166,7 +166,7 @@ class Study:
         out_dir = os.path.join(self.folder(name, budget, seed, own),
                                f"tokens_{budget:g}_decay_{decay:g}")
         flops = self.spent(name, budget, end) - self.spent(name, budget, at)
-        return Job(out_dir, values, flops, self.trunk(name, at, seed, rate, budget))
+        return Branch(out_dir, values, flops, self.trunk(name, at, seed, rate, budget))
 
     def values(self, name, stages, seed, rate):
         sizes = {k: v for k, v in self.sizes[self.start(name)].items() if k != "budgets"}
@@ -213,13 +213,13 @@ class Study:
         """(what for, decay) of all jobs, in order of their worth; what depends on others is guessed."""
         for name in dict.fromkeys((self.target, self.smallest)):
             yield from ((("rates", self.sweep_at, self.seeds[0]), j) for j in self.sweep(name))
-        for budget, i in sorted(((b, i) for b in self.budgets for i in range(len(self.seeds))),
-                                key=lambda p: (p[0] * 2**p[1], p)):
+        for budget, seed in sorted(((b, s) for b in self.run_budgets for s in self.run_seeds),
+                                   key=lambda p: (p[0] * 2**self.seeds.index(p[1]), p)):
             for name in self.names:
                 if budget in self.budgets_of(name):
                     kind = "grown" if name in self.grown else "scratch"
-                    yield from (((kind, budget, self.seeds[i]), j) for j in
-                                self.tried(name, budget, self.seeds[i]).values())
+                    yield from (((kind, budget, seed), j)
+                                for j in self.tried(name, budget, seed).values())
 
     def ready(self, n):
         """The next n jobs; those of another purpose wait, for they may depend on these."""
@@ -237,14 +237,9 @@ class Study:
 def check_experiment(experiment):
     for key in EXPERIMENT.keys() - experiment.keys() - set(OPTIONAL):
         raise UserError(f"experiment: has no {key}: see docs/frontier.md")
-    for key, value in experiment.items():
-        kind = EXPERIMENT[known(key, EXPERIMENT, "experiment")]
-        value = float(value) if kind is float and type(value) is int else value
-        if kind is float and type(value) is not float:
-            raise UserError(f"experiment: {key}={value!r}: must be a number")
-        if kind is not float:
-            must_be(value, kind, f"experiment: {key}")
-        if key not in OPTIONAL and not value:
+    check_keys(experiment, EXPERIMENT)
+    for key in EXPERIMENT.keys() - set(OPTIONAL):
+        if not experiment[key]:
             raise UserError(f"experiment: {key} is empty")
     known(experiment["target"], experiment["ladder"], "experiment: target")
     for b in [experiment["sweep_at"], *experiment.get("grown_at", [])]:
@@ -257,7 +252,7 @@ def plan(study, speed):
     phases, seen = {}, set()
     for what, leaf in study.wanted():
         for job in leaf.chain():
-            key = (job.out_dir, job.values["max_iters"])
+            key = (job.out_dir, job.last)
             if key not in seen:
                 seen.add(key)
                 jobs, flops, left = phases.get(what, (0, 0.0, 0.0))
@@ -271,21 +266,25 @@ def plan(study, speed):
         + f"\n\nAt {human(speed, 'FLOP/s')}. Target {study.target}: {human(study.weights)} weights."
 
 
+def numbers(kind):
+    """For argparse's `type`: numbers with commas between them."""
+    return lambda text: [number(kind, 0)(part) for part in text.split(",")]
+
+
 @exits_cleanly
 def main():
-    p = Parser(prog="python -m lab.frontier", description=__doc__,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("experiment", type=os.path.expanduser,
-                   help="a file such as lab/experiments/frontier.py")
-    p.add_argument("--out", type=os.path.expanduser,
-                   help="folder of the study (out/ and the experiment's name)")
-    p.add_argument("--parallel", type=number(int, 1), default=1, help="runs at once (1)")
+    p = many_parser("lab.frontier", __doc__, dict(help="a file such as lab/experiments/frontier.py"))
     p.add_argument("--minutes", type=number(float, 0), default=1e6, help="stop after so many")
-    p.add_argument("--plan", action="store_true", help="only say what would run and what it costs")
-    p.add_argument("--report", action="store_true", help="only report on what is finished")
+    p.add_argument("--speeds", action="store_true",
+                   help="measure each size's seconds a step, once, with nothing else running")
+    p.add_argument("--budgets", type=numbers(float), help="only these, as 2.5,5; the report has all")
+    p.add_argument("--seeds", type=numbers(int), help="only these, and the first, which tunes")
     args = p.parse_args()
-    stem = os.path.splitext(os.path.basename(args.experiment))[0]
-    study = Study(read_file(args.experiment), args.out or os.path.join("out", stem))
+    study = Study(read_file(args.what), args.out or os.path.join("out", stem(args.what)), args.budgets,
+                  args.seeds)
+    if args.speeds:
+        print(measure_speeds(study))
+        return
     if not args.report:
         config = study.config(study.target)
         step = measure(config, vocab_of(config), config.sizes()[0])["step_s"]
@@ -293,14 +292,7 @@ def main():
     if args.plan:
         return
     if not args.report:
-        slots = places(args.parallel)
-        interrupt_on_sigterm()
-        try:
-            with make_out_dir(study.out):  # locked meanwhile
-                run_all(study.ready, slots, args.minutes)
-        except KeyboardInterrupt:
-            raise UserError("interrupted; every run was saved, the same command goes on from here") \
-                from None
+        in_folder(study.out, args.parallel, lambda slots: run_all(study.ready, slots, args.minutes))
     print("\n" + write_report(study))
 
 

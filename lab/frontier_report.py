@@ -1,20 +1,19 @@
 """What the study of lab/frontier.py found so far: a table, a picture, a loss law, in its folder."""
-import json
 import math
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from lab import law
+from lab import law, words
 from lab.costs import machine, stage_costs, vocab_of
+from lab.speeds import read_speeds, seconds_of_run
 from lab.verdict import interval, picture, plus_minus, ratio_interval, times
 from lab.words import human, table
 from run.checkpoint import write_json
 from run.errors import UserError
-from run.writing import written
 
 BEYOND = 2  # how many times beyond its ends a curve of loss over cost is believed
 
@@ -23,29 +22,40 @@ def results(study):
     """
     Of what is finished, {(contestant, budget): dict of decay (as asked for), share (of the compute
     that it was), small (FLOPs before the first growth), parts ([(weights, tokens), ...]), seeds
-    ({seed: dict(loss, flops, train_s)})}.
+    ({seed: dict(loss, flops, seconds)}), and of a grown run recipe and config (its first seed's)}.
+    Seconds are iterations at the speeds of lab.speeds; absent where those are not measured.
     """
-    found = {}
+    found, speeds = {}, read_speeds(study)
     for name in study.names:
         for budget in study.budgets_of(name):
             decay = study.best_decay(name, budget)
             jobs = {s: study.leaf(name, budget, s, decay) for s in study.seeds}
             ends = {s: j.end() for s, j in jobs.items() if j.final() not in (None, math.inf)}
             if ends:
-                found[name, budget] = dict(summary(study, name, budget, decay), decay=decay, seeds={
-                    s: dict(loss=e["val_loss"], flops=e["flops"], train_s=e["train_s"])
-                    for s, e in ends.items()})
+                about, took = summary(study, name, budget, decay, speeds)
+                found[name, budget] = dict(about, decay=decay, seeds={
+                    s: dict(took, loss=e["val_loss"], flops=e["flops"]) for s, e in ends.items()})
+                if name in study.grown:
+                    first = jobs[min(ends, key=study.seeds.index)]
+                    found[name, budget]["config"] = os.path.relpath(first.path("config.json"),
+                                                                    study.out)
     return found
 
 
-def summary(study, name, budget, decay):
-    """Of a contestant at a budget: what needs no run."""
+def summary(study, name, budget, decay, speeds):
+    """Of a contestant at a budget: what needs no run, and its seconds by the speeds, as dicts."""
     at, end = study.branch(name, budget, decay)
     stages = study.stages(name, budget)
     config = study.config(study.start(name), stages=stages, max_iters=end)
-    parts = [(study.weigh(r["sizes"]), r["tokens"]) for r in stage_costs(config, vocab_of(config))]
-    return dict(share=1 - study.spent(name, budget, at) / study.spent(name, budget, end), parts=parts,
-                small=study.spent(name, budget, stages[0]["at"]) if stages else 0.0)
+    rows = stage_costs(config, vocab_of(config))
+    about = dict(share=1 - study.spent(name, budget, at) / study.spent(name, budget, end),
+                 parts=[(r["weights"], r["tokens"]) for r in rows],
+                 small=study.spent(name, budget, stages[0]["at"]) if stages else 0.0)
+    if stages:
+        entry = study.grown[name]
+        about["recipe"] = dict(start=rows[0]["sizes"], growths=entry["growths"],
+                               operator=entry.get("operator", "msg"))
+    return about, dict(seconds=seconds_of_run(rows, speeds)) if speeds else {}
 
 
 def mean_loss(result):
@@ -106,8 +116,10 @@ def fit_law(study, found):
     """The Law of all runs from scratch, or why there is none yet."""
     points = [(*found[n, b]["parts"][0], r["loss"]) for n, b in found if n in study.ladder
               for r in found[n, b]["seeds"].values()]
+    config = study.config(study.target)
     try:
-        return law.fit(points), ""
+        return replace(law.fit(points), vocab_size=vocab_of(config), of="the runs from scratch on "
+                       f"{os.path.basename(os.path.normpath(config.data_dir))} in lab.frontier"), ""
     except UserError as e:
         return None, str(e)
 
@@ -115,16 +127,18 @@ def fit_law(study, found):
 def make_rows(study, found, best, fitted):
     """A dict for each contestant at each budget: what the table says, in numbers."""
     target = {b: study.target for b in study.budgets_of(study.target) if (study.target, b) in found}
-    rows = []
+    rows, timed = [], any("seconds" in v for r in found.values() for v in r["seeds"].values())
     for budget in study.budgets:
         for name in (n for n in study.names if (n, budget) in found):
             r = found[name, budget]
             given = r["small"]
             row = dict(name=name, budget=budget, seeds=sorted(r["seeds"]), decay=r["share"],
+                       **{k: r[k] for k in ("recipe", "config") if k in r},
                        loss=interval([v["loss"] for v in r["seeds"].values()]))
             row["target"] = multiplier(found, r, target, "flops")
-            row["target_s"] = multiplier(found, r, target, "train_s")
             row["best"] = multiplier(found, r, best, "flops")
+            for key, names in (("target_s", target), ("best_s", best)):
+                row[key] = multiplier(found, r, names, "seconds") if timed else None
             row["given_target"] = given and multiplier(found, r, target, "flops", given)
             row["given_best"] = given and multiplier(found, r, best, "flops", given)
             row["beyond_law"] = mean_loss(r) - fitted.grown_loss(r["parts"]) if fitted else None
@@ -135,12 +149,22 @@ def make_rows(study, found, best, fitted):
 def make_table(rows, best):
     lines = [[f"{r['budget']:g}", r["name"] + " (best)" * (best.get(r["budget"]) == r["name"]),
               len(r["seeds"]), f"{100 * r['decay']:.0f} %", plus_minus(r["loss"], 4),
-              times(r["target"]), times(r["target_s"]), times(r["best"]),
+              times(r["target"]), times(r["target_s"]), times(r["best"]), times(r["best_s"]),
               times(r["given_target"] or None), times(r["given_best"] or None),
               "-" if r["beyond_law"] is None else f"{r['beyond_law']:+.4f}"] for r in rows]
     return table(["tokens a weight", "contestant", "seeds", "decay", "final val loss", "target, compute",
-                  "target, s", "best size, compute", "small given: target", "small given: best size",
-                  "loss less the law's"], lines)
+                  "target, s", "best size, compute", "best size, s", "small given: target",
+                  "small given: best size", "loss less the law's"], lines)
+
+
+def finished(study, found):
+    """What of the study is there: a line."""
+    said = []
+    for budget in study.budgets:
+        names = [n for n in study.names if budget in study.budgets_of(n)]
+        seeds = [len(found[n, budget]["seeds"]) if (n, budget) in found else 0 for n in names]
+        said.append(f"{budget:g}: {sum(seeds)}/{len(names) * len(study.seeds)}")
+    return f"Finished, tokens a weight: contestants x seeds: {', '.join(said)}."
 
 
 def cautions(study, found, best):
@@ -168,14 +192,14 @@ def cautions(study, found, best):
 
 def verdicts(study, fitted):
     """What the law says of the target at each budget, before any growth was tried."""
-    sizes = [study.weigh(study.config(n).sizes()[0]) for n in study.ladder]
+    sizes = [study.costs(n)[0]["weights"] for n in study.ladder]
     said = []
     for b in study.budgets if fitted else ():
         best = fitted.best_size(fitted.loss(study.weights, b * study.weights))
         far = not min(sizes) / 2 <= best <= 2 * max(sizes)
         said.append(f"{b:g} tokens a weight: " + (
             "the law's best size lies far beyond those that ran: no verdict." if far else
-            fitted.verdict(study.weights, D=b * study.weights)[1]))
+            law.advise(fitted, study.weights, b * study.weights)["words"]))
     return said
 
 
@@ -187,24 +211,24 @@ def write_report(study):
     best = envelope(study, found)
     fitted, why = fit_law(study, found)
     rows, said = make_rows(study, found, best, fitted), cautions(study, found, best)
-    where = f"{machine()}, torch {torch.__version__}"
+    where, speeds = f"{machine()}, torch {torch.__version__}", read_speeds(study)
+    took = "Seconds: iterations at the speeds measured side by side on " + speeds["machine"] if speeds \
+        else "No seconds, for no speeds are measured: see --speeds"
     text = "\n".join([
-        make_table(rows, best), "",
+        make_table(rows, best), "", finished(study, found),
         f"Target {study.target}, {human(study.weights)} weights; 95 % t-intervals over seeds. "
-        f"Machine: {where}.", "",
-        f"Law from scratch: {', '.join(f'{k} = {v:.4g}' for k, v in asdict(fitted).items())}."
+        f"Machine: {where}. {took}.", "",
+        f"Law from scratch: {fitted}."
         if fitted else f"No law yet: {why}.", *verdicts(study, fitted), "",
         *(f"Caution: {c}." for c in said)])
     sweeps = {n: {j.values[study.rate_key]: j.final() for j in study.sweep(n)}
               for n in (study.target, study.smallest)}
-    report = dict(machine=where, rows=rows, best=best, law=fitted and asdict(fitted), sweeps=sweeps,
-                  cautions=said, runs=[dict(name=n, budget=b, **r) for (n, b), r in found.items()])
-    write_json(os.path.join(study.out, "report.json"),
-               json.loads(json.dumps(report), parse_constant=str))  # no Infinity
+    words.write_report(study.out, text, dict(
+        machine=where, target=dict(name=study.target, weights=study.weights), rows=rows, best=best,
+        law=fitted and asdict(fitted), sweeps=sweeps, cautions=said,
+        runs=[dict(name=n, budget=b, **r) for (n, b), r in found.items()]))
     if fitted:
         write_json(os.path.join(study.out, "law.json"), asdict(fitted))
-    with written(os.path.join(study.out, "report.md")) as f:
-        f.write(text + "\n")
     draw(study, found, best, rows, os.path.join(study.out, "frontier.png"))
     return text
 

@@ -15,24 +15,34 @@ leaves. Then N = (alpha R / A)^(-1/a) and D = ((1 - alpha) R / B)^(-1/b), and
 import argparse
 import os
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from lab.words import human, table
 from run.errors import Parser, UserError, exits_cleanly, library
-from run.given import number, read_json
+from run.given import need, number, read_json
 
 WORTH = 1.15  # less than this is not worth a growth: seeds differ by as much
 
 
 @dataclass
 class Law:
+    """
+    of: what it was fitted to; vocab_size: of the tokenizer whose tokens it is about, 0 if another's;
+    embeddings: does N count them?
+    """
     E: float
     A: float
     B: float
     a: float
     b: float
+    of: str = "a law of unknown origin"
+    vocab_size: int = 0
+    embeddings: bool = False
+
+    def __str__(self):
+        return ", ".join(f"{k} = {getattr(self, k):.4g}" for k in "EABab")
 
     def loss(self, N, D):
         """Nats a token of N weights after D tokens."""
@@ -73,13 +83,21 @@ class Law:
         The FLOPs of an ideal growth to `loss`, up to `largest` weights; from nothing, or from start =
         (N, D), a model that is there.
         """
-        smallest, first = (start[0], self.loss(*start)) if start else (0, self.E + 50 * (loss - self.E))
-        if first <= loss:
-            return 0.0
-        R = np.geomspace(loss - self.E, first - self.E, 4000)
-        N = np.clip(self.growth_size(R + self.E), smallest, largest)
-        per_log = 6 * N * self.tokens(N, R + self.E) / (self.b * (1 - self.A * N**-self.a / R))
-        return float(np.trapezoid(per_log, np.log(R)))
+        smallest, high = (start[0], self.loss(*start)) if start else (0, np.inf)
+        share, k = 1 / (1 + self.a * (1 + 1 / self.b)), 1 / self.a + 1 / self.b
+
+        def fixed(N):  # the FLOPs to a loss, as N weights
+            return lambda loss: 6 * N * self.tokens(N, loss)
+
+        def ideal(loss):  # the same, as growth_size() all along
+            return 0 if loss == np.inf else fixed(self.growth_size(loss))(loss) / (
+                self.b * (1 - share) * k)
+        spent = 0.0  # as what is there, while that is larger than the ideal; as the ideal; as the target
+        for cost, N in ((fixed(smallest), smallest), (ideal, largest), (fixed(largest), np.inf)):
+            low = max(loss, self.E + (self.A * N**-self.a / share if N else np.inf))
+            if low < high:
+                spent, high = spent + cost(low) - cost(high), low
+        return float(spent)
 
     def grown_loss(self, stages):
         """The loss of [(N, tokens it trains on as N weights), ...] if each is worth its loss alone."""
@@ -97,45 +115,81 @@ class Law:
         (FLOPs of the target from scratch, and of the best fixed size, over those of an ideal growth
         to the same loss). small: (weights, tokens) of a model that is there already.
         """
-        loss, C = float(self.loss(N, D)), 6 * N * D
-        grown = self.growth_compute(loss, N, small) or np.inf
-        return dict(loss=loss, tokens_per_param=D / N, oversize=N / self.best_size(loss),
-                    for_budget=N / self.best_for(C), against_target=C / grown,
-                    against_best=self.best_compute(loss) / grown, best_size=self.best_size(loss))
-
-    def verdict(self, N, D=None, C=None, small=None):
-        """(grow?, why in words) for a target of N weights and D tokens or C FLOPs; see savings()."""
-        D = C / (6 * N) if D is None else D
         if small and small[0] >= N:
             raise UserError(f"the small model has {human(small[0])} weights, the target {human(N)}: "
                             "a model only grows")
-        s = self.savings(N, D, small)
-        if small and (had := self.loss(*small)) <= s["loss"]:
-            return False, f"Do not grow: what is there is at {had:.4f}, the target's is {s['loss']:.4f}."
-        grow, ratio = s["against_target"] >= WORTH, s["for_budget"]
-        fits = "as many as their budget wants" if 0.95 < ratio < 1.05 else (
-            f"{max(ratio, 1 / ratio):.2g} times too {'many' if ratio > 1 else 'few'} for their budget")
-        words = (f"{'Grow' if grow else 'Do not grow'}: {human(N)} weights on {human(D)} tokens "
-                 f"({s['tokens_per_param']:.3g} a weight) are {fits}. To their loss, "
-                 f"{s['loss']:.4f}, an ideal growth {'from what is there ' * bool(small)}takes "
-                 f"{s['against_target']:.3g} times less compute than they do from scratch")
-        if s["best_size"] < 0.95 * N:
-            words += (f", and {s['against_best']:.3g} times less than {human(s['best_size'])} weights "
-                      "from scratch, the best fixed size for that loss")
-        if grow and s["against_best"] < WORTH:
-            words += ": if it need not be the target's size, train those"
-        return grow, words + "."
+        loss, C = float(self.loss(N, D)), 6 * N * D
+        grown = self.growth_compute(loss, N, small)
+        over = [float(c / grown) if grown else np.inf for c in (C, self.best_compute(loss))]
+        return dict(loss=loss, tokens_per_param=D / N, oversize=N / self.best_size(loss),
+                    for_budget=N / self.best_for(C), against_target=over[0], against_best=over[1],
+                    best_size=self.best_size(loss))
+
+    def one_growth(self, N, D, small=None):
+        """
+        The best single growth to N weights and to their loss after D tokens: dict of saves (times less
+        FLOPs than theirs), small (the weights it starts with), at (share of its FLOPs). small: as above.
+        """
+        goal = self.loss(N, D) - self.E
+        top = self.loss(*small) - self.E if small else 30 * goal
+        n, had = (np.array([small[0]]), small[1]) if small else (N / np.geomspace(1.2, 100, 60), 0)
+        loss = self.E + np.geomspace(goal, max(goal, top), 300)[:, None]  # where it grows
+        first = 6 * n * np.maximum(self.tokens(n, loss) - had, 0)
+        total = first + 6 * N * (D - self.tokens(N, loss))
+        i, j = np.unravel_index(np.argmin(total), total.shape)
+        return dict(saves=float(6 * N * D / total[i, j]), small=float(n[j]),
+                    at=float(first[i, j] / total[i, j]))
+
+    def counted(self, params, weights):
+        """This law's N of a model with so many parameters, of them so many in its blocks' matrices."""
+        return params if self.embeddings else weights
+
+
+def advise(law, N, D, small=None, measured=None):
+    """
+    Is it worth growing to N weights that would train on D tokens from scratch? small: (weights, tokens)
+    of a model that is there. measured: the compute that growing saved there, (mean, low, high) against
+    the target and against the best fixed size, instead of the most that the law allows. A dict: the
+    law's savings(), one (one_growth()), grow (True or False), fits and words (sentences).
+    """
+    s, chance = law.savings(N, D, small), False
+    target, best, ratio, how = s["against_target"], s["against_best"], s["for_budget"], "at most"
+    if measured:
+        (target, low, _), how = measured[0], "measured"
+        best = (measured[1] or [best])[0]
+        chance = low is not None and low < 1
+        how += ", which may be chance" * (chance and target >= WORTH)
+    fits = "as many as" if 0.95 < ratio < 1.05 else \
+        f"{max(ratio, 1 / ratio):.2g} times {'more' if ratio > 1 else 'fewer'} than"
+    fits = f"{human(N)} weights on {human(D)} tokens ({D / N:.3g} a weight) are {fits} this compute " \
+        "wants."
+    size, gains = f"{human(s['best_size'])} weights", f"{target:.3g}x against the target from scratch"
+    if target == np.inf:
+        words = "Grow: what is there is better already than the target from scratch would be."
+    elif chance or target < WORTH:
+        words = f"Do not grow ({gains}, {how}): train the target from scratch"
+        words += f", or better {size}." if ratio < 0.8 else "."
+    elif best < WORTH:
+        words = (f"Grow if it must be this size ({gains}, {how}); if not, do not grow: train {size} "
+                 f"from scratch ({best:.3g}x against those).")
+    else:
+        words = f"Grow ({gains}, {best:.3g}x against {size}, the best fixed size; {how})."
+    return dict(s, one=law.one_growth(N, D, small) if target < np.inf else None, fits=fits, words=words,
+                grow=target >= WORTH and not chance)
 
 
 # "Training Compute-Optimal Large Language Models", Hoffmann et al. 2022, arXiv 2203.15556, approach 3
-CHINCHILLA = Law(E=1.69, A=406.4, B=410.7, a=0.34, b=0.28)
-PYSTDLIB = None  # bytes of Python's standard library: not measured yet, lab.frontier writes law.json
+CHINCHILLA = Law(E=1.69, A=406.4, B=410.7, a=0.34, b=0.28, embeddings=True,
+                 of="Hoffmann et al. 2022, English web text")
+# the same runs, fitted again: "Chinchilla Scaling: A replication attempt", arXiv 2404.10102
+BESIROGLU = Law(E=1.8172, A=482.01, B=2085.43, a=0.3478, b=0.3658, embeddings=True,
+                of="Besiroglu et al. 2024, Chinchilla's runs on English web text")
 
 
 def fit(points):
     """The Law of points [(N, D, loss), ...]: Huber's loss on log residuals, as in the paper above."""
     N, D, L = (np.array(v, dtype=float) for v in zip(*points)) if points else ([], [], [])
-    if len(points) < 5 or len(set(N)) < 2 or len(set(D)) < 2:
+    if len(points) < 5 or len(set(N)) < 3 or len(set(D)) < 3:
         raise UserError(f"a loss law has 5 numbers, and cannot be had from {len(points)} points of "
                         f"{len(set(N))} sizes and {len(set(D))} token counts: finish more runs")
     least_squares = library("scipy.optimize", "scipy").least_squares
@@ -152,10 +206,29 @@ def fit(points):
     return Law(E, float(np.exp(A) * n**a), float(np.exp(B) * d**b), a, b)
 
 
+def fit_three(points, like):
+    """The Law of points too few for fit(): E, A, B by least squares, with the exponents of `like`."""
+    N, D, L = (np.array(v, dtype=float) for v in zip(*points))
+    if len(points) < 3 or len(set(N)) < 2 or len(set(D)) < 2:
+        raise UserError(f"{len(points)} runs of {len(set(N))} sizes and {len(set(D))} token counts are "
+                        "too few for a law: 3 runs, 2 sizes and 2 token counts at least, better 5, 3, 3")
+    columns = np.stack([np.ones_like(N), N**-like.a, D**-like.b], 1) / L[:, None]
+    scale = columns.max(0)
+    E, A, B = library("scipy.optimize", "scipy").nnls(columns / scale, np.ones_like(L))[0] / scale
+    if not (A and B):
+        raise UserError(f"in these runs {'tokens' if A else 'weights'} make no difference to the loss: "
+                        "no law fits them")
+    return Law(float(E), float(A), float(B), like.a, like.b)
+
+
 def read_law(path):
-    """A Law from a JSON file of its five numbers, as lab.frontier writes one."""
-    names = {f.name: (int, float) for f in fields(Law)}
-    return Law(**{k: float(v) for k, v in read_json(path, **names).items() if k in names})
+    """A Law from a JSON file of its five numbers, as lab.frontier and lab.plan --fit write one."""
+    found = read_json(path, **dict.fromkeys("EABab", (int, float)))
+    five = {k: float(found[k]) for k in "EABab"}
+    if not all(0 <= v < np.inf for v in five.values()) or not all(five[k] for k in "ABab"):
+        raise UserError(f"{path}: E, A, B, a and b of a loss law are numbers above zero: {five}")
+    more = need(path, {**asdict(Law(**five)), **found}, of=str, vocab_size=int)
+    return Law(**five, of=more[0], vocab_size=more[1], embeddings=found.get("embeddings") is True)
 
 
 @exits_cleanly
@@ -167,15 +240,16 @@ def main():
     p.add_argument("--small", type=number(float, 1), nargs=2, metavar=("WEIGHTS", "TOKENS"),
                    help="a model that is there already")
     p.add_argument("--law", type=os.path.expanduser,
-                   help="a JSON file with E, A, B, a, b (default: Chinchilla's)")
+                   help="a JSON file with E, A, B, a, b (default: Besiroglu et al. 2024)")
     args = p.parse_args(sys.argv[1:])
-    law = read_law(args.law) if args.law else CHINCHILLA
+    law = read_law(args.law) if args.law else BESIROGLU
     keys = ("oversize", "against_target", "against_best")
     print(table(["tokens a weight", "target / best size for its loss", "ideal growth, against it",
                  "against the best fixed size"],
                 [[r, *(f"{law.savings(args.params, r * args.params)[k]:.3g}" for k in keys)]
                  for r in (0.3, 1.25, 5, 10, 20, 40, 80)]), end="\n\n")
-    print(law.verdict(args.params, args.tokens, small=args.small)[1])
+    said = advise(law, args.params, args.tokens, args.small)
+    print(f"{said['fits']} {said['words']}\nLaw: {law.of}.")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from lab.children import TRAIN, Child, interrupt_on_sigterm, places, side_by_side, stop, wait_for
 from run import checkpoint
+from run.disk import written
 from run.errors import UserError
 from run.given import read_json
 from run.runlog import read_metrics
-from run.writing import written
 
 GRACE = 30  # seconds a run has to save itself after it was asked to stop
 

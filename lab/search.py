@@ -18,8 +18,8 @@ from lab.probes import OutOfTime, Runs, Stable
 from lab.words import schedule_name, stages_of
 from model import GROWABLE
 from run.curves import crossing
+from run.disk import written
 from run.errors import UserError
-from run.writing import written
 
 EVALS = 40       # evaluations in a run as long as the user's; a trunk has half of them, and grows there
 # shares of the user's run:
@@ -34,15 +34,18 @@ WRITTEN = {*GROWABLE, "stages", "out_dir", "max_iters", "ramp_iters", "decay_ite
 
 def worth_it(config, vocab_size, path, law=None):
     """
-    Can the last growth of `path` win by a loss law, which has loss(N, D) and tokens(N, loss)? If the
-    first sizes are trained all the way to it, and the grown model is worth its loss, nothing more.
+    Can the last growth of `path` win by a Law? If its sizes are trained all the way to it, and what is
+    grown is worth its loss, nothing more: is that cheaper than the target from scratch to that loss?
     """
     if law is None:
         return True
-    (small, _), (target, at) = path[0], path[-1]
-    n, N = (count(config, s, vocab_size)[1] / 6 for s in (small, target))  # FLOPs a token over 6
-    d = at * config.batch_tokens
-    return n * d < N * law.tokens(N, law.loss(n, d))
+    ends, parts, spent = [at for _, at in path[1:]], [], 0.0
+    for (sizes, at), end in zip(path, ends):
+        params, flops, _, weights = count(config, sizes, vocab_size)
+        parts.append((law.counted(params, weights), (end - at) * config.batch_tokens))
+        spent += flops * parts[-1][1]
+    params, flops, _, weights = count(config, path[-1][0], vocab_size)
+    return spent < flops * law.tokens(law.counted(params, weights), law.grown_loss(parts))
 
 
 class Search:

@@ -18,45 +18,24 @@ of their own, which may not be larger than the baseline's. Beside each baseline 
 with runs the same for only as long as the best grown run took ("shorter").
 """
 import argparse
-import json
 import os
 import re
 import sys
-import time
 
 import torch
 
-from lab import verdict
-from lab.campaign import Campaign, point_name
-from lab.children import Child, ended, interrupt_on_sigterm, places, side_by_side
+from lab import verdict, words
+from lab.campaign import Campaign, Run, point_name
+from lab.children import ended, in_folder, many_parser, side_by_side, stem
 from lab.costs import compute, machine
-from lab.words import table
 from run.arguments import parse_override, read_file
-from run.checkpoint import make_out_dir
-from run.errors import Parser, UserError, exits_cleanly, library
-from run.given import number
-from run.writing import written
+from run.errors import UserError, exits_cleanly, library
 
 
 def run_all(runs, slots):
     """Run what is not done yet, as many at once as there are slots. An interrupt saves them all."""
-    def start(run, slot):
-        os.makedirs(run.config.out_dir, exist_ok=True)
-        print(f"{time.strftime('%H:%M:%S')} {run.config.out_dir}", flush=True)
-        with open(run.path("place.txt"), "a") as f:
-            f.write(slot[2] + "\n")
-        return Child(run.command(), run.config.out_dir, slot)
-    waiting = [r for r in {r.config.out_dir: r for r in runs}.values() if not r.done()]
-    side_by_side(waiting, slots, start, finished)
-
-
-def finished(child, run):
-    """Is it? A whole run keeps its final checkpoint only."""
-    def tidy():
-        for name in os.listdir(run.config.out_dir):
-            if re.fullmatch(r"ckpt_\d+\.pt|best\.pt", name):
-                os.remove(run.path(name))
-    return ended(child, run.config.out_dir, run.done, tidy)
+    waiting = [r for r in {r.out_dir: r for r in runs}.values() if not r.done()]
+    side_by_side(waiting, slots, Run.start, ended)
 
 
 def plan(campaign):
@@ -70,7 +49,7 @@ def plan(campaign):
         rows.append([c.name, len(c.points()), config.max_iters, f"{cost[c.name] / 1e15:.4g}",
                      f"{cost[c.against[0]] / cost[c.name]:.2f}" if c.against else "-"])
     header = ["run", "points", "iterations", "PFLOP a run", "its baseline's / its"]
-    return f"{table(header, rows)}\n\n{runs} runs, {total / 1e15:.4g} PFLOP" + \
+    return f"{words.table(header, rows)}\n\n{runs} runs, {total / 1e15:.4g} PFLOP" + \
         ("." if campaign.ablation else ", and the shorter baselines'.")
 
 
@@ -98,12 +77,9 @@ def write_report(campaign):
         *(f"\nSweep of {name} (seed {campaign.seeds[0]}): " + ", ".join(
             f"{point_name(s['point'])}: {s['val_loss']:.4f}" for s in tried)
           for name, tried in sweeps.items())])
-    report = dict(machine=where, seeds=campaign.seeds, rows=rows, sweeps=sweeps,
-                  not_accepted=faults, cautions=cautions, curves=curves)
-    with written(os.path.join(campaign.out, "report.json")) as f:
-        json.dump(json.loads(json.dumps(report), parse_constant=str), f, indent=1)  # no Infinity
-    with written(os.path.join(campaign.out, "report.md")) as f:
-        f.write(text + "\n")
+    words.write_report(campaign.out, text, dict(
+        machine=where, seeds=campaign.seeds, rows=rows, sweeps=sweeps, not_accepted=faults,
+        cautions=cautions, curves=curves))
     verdict.draw(rows, curves, os.path.join(campaign.out, "loss.png"))
     return text
 
@@ -130,10 +106,6 @@ def split(text):
     return path, pairs.split()
 
 
-def stem(path):
-    return os.path.splitext(os.path.basename(path))[0]
-
-
 def sweep_of(text):
     """For argparse: "learning_rate:1e-3,2e-3" as (setting, [values])."""
     key, colon, values = text.partition(":")
@@ -150,21 +122,15 @@ def whole_numbers(text):
 
 def parse(argv):
     """(options, settings of all runs)."""
-    p = Parser(prog="python -m lab.speedrun", description=__doc__, allow_abbrev=False,
-               usage="python -m lab.speedrun EXPERIMENT | CONFIG ... [options] [--key=value ...]",
-               formatter_class=argparse.RawTextHelpFormatter)
-    p.add_argument("what", nargs="+", metavar="EXPERIMENT_OR_CONFIGS", type=os.path.expanduser)
-    p.add_argument("--out", type=os.path.expanduser, help="folder of the campaign (out/ and the experiment's name)")
+    p = many_parser("lab.speedrun", __doc__, dict(nargs="+", metavar="EXPERIMENT_OR_CONFIGS"),
+                    usage="python -m lab.speedrun EXPERIMENT | CONFIG ... [options] [--key=value ...]",
+                    allow_abbrev=False)
     p.add_argument("--seeds", type=whole_numbers, metavar="1,2,3", help="instead of the experiment's")
     p.add_argument("--sweep", type=sweep_of, action="append", default=[], metavar="KEY:V,V,V",
                    help="of the baselines")
     p.add_argument("--only", type=lambda text: [n.strip() for n in text.split(";")],
                    metavar="NAME;NAME", help="these contestants, and their baselines")
-    p.add_argument("--parallel", type=number(int, 1), default=1,
-                   help="runs at once, each on its cores or GPU (1)")
     p.add_argument("--ablation", action="store_true", help="one learning rate for all, no tuning")
-    p.add_argument("--plan", action="store_true", help="only say what would run and what it costs")
-    p.add_argument("--report", action="store_true", help="only report on what is finished")
     args, more = p.parse_known_args(argv)
     for a in more:
         if not a.startswith("--"):
@@ -191,14 +157,7 @@ def main():
         return
     library("scipy.stats", "scipy")
     if not args.report:
-        slots = places(args.parallel)
-        interrupt_on_sigterm()
-        try:
-            with make_out_dir(campaign.out):  # locked meanwhile
-                run_campaign(campaign, slots)
-        except KeyboardInterrupt:
-            raise UserError("interrupted; every run was saved, the same command goes on from here") \
-                from None
+        in_folder(campaign.out, args.parallel, lambda slots: run_campaign(campaign, slots))
     print("\n" + write_report(campaign))
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from lab.words import table as markdown
 from run.curves import reaches
+from run.disk import written
 from run.errors import library
-from run.writing import written
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -2,8 +2,13 @@
 How the commands of lab/ say what they found: tables, quantities, times, schedules.
 """
 import itertools
+import json
+import os
 
 from matplotlib.ticker import EngFormatter
+
+from run.checkpoint import write_json
+from run.disk import written
 
 SHORT = {"n_embd": "hidden", "n_head": "heads", "n_inner": "FFN", "n_layer": "layers"}
 
@@ -14,6 +19,14 @@ def table(header, rows):
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["| " + " | ".join(v.ljust(w) for v, w in zip(r, widths)) + " |" for r in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def write_report(folder, text, report):
+    """text as report.md, the dict as report.json."""
+    with written(os.path.join(folder, "report.md")) as f:
+        f.write(text + "\n")
+    report = json.loads(json.dumps(report), parse_constant=str)  # JSON has no Infinity
+    write_json(os.path.join(folder, "report.json"), report)
 
 
 def human(n, unit=""):

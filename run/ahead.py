@@ -30,9 +30,10 @@ def start(config, sizes, grown, rows, vocab_size, device, dtype):
     values = {**asdict(config.model_config(vocab_size)), **sizes}
     job = dict(model=config.model, values=values, grown=grown, rows=rows,
                device=str(device), dtype=str(dtype).split(".")[1], threads=torch.get_num_threads())
+    # a group, so that Ctrl-C spares it, not a session: nice counts within one only
     return subprocess.Popen([sys.executable, "-m", "run.ahead", json.dumps(job)], cwd=ROOT,
                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.DEVNULL, start_new_session=True)
+                            stderr=subprocess.DEVNULL, process_group=0 if os.name == "posix" else None)
 
 
 def start_next(run):

@@ -51,7 +51,7 @@ def known_settings(had):
 
 def branched(values, start):
     """The settings of the run that `start` is a checkpoint of, and `values` over them."""
-    state = checkpoint.load(start)
+    state = checkpoint.settings_of(start)
     need(start, state, config=dict, iter=int, stage=int)
     had = {**asdict(TrainConfig()), **known_settings(state["config"])}
     need(start, had, stages=list)
@@ -61,6 +61,33 @@ def branched(values, start):
         values["max_iters"] = state["iter"] + values["decay_iters"]
         had["stages"] = had["stages"][:state["stage"]]  # what was to come, a decay leaves out
     return {**had, **values}
+
+
+def finishing(config):
+    """What makes a branch of a run the finished model of a size that it passed through."""
+    return dict(schedule="wsd", decay_iters=config.finish_stages, finish_stages=0)
+
+
+def family(config, kept):
+    """
+    What is left to do once a run is over, with finish_stages: of each checkpoint that it kept before
+    a growth, {stage: iteration}, a decay in the folder stage_N, as a list of TrainConfig. What is
+    finished is left out, what was cut off goes on.
+    """
+    left = []
+    for n, it in kept.items() if config.finish_stages else ():
+        start, folder = (os.path.join(config.out_dir, x) for x in (f"ckpt_{it:07d}.pt", f"stage_{n}"))
+        end = it + config.finish_stages
+        if os.path.exists(os.path.join(folder, f"ckpt_{end:07d}.pt")):
+            continue
+        if checkpoint.exists(folder):
+            start = "resume"
+        else:  # perhaps killed before its first checkpoint
+            for log in filter(os.path.exists, (os.path.join(folder, x) for x in ("metrics.jsonl", "log.txt"))):
+                os.remove(log)
+        left.append(from_dict({**asdict(config), **finishing(config), "out_dir": folder,
+                               "init_from": start, "max_iters": end, "stages": config.stages[:n - 1]}))
+    return left
 
 
 def recorded(files, given):
@@ -116,6 +143,8 @@ def sized_by_folder(values):
             raise UserError(f"{key}={mine!r}: init_from={where} has {key}={theirs!r}: leave it out"
                             + (", or grow to it in stages" if key in GROWABLE else ""))
         values[key] = mine
+    if hf.doc_end(folder, sizes["vocab_size"]) is not None:
+        values.setdefault("doc_mask", True)  # so it was trained
     return {**values, "init_from": folder}
 
 

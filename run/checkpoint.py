@@ -1,93 +1,68 @@
 """
 Checkpoints that survive: written aside, flushed, renamed; checked before they are believed, by a
-checksum over the whole file that stands at its end; loaded without running any code from the file.
-One run at a time owns an out_dir.
+checksum over all that belongs to them; loaded without running any code from a file. A checkpoint is
+one file, ckpt_ITER.pt; if several processes wrote it (run/together.py), its large tensors are in a
+folder beside it, which it names. One run at a time owns an out_dir.
 """
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
 import shutil
-import zipfile
 
 import torch
+from torch.utils._pytree import tree_map
 
 from model import MODELS
+from run import together
+from run.disk import check_seal, patiently, remove, sync_dir, write_sealed, written
 from run.errors import UserError, first_line, is_out_of_memory
-from run.writing import written
 
-LATEST, BEST = "ckpt.pt", "best.pt"
-SEAL = b"nanogrow sha256:"  # at a checkpoint's end, the digest of all before it follows
+LATEST, BEST, PARTS = "ckpt.pt", "best.pt", "parts_"
 
 
 def save(out_dir, state, keep, best=False):
+    """commit(), and UserError when it cannot be written; the previous checkpoint is then intact."""
+    try:
+        commit(out_dir, state, keep, best)
+    except (OSError, RuntimeError) as e:  # torch reports a failed write as a RuntimeError
+        raise not_written(out_dir, first_line(e)) from None
+
+
+def not_written(out_dir, why):
+    return UserError(f"{out_dir}: cannot write the checkpoint ({why}): make room or change out_dir; "
+                     "the previous checkpoint is intact, --resume continues from it")
+
+
+def commit(out_dir, state, keep, best=False):
     """
     Write `state` as ckpt_ITER.pt, point ckpt.pt (and best.pt) at it, delete all but the last
-    `keep`. At any moment of this, a kill leaves the previous checkpoint whole.
-    Raises UserError when it cannot be written; the previous checkpoint is then intact.
+    `keep` and those of the iterations in state["kept"], a dict. At any moment of this, a kill leaves
+    the previous checkpoint whole. A write that fails is tried again for a while; then OSError or
+    RuntimeError.
     """
     path = os.path.join(out_dir, f"ckpt_{state['iter']:07d}.pt")
     temporary = os.path.join(out_dir, "tmp_ckpt.pt")
-    try:
-        remove(temporary)  # a killed run's may be a link to a good checkpoint: never write into it
-        with open(temporary, "wb") as f:
-            sealed = Sealed(f)
-            torch.save(state, sealed)
-            f.write(SEAL + sealed.digest.digest())
-            f.flush()
-            os.fsync(f.fileno())
+
+    def write():
+        write_sealed(temporary, state)
         os.replace(temporary, path)
         for name in [LATEST] + [BEST] * best:
             point(path, os.path.join(out_dir, name), temporary)
-        sync_dir(out_dir)
-    except (OSError, RuntimeError) as e:  # torch reports a failed write as a RuntimeError
+    try:
+        patiently(write)
+    finally:
         with contextlib.suppress(OSError):
             remove(temporary)
-        raise UserError(f"{path}: cannot write the checkpoint ({first_line(e)}): make room or "
-                        "change out_dir; the previous checkpoint is intact, --resume "
-                        "continues from it") from None
-    for old in numbered(out_dir)[keep:]:
-        remove(old)
-
-
-class Sealed:
-    """A file to write to, in order, and the digest of what was written."""
-
-    def __init__(self, file):
-        self.file, self.digest = file, hashlib.sha256()
-
-    def write(self, data):
-        self.digest.update(data)
-        return self.file.write(data)
-
-    def flush(self):
-        self.file.flush()
-
-
-def check_seal(path):
-    """Raise ValueError if the file is not what was written; an old one, unsealed, is a zip's matter."""
-    with open(path, "rb") as f:
-        digest, left = hashlib.sha256(), os.path.getsize(path) - len(SEAL) - 32
-        f.seek(max(left, 0))
-        seal = f.read()
-        if not seal.startswith(SEAL):
-            with zipfile.ZipFile(path) as z:
-                if (damaged := z.testzip()) is not None:
-                    raise ValueError(f"record {damaged} is damaged")
-            return
-        f.seek(0)
-        while left > 0:
-            data = f.read(min(left, 1 << 20))
-            digest.update(data)
-            left -= len(data)
-    if SEAL + digest.digest() != seal:
-        raise ValueError("its checksum is wrong")
+    sync_dir(out_dir)
+    with contextlib.suppress(OSError):  # what is complete does not fail for what is left over
+        tidy(out_dir, keep, state.get("kept", {}).values())
 
 
 def point(path, name, temporary):
     """Make `name` the same file as `path` (a hard link, or a copy where links are not to be had)."""
+    remove(temporary)
     try:
         os.link(path, temporary)
     except OSError:
@@ -95,17 +70,32 @@ def point(path, name, temporary):
     os.replace(temporary, name)
 
 
-def remove(path):
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(path)
+def tidy(out_dir, keep, kept=()):
+    """Delete all but the last `keep` checkpoints and those of iterations `kept`, and what was theirs."""
+    kept = {f"ckpt_{it:07d}.pt" for it in kept}
+    for old in numbered(out_dir)[keep:]:
+        if os.path.basename(old) not in kept:
+            remove(old)
+    tidy_parts(out_dir)
 
 
-def sync_dir(path):
-    if os.name == "posix":
-        fd = os.open(path, os.O_RDONLY)
-        with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-            os.fsync(fd)
-        os.close(fd)
+def tidy_parts(out_dir):
+    """Delete the folders of parts that no checkpoint names, of a save that was cut off, too."""
+    folders = [name for name in os.listdir(out_dir) if name.startswith(PARTS)]
+    if folders:
+        left = [*numbered(out_dir), *(os.path.join(out_dir, n) for n in (LATEST, BEST))]
+        used = {glance(p).get("parts", {}).get("folder") for p in left if os.path.exists(p)}
+        for name in folders:
+            if name not in used:
+                shutil.rmtree(os.path.join(out_dir, name), ignore_errors=True)
+
+
+def glance(path):
+    """A checkpoint's contents, unchecked, tensors left on the disk; OSError if they cannot be had."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as e:  # whatever a damaged file provokes
+        raise OSError(f"{path}: {first_line(e)}") from None
 
 
 def numbered(out_dir):
@@ -129,23 +119,39 @@ def remains(out_dir):
     return None
 
 
-def load(path):
+def load(path, values=True):
     """
-    The state saved in `path`, or in the newest whole checkpoint of the folder `path`.
-    Its checksum is verified first. Raises UserError naming the file and the fault.
+    The state saved in `path`, or in the newest whole checkpoint of the folder `path`. Checksums are
+    verified first. values=False: tensors in parts are left there (together.Stored); those in the file
+    itself are mapped, so that none is in memory before it is used. Raises UserError naming the file
+    and the fault.
     """
     if os.path.isdir(path):
-        return load_newest(path)
+        return load_newest(path, values)
     try:
         check_seal(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+        state = glance(path) if not values else \
+            torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(state, dict) and "parts" in state:
+            folder = os.path.join(os.path.dirname(os.path.abspath(path)), state["parts"]["folder"])
+            together.check(folder, state["parts"])
+            state = together.stored(state, folder)
+            del state["parts"]
+    except FileNotFoundError as e:
+        if os.path.exists(path):
+            raise UserError(f"{path}: its part {e.filename} is missing: the folder of parts belongs "
+                            "beside it") from None
         raise UserError(f"{path}: no such checkpoint") from None
     except Exception as e:  # whatever a damaged file provokes
         raise UserError(f"{path}: damaged or not a checkpoint ({first_line(e)})") from None
     if not isinstance(state, dict) or "model_config" not in state:
         raise UserError(f"{path}: not a checkpoint of this project")
-    return state
+    return with_values(state) if values else state
+
+
+def with_values(state):
+    """A state with all its tensors in memory."""
+    return tree_map(lambda v: v.value() if isinstance(v, together.Stored) else v, state)
 
 
 @contextlib.contextmanager
@@ -164,14 +170,14 @@ def believed(where):
             from None
 
 
-def load_newest(out_dir):
+def load_newest(out_dir, values):
     tried, faults = numbered(out_dir), []
     for name in (LATEST, BEST):  # last resorts: the same files, or all that is left of them
         if os.path.exists(os.path.join(out_dir, name)):
             tried.append(os.path.join(out_dir, name))
     for path in tried:
         try:
-            state = load(path)
+            state = load(path, values)
         except UserError as e:
             faults.append(str(e))
             continue
@@ -182,12 +188,22 @@ def load_newest(out_dir):
                     f"{out_dir}: holds no checkpoint: train first, without --resume")
 
 
+def settings_of(path):
+    """What a checkpoint says but for its tensors, before rank 0 checks it. Raises UserError."""
+    try:
+        state = glance(path)
+        return {k: state[k] for k in ("config", "iter", "stage")}
+    except (OSError, LookupError, TypeError):
+        load(path, values=False)  # says what is wrong
+        raise
+
+
 def load_model(path, device="cpu"):
     """The model in a checkpoint (a file, or a run's folder) and that checkpoint's other contents."""
-    state = load(path)
+    state = load(path, values=False)  # the optimizers' state stays on the disk
     cls, config_cls = MODELS[state["config"]["model"]]
     model = cls(config_cls(**state["model_config"]))
-    model.load_state_dict(state.pop("model"))
+    model.load_state_dict(with_values(state.pop("model")))
     return model.to(device).eval(), state
 
 

@@ -17,6 +17,12 @@ import torch
 
 from run.errors import UserError, first_line
 
+REMEDIES = (  # what torch says somewhere in its error, and what to type then
+    ("Python.h", "its compiler lacks Python's headers: apt-get install python3-dev"),
+    ("C++ compiler", "apt-get install g++ (on a Mac, xcode-select --install), or set CXX to a compiler"),
+    ("C compiler", "apt-get install gcc, or set CC to a compiler"),
+    ("riton", "pip install triton"))
+
 
 def compile_model(model, mode):
     """Compile `model` in place. mode: "block", "model" or "none"."""
@@ -50,7 +56,7 @@ def choose(mode, device):
         raise UserError(f"compile={mode}: torch.compile does not work here ({fault}): put that right, "
                         "or use --compile=none, which is slower")
     if fault:
-        return "none", f"torch.compile does not work here: {fault}"
+        return "none", f"torch.compile does not work here, so this run is slower ({fault})"
     return ("block" if mode == "auto" else mode), ""
 
 
@@ -84,7 +90,7 @@ def broken(device_type):
             torch.compile(lambda x: x.sin() + 1, fullgraph=True)(x)
         return None
     except Exception as e:  # no compiler, no Triton, an unsupported platform, ...
-        return first_line(e)[:200]
+        return first_line(e)[:200] + next((f": {todo}" for sign, todo in REMEDIES if sign in str(e)), "")
 
 
 def sweep_cache():

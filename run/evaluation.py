@@ -1,9 +1,18 @@
-"""What a model scores on validation batches: sums that add up over batches and processes."""
+"""
+What a model scores on validation batches, in sums that add up over batches and processes; and what
+it writes.
+"""
+import unicodedata
+from itertools import islice
+
 import torch
 from torch.nn import functional as F
 
 from model import BertOutput
+from run.errors import first_line
 from run.shard import in_step
+
+SAMPLE_TOKENS = 200
 
 
 def scores(out, loss, data):
@@ -29,17 +38,17 @@ NAMES = {"gpt": ["val_loss"], "llama": ["val_loss"],
 
 
 @torch.no_grad()
-def evaluate(run):
+def evaluate(run, batches=None):
     """
     Validation scores of a run over all its ranks, {name: mean}, as many batches as each has, be it
-    none. Eager: worth no compilation, and never any recompile.
+    none, or the first `batches` of them. Eager: worth no compilation, and never any recompile.
     """
     names = NAMES[run.config.model]
     exact = torch.float32 if run.device.type == "mps" else torch.float64
     sums = torch.zeros(len(names), 2, dtype=exact, device=run.device)
     run.model.eval()
     with torch.compiler.set_stance("force_eager"), run.autocast():
-        for data, counts in in_step(run, run.loader.eval_batches()):
+        for data, counts in in_step(run, islice(run.loader.eval_batches(), batches)):
             data = run.to_device(run.pinned(data))
             out = run.model(**data, return_logits=run.config.model == "bert")
             if not counts:
@@ -49,3 +58,30 @@ def evaluate(run):
     run.model.train()
     total = run.ranks.sum(sums.cpu())
     return {n: (s / c).item() for n, (s, c) in zip(names, total)}
+
+
+@torch.no_grad()
+def write(run, tokenizer):
+    """
+    A document as the model writes it by now, at most SAMPLE_TOKENS of it: text, without control
+    characters. From the run's seed, so that two of them differ by the weights alone.
+    """
+    eot, c = tokenizer.eot, run.config
+    start = tokenizer.encode("\n") if eot is None else [eot]
+    torch.manual_seed(c.seed)  # a step sets its own
+    run.model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"), run.autocast():
+            ids = run.model.generate(torch.tensor([start], device=run.device),
+                                     min(SAMPLE_TOKENS, c.block_size), 0.8, 50)[0, len(start):].tolist()
+    except RuntimeError as e:  # no memory, logits that are no numbers: costs the text, not the run
+        return f"(nothing: {first_line(e)})"
+    finally:
+        run.model.train()
+    return printable(tokenizer.decode(ids[:ids.index(eot)] if eot in ids else ids))
+
+
+def printable(text):
+    """The text with U+FFFD for what would steer a terminal: control characters but newline and tab."""
+    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c
+                   for c in text)

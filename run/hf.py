@@ -5,13 +5,15 @@ Hugging Face's names for our weights and settings, and models from its folders.
 
 A model is opened with its tokenizer, which the folder must name: nothing is guessed.
 """
+import difflib
 import os
 import re
 from dataclasses import replace
 
 import torch
 
-from data.tokenizer import read_vocab
+from data.dataset import with_tokenizer
+from data.tokenizer import JSON, is_gpt2, read_json_tokenizer, read_vocab, tokenizer_of
 from model import MODELS
 from run.checkpoint import load_model
 from run.errors import UserError, first_line, library
@@ -58,7 +60,7 @@ CONFIG = {  # their setting: ours
     "bert": dict(vocab_size="vocab_size", max_position_embeddings="block_size",
                  hidden_size="n_embd", num_hidden_layers="n_layer", num_attention_heads="n_head",
                  intermediate_size="n_inner", hidden_act="gelu"),
-    "llama": LLAMA, "qwen3": LLAMA}  # num_key_value_heads and rope_theta: see llama_config()
+    "llama": LLAMA, "qwen3": LLAMA}  # num_key_value_heads and rope_theta: see rope_and_groups()
 FIXED = {  # what we have no choice of: a folder with anything else would be another function
     "gpt": dict(layer_norm_epsilon=1e-5, scale_attn_weights=True, tie_word_embeddings=True,
                 scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
@@ -71,7 +73,6 @@ OURS = "nanogrow.json"  # our own extra file: the tokenizer, as a dataset's meta
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZER_FILES = (OURS, "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
                    "vocab.txt")
-GPT2_IDS = {0: "!", 256: "\u0120t", 262: "\u0120the", 50255: "\u0120gazed", 50256: "<|endoftext|>"}
 
 
 def kind_of(model):
@@ -159,70 +160,60 @@ def find(where):
         return snapshot_download(where, allow_patterns=[
             "config.json", "model*.safetensors", *WEIGHTS, *TOKENIZER_FILES])
     except ImportError:
-        why = "huggingface_hub is not installed"
+        why, first = "huggingface_hub is not installed", "pip install huggingface_hub, or "
     except Exception as e:  # no network, no such name, not allowed, ...
-        why = f"{type(e).__name__} from the Hugging Face hub"
-    raise UserError(f"init_from={where!r}: no such folder, and no download ({why}): give a folder "
-                    "with config.json and model.safetensors")
+        why, first = f"{type(e).__name__} from the Hugging Face hub", "check the name, or "
+    raise UserError(f"init_from={where!r}: no such folder, and no download ({why}): {first}where there "
+                    f"is a network, hf download {where} --local-dir={where.split('/')[1]}, and give "
+                    "that folder")
 
 
 def folder_config(folder):
-    """(kind, {our setting: value}) of a Hugging Face folder."""
+    """(kind, {our setting: value}) of a Hugging Face folder, which may leave out what is usual."""
     path = os.path.join(folder, "config.json")
     theirs = read_json(path, model_type=str)
-    kinds = {v: k for k, v in MODEL_TYPES.items()}
-    kind = kinds.get(theirs["model_type"])
-    if kind is None:
-        raise UserError(f"{path}: model_type must be {' or '.join(kinds)}")
-    for key, value in FIXED[kind].items():
+    dialects = {v: k for k, v in MODEL_TYPES.items()}
+    dialect = dialects.get(theirs["model_type"])
+    if dialect is None:
+        raise UserError(f"{path}: model_type must be {' or '.join(dialects)}")
+    for key, value in FIXED[dialect].items():
         if theirs.get(key, value) != value:
             raise UserError(f"{path}: {key}={theirs[key]!r}: only {value!r} is supported")
-    if CONFIG[kind] is LLAMA:
-        return "llama", llama_config(path, theirs, kind)
-    if theirs.get("n_inner", 0) is None:
-        del theirs["n_inner"]  # GPT-2's way to say four times n_embd
-    ours = {}
-    for key, mine in CONFIG[kind].items():
-        if mine == "gelu":
-            [value] = need(path, theirs, **{key: str})
-            if value not in GELU:
-                raise UserError(f"{path}: activation {value!r}: must be one of {', '.join(GELU)}")
-            ours[mine] = GELU[value]
-        elif key == "n_inner" and key not in theirs:
-            ours[mine] = 4 * ours["n_embd"]
-        else:
-            [ours[mine]] = need(path, theirs, **{key: int})
-            if ours[mine] < 1:
-                raise UserError(f"{path}: {key}={ours[mine]}: must be at least 1")
-    if ours["n_embd"] % ours["n_head"]:
-        raise UserError(f"{path}: {ours['n_embd']} coordinates do not divide among "
-                        f"{ours['n_head']} heads")
-    return kind, dict(ours, bias=True, head_dim=ours["n_embd"] // ours["n_head"])
+    names = {ours: key for key, ours in CONFIG[dialect].items()}
+    heads, width = need(path, theirs, **{names[k]: int for k in ("n_head", "n_embd")})
+    usual = dict(n_inner=4 * width, rms_norm_eps=1e-6, tie_word_embeddings=False,
+                 num_key_value_heads=heads, rope_theta=10_000.0,
+                 head_dim=128 if dialect == "qwen3" else width // max(1, heads))
+    theirs = {**usual, **{k: v for k, v in theirs.items() if v is not None}}
+    kinds = dict(gelu=str, norm_eps=(int, float))
+    need(path, theirs, **{key: kinds.get(k, int) for k, key in names.items() if k != "tie"})
+    ours = {k: theirs[key] for k, key in names.items()}
+    for k, value in ours.items():
+        if type(value) is int and value < 1:
+            raise UserError(f"{path}: {names[k]}={value}: must be at least 1")
+    if CONFIG[dialect] is LLAMA:
+        return "llama", dict(ours, tie=bool(ours["tie"]), norm_eps=float(ours["norm_eps"]),
+                             qk_norm=dialect == "qwen3", **rope_and_groups(path, theirs, heads))
+    if ours["gelu"] not in GELU:
+        raise UserError(f"{path}: activation {ours['gelu']!r}: must be one of {', '.join(GELU)}")
+    if width % heads:
+        raise UserError(f"{path}: {width} coordinates do not divide among {heads} heads")
+    return dialect, dict(ours, gelu=GELU[ours["gelu"]], bias=True, head_dim=width // heads)
 
 
-def llama_config(path, theirs, kind):
-    """Our settings from the config.json of a Llama or Qwen3, which leaves out what is usual."""
-    theirs = {k: v for k, v in theirs.items() if v is not None}
-    heads, width = need(path, theirs, num_attention_heads=int, hidden_size=int)
-    usual = dict(num_key_value_heads=heads, rms_norm_eps=1e-6, tie_word_embeddings=False,
-                 head_dim=128 if kind == "qwen3" else width // max(1, heads))
-    theirs = {**usual, **theirs}
-    ours = {mine: theirs.get(key) for key, mine in LLAMA.items()}
-    need(path, theirs, **{key: (int, float) if mine == "norm_eps" else int
-                          for key, mine in LLAMA.items() if mine != "tie"}, num_key_value_heads=int)
-    rope = {"rope_theta": 10_000.0, **theirs}
+def rope_and_groups(path, theirs, heads):
+    """What a Llama's config.json says in other words than ours."""
+    rope = dict(theirs)
     for key in {"rope_scaling", "rope_parameters"} & {*theirs}:  # the older name and the newer
         [said] = need(path, theirs, **{key: dict})
         rope.update(said)
         if (found := said.get("rope_type", said.get("type", "default"))) != "default":
             raise UserError(f"{path}: {key} of type {found!r}: only 'default' is supported")
-    [theta] = need(path, rope, rope_theta=(int, float))
-    kv = theirs["num_key_value_heads"]
-    if min(kv, *(v for k, v in ours.items() if k not in ("tie", "norm_eps"))) < 1 or heads % kv:
-        raise UserError(f"{path}: sizes must be at least 1, and {heads} query heads divide among "
-                        f"num_key_value_heads={kv}")
-    return dict(ours, tie=bool(ours["tie"]), norm_eps=float(ours["norm_eps"]), kv_group=heads // kv,
-                rope_theta=float(theta), qk_norm=kind == "qwen3")
+    theta, kv = need(path, rope, rope_theta=(int, float), num_key_value_heads=int)
+    if kv < 1 or heads % kv:
+        raise UserError(f"{path}: num_key_value_heads must be at least 1, and {heads} query heads "
+                        f"divide among num_key_value_heads={kv}")
+    return dict(rope_theta=float(theta), kv_group=heads // kv)
 
 
 def read_tensors(folder):
@@ -242,7 +233,7 @@ def folder_meta(folder, kind):
     files = {n: os.path.join(folder, n) for n in TOKENIZER_FILES
              if os.path.exists(os.path.join(folder, n))}
     if OURS in files:
-        return read_json(files[OURS], tokenizer=(str, dict))
+        return with_tokenizer(read_json(files[OURS], tokenizer=(str, dict)), folder)
     words, uncased = said_tokens(files)
     if not words:
         raise UserError(f"{folder}: nothing in it says what its tokenizer is: put its "
@@ -250,19 +241,24 @@ def folder_meta(folder, kind):
                         "meta.json")
     if kind == "bert" and uncased:
         return dict(tokenizer=dict(name="wordpiece", vocab=words))
-    if kind != "bert" and len(words) == 50257 and all(words[i] == t for i, t in GPT2_IDS.items()):
+    if kind != "bert" and is_gpt2(words):
         return dict(tokenizer="gpt2")
-    raise UserError(f"{folder}: has a tokenizer of its own: only GPT-2's, BERT's uncased WordPiece "
-                    "and those of tools.export are known")
+    if kind != "bert" and JSON in files:
+        return dict(tokenizer=read_json_tokenizer(files[JSON]))
+    raise UserError(f"{folder}: has a tokenizer of its own: only " + (
+        "BERT's uncased WordPiece" if kind == "bert" else "GPT-2's, a tokenizer.json") +
+        " and those of tools.export are known")
 
 
 def said_tokens(files):
     """(tokens in the order of their ids, are capitals ignored?) of {name: path}; [] if unsaid."""
     config = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
     uncased, vocab = config.get("do_lower_case") is not False, {}
-    if "tokenizer.json" in files:
-        said = read_json(files["tokenizer.json"], model=dict)
-        [vocab] = need(files["tokenizer.json"], said["model"], vocab=dict)
+    if JSON in files:
+        said = read_json(files[JSON], model=dict)
+        [vocab] = need(files[JSON], said["model"], vocab=(dict, list))
+        if isinstance(vocab, list):  # of a Unigram: tokens and how likely they are
+            vocab = {pair[0]: i for i, pair in enumerate(vocab) if isinstance(pair, list) and pair}
         normalizer = said.get("normalizer")
         uncased = uncased and isinstance(normalizer, dict) and normalizer.get("lowercase") is True
     elif "vocab.json" in files and "merges.txt" in files:
@@ -283,9 +279,18 @@ def from_hf(folder):
     """The model in a Hugging Face folder."""
     kind, sizes = folder_config(folder)
     cls, config_cls = MODELS[kind]
-    model = cls(config_cls(**sizes))
+    model = cls(config_cls(**sizes, doc_end=doc_end(folder, sizes["vocab_size"])))
     start_from(model, folder)
     return model.eval()
+
+
+def doc_end(folder, vocab_size):
+    """What doc_mask left in the folder of a model of ours: an id, or None."""
+    path = os.path.join(folder, OURS)
+    found = read_json(path).get("doc_end") if os.path.exists(path) else None
+    if found is not None and not (type(found) is int and 0 <= found < vocab_size):
+        raise UserError(f"{path}: doc_end={found!r}: must be a token id, or left out")
+    return found
 
 
 def open_model(path, device="cpu"):
@@ -293,6 +298,13 @@ def open_model(path, device="cpu"):
     The model and its info (config and meta; iter) from a checkpoint, a run's folder or a Hugging
     Face folder: what every tool opens. Raises UserError.
     """
+    if not os.path.exists(path):
+        folder, name = os.path.split(path.rstrip(os.sep))
+        near = difflib.get_close_matches(name, os.listdir(folder or ".") if os.path.isdir(folder or ".")
+                                         else [], 1)
+        raise UserError(f"{path}: no such checkpoint or folder" + "".join(
+            f" (did you mean {os.path.join(folder, n)}?)" for n in near) + ": give a run's out_dir, a "
+            "checkpoint or a Hugging Face folder (hf download OWNER/NAME --local-dir=FOLDER makes one)")
     try:
         if is_hf(path):
             model = from_hf(path)
@@ -315,12 +327,6 @@ def check_tokenizer(folder, meta, data_dir):
         a, b = tokenizer_of(meta)[0], tokenizer_of(theirs)[0]
         raise UserError(f"data_dir={data_dir}: made with tokenizer {a}, but {folder} was trained "
                         f"with {b}" + (" of another vocabulary" if a == b else ""))
-
-
-def tokenizer_of(meta):
-    """(name, vocabulary or None) of the tokenizer in a meta.json."""
-    spec = meta.get("tokenizer")
-    return (spec.get("name"), spec.get("vocab")) if isinstance(spec, dict) else (spec, None)
 
 
 def same_tokenizer(a, b):

@@ -18,9 +18,8 @@ from grow import role
 from run.shard import from_owners, owned, share, to_owners
 
 # entries of the matrices that Muon works on at a time: on a GPU few kernels count (128 MiB in float32
-# a tensor), on a CPU that they stay in its cache (three matrices of 192 x 192: 219 ms a step of six
-# layers where all at once took 292)
-AT_ONCE = dict(cpu=1 << 17)
+# a tensor), on a CPU that they stay in its cache
+AT_ONCE = dict(cpu=1 << 18)
 AT_ONCE_ELSEWHERE = 1 << 25
 
 
@@ -77,16 +76,35 @@ def products_dtype(dtype):
 
 def newton_schulz(x, coefficients, steps):
     """
-    Five quintic steps towards the orthogonal factor of each matrix of x, (N, a, b), whose singular
-    values are at most 1: they come to about 1, between 0.7 and 1.2, and their vectors stay.
+    `steps` quintic steps towards the orthogonal factor of each matrix of x, (N, a, b), whose singular
+    values are at most 1: with five they come to between 0.7 and 1.2, and their vectors stay.
     """
     a, b, c = coefficients
     wide = x if x.size(1) <= x.size(2) else x.mT  # the smaller of the two Gram matrices
-    for _ in range(steps):
-        gram = wide @ wide.mT
-        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        wide = torch.baddbmm(wide, poly, wide, beta=a)
+    if 2 * wide.size(2) >= 3 * wide.size(1) and x.dtype.itemsize >= 4:
+        wide = small_side(wide @ wide.mT, coefficients, steps) @ wide
+    else:
+        for _ in range(steps):
+            gram = wide @ wide.mT
+            poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            wide = torch.baddbmm(wide, poly, wide, beta=a)
     return wide if x.size(1) <= x.size(2) else wide.mT
+
+
+def small_side(gram, coefficients, steps):
+    """
+    What all steps multiply a matrix by whose Gram matrix is `gram`, (N, a, a): each is a polynomial of
+    it, and so is the next one's. Fewer products where the matrix is long; 16 bits are too few for it.
+    """
+    a, b, c = coefficients
+    total = torch.eye(gram.size(1), dtype=gram.dtype, device=gram.device).expand_as(gram)
+    for step in range(steps):
+        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        total = torch.baddbmm(total, poly, total, beta=a)
+        if step < steps - 1:
+            half = torch.baddbmm(gram, poly, gram, beta=a)
+            gram = torch.baddbmm(half, half, poly, beta=a)
+    return total
 
 
 def advance(grad, buffer, bad, group):
@@ -141,11 +159,6 @@ class Muon(torch.optim.Optimizer):
         for p in group["params"]:
             if p.dim() != 2:
                 raise ValueError(f"Muon is for matrices, not for a parameter of shape {tuple(p.shape)}")
-
-    def __getstate__(self):  # for copies and pickles: torch's own keeps what it knows of alone
-        mine = {k: getattr(self, k) for k in ("dtype", "found_inf", "several", "update", "advance",
-                                              "orthogonal")}
-        return {**super().__getstate__(), **mine}
 
     def load_state_dict(self, saved):
         """torch.optim.Muon's too; settings that it says nothing of stay as they are."""

@@ -1,6 +1,6 @@
 """
 What model.py is put together from: masks, layers that know what their axes mean and that can ignore
-masked coordinates, rotary positions, attention.
+masked coordinates, positions, attention.
 """
 import math
 from typing import NamedTuple
@@ -148,15 +148,39 @@ class RMSNorm(nn.Module):
         return x * torch.rsqrt(var + self.eps) * (m * self.weight)
 
 
-def rotary(start, T, head_dim, theta, like):
+def norm(config, axis="embd"):
+    return RMSNorm(config, axis) if config.llama else LayerNorm(config)
+
+
+def places(config, idx, start=0):
     """
-    Rotary positions (RoFormer, Su et al. 2021) of T tokens from `start` on: cosines and sines of
-    the angles t / theta^(2 i / head_dim), each (T, head_dim / 2), float32 at least, where `like` is.
+    Where the tokens of idx (B, T) from `start` on are: their positions (T - start,), and None.
+
+    With doc_end the documents packed in a row are kept apart: their positions in their documents,
+    (B, T - start), and which tokens they see, their own document's up to themselves, bool
+    (B, 1, T - start, T). The id between two documents begins the second, whose first token is so
+    predicted from that id alone. What a row begins in the middle of counts from the row's start.
+    """
+    t = torch.arange(idx.size(1), device=idx.device)
+    if len(t) > config.block_size:
+        raise ValueError(f"sequence of {len(t)} tokens, but block_size is {config.block_size}: "
+                         "crop it")
+    if config.doc_end is None:
+        return t[start:], None
+    number = (idx == config.doc_end).cumsum(1)  # of the document, in its row
+    keep = (number[:, start:, None] == number[:, None]) & (t[start:, None] >= t)
+    return keep.sum(-1) - 1, keep[:, None]
+
+
+def rotary(t, head_dim, theta, like):
+    """
+    Rotary positions (RoFormer, Su et al. 2021): cosines and sines of t / theta^(2 i / head_dim), each
+    (T, head_dim / 2), or (B, 1, T, head_dim / 2) for t (B, T), in float32 at least, as `like` is.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
-    t = torch.arange(start, start + T, device=like.device, dtype=dtype)
-    i = torch.arange(0, head_dim, 2, device=like.device, dtype=dtype)
-    angles = t[:, None] * theta ** (-i / head_dim)
+    i = torch.arange(0, head_dim, 2, device=t.device, dtype=dtype)
+    angles = t.to(dtype)[..., None] * theta ** (-i / head_dim)
+    angles = angles if t.dim() == 1 else angles[:, None]
     return angles.cos(), angles.sin()
 
 
@@ -170,8 +194,8 @@ def turn(x, rope):
 def attend(q, k, v, keep=None, causal=False, dropout=0.0):
     """
     softmax(q k^T / sqrt(head_dim)) v. q, k, v: (B, n_head, T, head_dim); keep: None or bool,
-    (B, 1, 1, T), False = not seen; causal: each position sees itself and those before (of as many
-    queries as keys).
+    (B, 1, 1, T) or (B, 1, T, T), False = not seen; causal: each position sees itself and those
+    before (of as many queries as keys), as a keep that is given besides must say too.
 
     By PyTorch's kernels, but for compiled bfloat16 on the CPU: there the kernel's backward took a
     third of a small model's step (torch 2.13, AMD EPYC). Plain products need about half the time, a
@@ -181,7 +205,7 @@ def attend(q, k, v, keep=None, causal=False, dropout=0.0):
     plain = torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.bfloat16
     if not plain or k.size(2) > 1024:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=dropout,
-                                              is_causal=causal)
+                                              is_causal=causal and keep is None)
     T, rows, y = k.size(2), 128, []
     q = q / math.sqrt(q.size(-1))
     for i in range(0, q.size(2), rows):
@@ -191,6 +215,7 @@ def attend(q, k, v, keep=None, causal=False, dropout=0.0):
             hidden = torch.ones(scores.shape[2:], dtype=torch.bool).triu(i + 1)
             scores = scores.masked_fill(hidden, -math.inf)
         if keep is not None:
-            scores = scores.masked_fill(~keep[..., :j], -math.inf)
+            seen = keep[..., :j] if keep.size(2) == 1 else keep[:, :, i:i + rows, :j]
+            scores = scores.masked_fill(~seen, -math.inf)
         y.append(F.dropout(scores.softmax(-1), dropout) @ v[:, :, :j])
     return torch.cat(y, dim=2)

@@ -26,18 +26,20 @@ class Ranks:
         self.device = open_device(f"cuda:{self.local}" if name == "cuda" else name)
         if self.device.type == "cpu":
             hold_memory()
-        self.several = "RANK" in os.environ and self.world > 1
+        self.several, self.start = "RANK" in os.environ and self.world > 1, ""
         self.machines = self.world // int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
         if self.several:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
             timeout = timedelta(seconds=int(os.environ.get("NANOGROW_TIMEOUT", 600)))
             store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-            store = dist.PrefixStore(meet(store, self.rank, self.world, timeout.seconds), store)
+            self.start = meet(store, self.rank, self.world, timeout.seconds)
+            store = dist.PrefixStore(self.start, store)
             # gloo for tensors on CPU (agreeing to stop), nccl for those on GPUs
             dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
                                     store=store, rank=self.rank, world_size=self.world,
                                     timeout=timeout)
+            self.aside = dist.new_group(backend="gloo", timeout=timeout)  # for what is done aside
         # started again by itself? each machine counts its own restarts
         self.restarted = self.any(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
 
@@ -49,6 +51,21 @@ class Ranks:
     def any(self, flag):
         """True on all ranks if it is on one."""
         return bool(self.sum(torch.tensor(float(flag)))) if self.several else bool(flag)
+
+    def see(self, path):
+        """Do all see this path?"""
+        return not self.any(not os.path.exists(path))
+
+    def see_alike(self, folder):
+        """Is rank 0's `folder`, which it can write to, the same one on all ranks?"""
+        path = os.path.join(folder, f"seen_{self.start}")
+        if self.rank == 0:
+            open(path, "w").close()
+        self.barrier()
+        seen = self.see(path)
+        if self.rank == 0:
+            os.remove(path)
+        return seen
 
     def barrier(self):
         self.any(False)

@@ -2,15 +2,17 @@
 import os
 from dataclasses import fields
 
+from data.tokenizer import tokenizer_of
 from run import checkpoint
 from run.errors import UserError
 from run.given import need
 from run.settings import TrainConfig
 
 # what a resumed run may change, because it says nothing about the steps already taken
-FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "eval_seqs",
-        "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
-        "max_bad_steps", "data_dir", "zero1", "shard", "compile_ahead", "tensorboard", "wandb"}
+FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "save_interval",
+        "eval_seqs", "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
+        "max_bad_steps", "data_dir", "zero1", "shard", "compile_ahead", "tensorboard", "wandb",
+        "sample_interval", "finish_stages"}
 # what a branch may change besides: what is still to come
 AHEAD = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "rewarm_iters", "learning_rate",
          "muon_learning_rate", "weight_decay", "grad_clip", "grow_when", "ramp_iters", "init", "depth",
@@ -26,14 +28,14 @@ def saved_state(config, meta, restarted=False):
     if not found and config.init_from != "resume" and (left := checkpoint.remains(config.out_dir)):
         raise UserError(f"out_dir={config.out_dir} holds a run without its checkpoints ({left}): "
                         "choose another --out_dir, or delete that folder")
-    if config.init_from not in ("resume", "auto") and not restarted:
+    if config.init_from not in ("resume", "auto") and not (restarted and found):
         if found:
             raise UserError(f"out_dir={config.out_dir} holds a run already: --resume continues it, "
                             "or choose another --out_dir, or delete that folder")
         return branch_point(config, meta) if config.branches() else None
     if not found and config.init_from != "resume":
         return None
-    state = checkpoint.load(config.out_dir)
+    state = checkpoint.load(config.out_dir, values=False)
     with checkpoint.believed(config.out_dir):
         check_resume(state, config, meta)
     return state
@@ -41,10 +43,11 @@ def saved_state(config, meta, restarted=False):
 
 def branch_point(config, meta):
     """Another run's checkpoint: model, optimizers and place in the data, but a history of its own."""
-    state = checkpoint.load(config.init_from)
+    state = checkpoint.load(config.init_from, values=False)
     with checkpoint.believed(config.init_from):
         check_resume(state, config, meta, FREE | AHEAD)
-    return {k: v for k, v in state.items() if k not in ("metrics_bytes", "best", "evaluated", "pace")}
+    own = ("metrics_bytes", "best", "evaluated", "saved", "pace", "kept")
+    return {k: v for k, v in state.items() if k not in own}
 
 
 def check_resume(state, config, meta, free=FREE):
@@ -53,9 +56,10 @@ def check_resume(state, config, meta, free=FREE):
     need(where, state, config=dict, meta=dict, iter=int, stage=int, tokens=int, flops=(int, float))
     if {k: meta.get(k) for k in ("tokenizer", "vocab_size")} != \
             {k: state["meta"].get(k) for k in ("tokenizer", "vocab_size")}:
-        raise UserError(f"data_dir={config.data_dir}: made with tokenizer {meta['tokenizer']} "
-                        f"({meta['vocab_size']} ids), but the checkpoint was trained with "
-                        f"{state['meta']['tokenizer']} ({state['meta']['vocab_size']} ids)")
+        names = [tokenizer_of(m)[0] for m in (meta, state["meta"])]
+        raise UserError(f"data_dir={config.data_dir}: made with tokenizer {names[0]} "
+                        f"({meta['vocab_size']} ids), but the checkpoint was trained with {names[1]} "
+                        f"({state['meta']['vocab_size']} ids)" + " of its own" * (names[0] == names[1]))
     if meta["fingerprint"] != state["meta"].get("fingerprint", meta["fingerprint"]):
         raise UserError(f"data_dir={config.data_dir}: holds other data than the checkpoint was trained "
                         "on: give the folder of that with --data_dir, or start anew in another out_dir")

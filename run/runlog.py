@@ -1,14 +1,18 @@
 """What a run writes down: metrics.jsonl, log.txt, the progress line, and the clock."""
 import atexit
+import contextlib
 import json
 import math
 import os
+import statistics
+import textwrap
 import time
+from collections import deque
 from dataclasses import asdict
 
 from tqdm import tqdm
 
-from run.errors import UserError
+from run.errors import UserError, library
 
 
 class Clock:
@@ -38,6 +42,28 @@ SIZES = ("n_layer", "n_embd", "n_head", "n_inner", "mask")
 EVENTS = dict(eval=("val_loss",), step=SIZES, grow=SIZES, compile=(*SIZES, "first_step_s"))  # numbers
 
 
+class Pace:
+    """How fast a run computes, and so how long the rest of it takes: stages differ in FLOPs."""
+
+    def __init__(self, config, flops_per_token):
+        """flops_per_token: of training, one number a stage."""
+        self.config, self.flops_per_token = config, flops_per_token
+        self.speeds = deque(maxlen=20)  # FLOPs a second, one an interval: the median leaves out
+        # those in which something was compiled
+
+    def seconds_left(self, it, stage, flops, seconds):
+        """
+        Of training, from iteration `it` after `stage` growths, given the FLOPs and seconds since the
+        last call. A growth that comes by rate is taken to come at its latest.
+        """
+        self.speeds.append(flops / max(seconds, 1e-9))
+        ends, left = [*(s["at"] for s in self.config.stages), self.config.max_iters], 0.0
+        for cost, end in zip(self.flops_per_token[stage:], ends[stage:]):
+            left += cost * self.config.batch_tokens * max(0, end - it)
+            it = max(it, end)
+        return left / statistics.median(self.speeds)
+
+
 class RunLog:
     """Rank 0 writes, the others (quiet=True) are silent."""
 
@@ -48,19 +74,21 @@ class RunLog:
         if quiet:
             return
         path = os.path.join(out_dir, "metrics.jsonl")
-        self.metrics = open(path, "w" if metrics_bytes is None else "a")
+        # what a full disk does not take waits in a buffer, large enough for a while
+        self.metrics = open(path, "w" if metrics_bytes is None else "a", 1 << 20)
         if metrics_bytes is not None:
             self.metrics.truncate(min(metrics_bytes, os.path.getsize(path)))
-        self.text = open(os.path.join(out_dir, "log.txt"), "w" if metrics_bytes is None else "a")
-        self.bar = tqdm(total=total, initial=start, unit="it", dynamic_ncols=True,
-                        mininterval=0.5, smoothing=0.1)
+        self.text = open(os.path.join(out_dir, "log.txt"), "w" if metrics_bytes is None else "a", 1 << 20)
+        self.bar = tqdm(total=total, initial=start, dynamic_ncols=True, mininterval=0.5,
+                        bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}")
 
     def event(self, event, **values):
         """One JSON object in metrics.jsonl. Floats are rounded to what is meaningful."""
         if not self.quiet:
             self.metrics.write(json.dumps({"event": event, **{
                 k: sane(v) for k, v in values.items() if v is not None}}) + "\n")
-            self.metrics.flush()
+            with contextlib.suppress(OSError):
+                self.metrics.flush()
             for track in self.trackers:
                 track({f"{event}/{k}": v for k, v in values.items()
                        if k != "iter" and isinstance(v, (int, float))}, values.get("iter"))
@@ -70,18 +98,28 @@ class RunLog:
         if not self.quiet:
             self.bar.write(line)
             self.text.write(line + "\n")
-            self.text.flush()
+            with contextlib.suppress(OSError):
+                self.text.flush()
 
-    def progress(self, **postfix):
+    def sample(self, text, it):
+        """A text that the model wrote: to the trackers, or to the terminal if there are none."""
+        for track in self.trackers:
+            track({"sample": text}, it)
+        if not self.trackers:
+            self.say(f"iter {it}: the model writes\n" + textwrap.indent(text, "  | ", lambda _: True))
+
+    def progress(self, text=""):
+        """One iteration more; text: what stands at the end of the progress line from now on."""
         if not self.quiet:
             self.bar.update(1)
-            if postfix:
-                self.bar.set_postfix(postfix, refresh=False)
+            if text:
+                self.bar.set_postfix_str(text, refresh=False)
 
     def metrics_bytes(self):
         if self.quiet:
             return 0
-        os.fsync(self.metrics.fileno())
+        with contextlib.suppress(OSError):
+            os.fsync(self.metrics.fileno())
         return self.metrics.tell()
 
     def close(self):
@@ -92,32 +130,29 @@ class RunLog:
 
 
 def open_trackers(config, start=0):
-    """A function (numbers, iteration) for each tracker that is on; the others are not imported."""
+    """
+    A function ({name: number or text}, iteration) for each tracker that is on; the others are not
+    imported.
+    """
     made = []
     if config.tensorboard:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("tensorboard=True: needs the tensorboard package: pip install "
-                            "tensorboard, or leave it out") from None
+        SummaryWriter = library("torch.utils.tensorboard", "tensorboard").SummaryWriter
         # on resume, what came after the checkpoint is hidden, for it will be written again
         board = SummaryWriter(config.out_dir, purge_step=start or None, flush_secs=10)
         atexit.register(board.close)
-        made.append(lambda numbers, it: [board.add_scalar(k, v, it) for k, v in numbers.items()])
+        made.append(lambda values, it: [  # text is Markdown there: indented, it is taken as it is
+            board.add_text(k, textwrap.indent(v, "    "), it) if isinstance(v, str) else
+            board.add_scalar(k, v, it) for k, v in values.items()])
     if config.wandb:
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(f"wandb={config.wandb}: needs the wandb package: pip install wandb, or "
-                            "leave it out") from None
+        wandb = library("wandb", "wandb")
         try:
             name = os.path.join(*os.path.abspath(config.out_dir).split(os.sep)[-2:])
             run = wandb.init(project=config.wandb, name=name, dir=config.out_dir,
-                             config=asdict(config))
+                             config=asdict(config), reinit=True)  # the one before it in this process ends
         except Exception as e:  # not logged in, no network, ...
             raise UserError(f"wandb={config.wandb}: cannot start ({type(e).__name__}: {e}); "
                             "WANDB_MODE=offline needs no network".replace("\n", " ")) from None
-        made.append(lambda numbers, it: run.log(numbers, step=it))
+        made.append(lambda values, it: run.log(values, step=it))
     return made
 
 

@@ -40,6 +40,8 @@ class TrainConfig:
     dropout: float = 0.0
     bias: bool = True               # in GPT and BERT; Llama has none
     gelu: str = ""                  # "tanh", "exact", or "": tanh for GPT, exact for BERT
+    doc_mask: bool = False          # documents packed in a row know nothing of each other, and each
+                                    # counts its own positions (not BERT, whose rows hold but one)
     # Llama alone
     kv_group: int = 1               # query heads that share keys and values, a constant of the run:
                                     # n_kv_head is n_head / kv_group, and grows with it
@@ -51,6 +53,9 @@ class TrainConfig:
     stages: list = field(default_factory=list)
     grow_when: str = "iters"        # "iters": at `at`; "rate": when the next stage learns faster per
                                     # second, `at` at the latest (run/watch.py, weigh_growth)
+    finish_stages: int = 0          # 0, or: after the run each size that it grew from is finished too,
+                                    # by so many iterations of decay from the checkpoint before the
+                                    # growth, in out_dir/stage_1, stage_2 ... ("wsd" or "constant")
     ramp_iters: int = 100           # iterations over which a growth's mask rises from 0 to 1
     init: str = "normal"            # new width weights: normal, zero or copy
     depth: str = "stack"            # new layers: stack, interleave or top-random
@@ -75,9 +80,12 @@ class TrainConfig:
     # BERT
     mask_frac: float = 0.15         # share of a row's tokens that are predicted
     # evaluation and logging
-    eval_interval: int = 200        # iterations between evaluations (and checkpoints)
+    eval_interval: int = 200        # iterations between evaluations
+    save_interval: int = 0          # iterations between checkpoints; 0: one with each evaluation
     eval_seqs: int = 128            # validation sequences an evaluation reads
     log_interval: int = 10          # iterations between lines in metrics.jsonl
+    sample_interval: int = 0        # evaluations between texts that the model writes, to TensorBoard
+                                    # or wandb, else to the log; 0: none. Not BERT
     keep_checkpoints: int = 2       # the last K, besides the best one
     tensorboard: bool = False       # metrics for TensorBoard too, in out_dir
     wandb: str = ""                 # a Weights & Biases project to send metrics to, "" = none
@@ -94,12 +102,12 @@ class TrainConfig:
     peak_flops: float = 0.0         # of the device, for mfu; 0: known for common GPUs
     max_bad_steps: int = 5          # stop after so many steps in a row with loss inf or NaN
 
-    def model_config(self, vocab_size):
-        """The model's config at the start of the run."""
+    def model_config(self, vocab_size, eot=0):
+        """The model's config at the start of the run; eot: the id that ends a document, for doc_mask."""
         _, cls = MODELS[self.model]
-        chosen = {f.name: getattr(self, f.name) for f in fields(cls)}
+        chosen = {f.name: getattr(self, f.name) for f in fields(cls) if f.name != "doc_end"}
         chosen.update(vocab_size=vocab_size, gelu=self.gelu or cls().gelu,
-                      bias=self.bias and cls().bias)
+                      bias=self.bias and cls().bias, doc_end=eot if self.doc_mask else None)
         return cls(**chosen)
 
     def sizes(self):
@@ -143,12 +151,9 @@ CHOICES = dict(model=tuple(MODELS), init=INITS, depth=DEPTHS, optimizer=("adamw"
                grow_when=("iters", "rate"), gelu=("", "tanh", "exact"),
                compile=("auto", "block", "model", "none"), compile_ahead=("auto", "on", "off"),
                shard=("none", "fsdp"), dtype=("auto", "float32", "bfloat16", "float16"))
-AT_LEAST = dict(block_size=1, vocab_size=0, n_layer=0, n_head=1, n_embd=1, n_inner=1, head_dim=1,
-                kv_group=1, rope_theta=1, norm_eps=0, dropout=0, ramp_iters=0, max_iters=1,
-                batch_tokens=1, micro_batch=1, learning_rate=0, muon_learning_rate=0, warmup_iters=0,
-                decay_frac=0, decay_iters=0, min_lr_frac=0, rewarm_iters=0, weight_decay=0, beta1=0,
-                beta2=0, grad_clip=0, mask_frac=0, eval_interval=1, eval_seqs=1, log_interval=1,
-                keep_checkpoints=1, seed=0, peak_flops=0, max_bad_steps=1)
+AT_LEAST = dict.fromkeys(("block_size", "n_head", "n_embd", "n_inner", "head_dim", "kv_group",
+                          "rope_theta", "max_iters", "batch_tokens", "micro_batch", "eval_interval",
+                          "eval_seqs", "log_interval", "keep_checkpoints", "max_bad_steps"), 1)
 AT_MOST = dict(n_layer=10_000, dropout=0.999, decay_frac=1, min_lr_frac=1, beta1=0.9999, beta2=0.99999,
                mask_frac=0.9, seed=2**31)
 
@@ -210,8 +215,8 @@ def check(config):
         if getattr(config, key) not in allowed:
             raise UserError(f"{key}={getattr(config, key)!r}: must be one of "
                             f"{', '.join(repr(a) for a in allowed)}")
-    for key, low in AT_LEAST.items():
-        value = getattr(config, key)
+    for key in (f.name for f in fields(config) if f.type in (int, float)):
+        value, low = getattr(config, key), AT_LEAST.get(key, 0)
         high = AT_MOST.get(key, 2**53 if type(value) is int else sys.float_info.max)
         if not low <= value <= high:
             raise UserError(f"{key}={shortened(value)}: must be at least {low}" +
@@ -228,6 +233,10 @@ def check(config):
     if config.shard == "fsdp" and config.compile == "model":
         raise UserError("compile='model': shard='fsdp' gathers a block at a time, between the graphs: "
                         "use compile='block'")
+    if config.sample_interval and (config.model == "bert" or config.shard == "fsdp"):
+        raise UserError(f"sample_interval={config.sample_interval}: " + (
+            "a bert model fills gaps rather than writes on" if config.model == "bert" else
+            "shard='fsdp' leaves no process the whole model to write with") + ": leave it out")
     if config.decay_iters > config.max_iters:
         raise UserError(f"decay_iters={config.decay_iters}: more than max_iters={config.max_iters}")
     check_stages(config)
@@ -239,6 +248,9 @@ def check_model(config):
         if getattr(config, key) != getattr(TrainConfig, key):
             raise UserError(f"{key}={getattr(config, key)!r}: model={config.model!r} has no such "
                             "choice: leave it out")
+    if config.doc_mask and config.model == "bert":
+        raise UserError("doc_mask=True: BERT's rows are of one document, or of two that it is to tell "
+                        "apart: leave it out")
     try:
         config.model_config(1)
     except ValueError as e:
@@ -284,7 +296,21 @@ def check_stages(config):
                       config.shard == "fsdp")
         if why:
             raise UserError(f"{what}: {why}")
+        if config.finish_stages:
+            check_finish(config, what, stage["at"])
         free = max(stage["at"] + config.ramp_of(stage), stage["at"] + 1)
+
+
+def check_finish(config, what, at):
+    """A decay can only start where the learning rate is at its peak, and stages are where they were."""
+    if config.grow_when == "rate":
+        raise UserError(f"finish_stages={config.finish_stages}: not with grow_when='rate', for nobody "
+                        "knows yet where the branches start: leave one of them out")
+    steady = config.max_iters - (config.decay_span() if config.schedule == "wsd" else 0)
+    if config.schedule == "cosine" or not config.warmup_iters <= at <= steady:
+        raise UserError(f"finish_stages={config.finish_stages}: {what} grows at {at}, when the learning "
+                        "rate is not at its peak, from where a decay starts: grow after warmup_iters "
+                        "and before the run's own decay, with schedule='wsd' or 'constant'")
 
 
 def check_rate(what, points):

@@ -12,10 +12,13 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import empty as empty_shards
 from torch.nn.parallel import DistributedDataParallel as DDP
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
+from run.checkpoint import with_values
 from run.errors import UserError
+from run.together import Stored
 
 
 def make_mesh(ranks, shard):
@@ -28,7 +31,8 @@ def agree(ranks, decide):
     """
     What decide() returns on rank 0, on all ranks, who need not see the same files; after a UserError,
     which rank 0 raises, the others leave too. Tensors are on the meta device elsewhere: spread()
-    gets their values to where they are wanted.
+    gets their values to where they are wanted. Those in a checkpoint's parts each reads for itself,
+    unless not all see that folder.
     """
     if not ranks.several:
         return decide()
@@ -42,12 +46,26 @@ def agree(ranks, decide):
     dist.broadcast_object_list(said, 0, device=torch.device("cpu"))
     if isinstance(said[0], UserError):
         raise said[0] if ranks.rank == 0 else SystemExit(2)
-    return state if ranks.rank == 0 else said[0]
+    state = state if ranks.rank == 0 else said[0]
+    parts = [v for v in tree_leaves(state) if isinstance(v, Stored)]
+    if parts and not ranks.see(parts[0].folder):
+        state = with_values(state) if ranks.rank == 0 else tree_map(
+            lambda v: torch.empty(v.shape, dtype=v.dtype, device="meta") if isinstance(v, Stored)
+            else v, state)
+    return state
 
 
 def spread(tensor, ranks, mesh):
-    """Rank 0's `tensor` (elsewhere its shape and dtype count) onto all devices, whole or in shards."""
-    value = tensor.to(ranks.device) if ranks.rank == 0 or not ranks.several else \
+    """
+    Rank 0's `tensor` (elsewhere its shape and dtype count) onto all devices, whole or in shards; of a
+    Stored one each reads what it needs. A copy: weights must not hang on a file that is mapped.
+    """
+    if isinstance(tensor, Stored):
+        return tensor.into(empty_shards(tensor.shape, dtype=tensor.dtype, device_mesh=mesh,
+                                        placements=[Shard(0)])
+                           if mesh is not None and len(tensor.shape) else
+                           torch.empty(tensor.shape, dtype=tensor.dtype, device=ranks.device))
+    value = tensor.to(ranks.device, copy=True) if ranks.rank == 0 or not ranks.several else \
         torch.empty(tensor.shape, dtype=tensor.dtype, device=ranks.device)
     if mesh is not None and tensor.dim():
         return distribute_tensor(value, mesh, [Shard(0)])
@@ -91,7 +109,7 @@ def fill(model, ranks, mesh, saved=None):
 def load_optimizer(optimizer, saved, ranks, mesh):
     """Load rank 0's whole state dict: every rank has its shards of it, tensor by tensor."""
     params = [p for g in optimizer.param_groups for p in g["params"]]
-    state = {i: {k: v if not torch.is_tensor(v) else
+    state = {i: {k: v if not isinstance(v, (torch.Tensor, Stored)) else
                  spread(v, ranks, mesh if v.shape == params[i].shape else None)
                  for k, v in values.items()} for i, values in saved["state"].items()}
     optimizer.load_state_dict({**saved, "state": state})

@@ -1,6 +1,10 @@
+import functools
+import os
 import signal
 import sys
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run side by side, on tiny models
 
 import pytest
 from runs import make_data
@@ -15,6 +19,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 def data(tmp_path_factory):
     """The folder of a tiny dataset."""
     return str(make_data(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture
+def graphs_only(monkeypatch):
+    """torch.compile as far as its graphs, without the code for the machine, which takes longest."""
+    import torch
+
+    from run import compiler
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(compiler, "broken", lambda device_type: None)
+    compiler.forget_graphs()
+    yield
+    compiler.forget_graphs()
 
 
 def pytest_addoption(parser):

@@ -23,7 +23,7 @@ import time
 from forked import to_the_end
 
 import train
-from run import checkpoint
+from run import disk
 
 
 def die():
@@ -51,14 +51,15 @@ def arm(moment):
         def nth(*args):
             count[0] += 1
             return die() if count[0] == moment["replace"] else replace(*args)
-        checkpoint.os.replace = nth
+        disk.os.replace = nth
     if "bytes" in moment:
-        checkpoint.open = cut_off(moment)
+        disk.open = cut_off(moment)
     if "memory" in moment:
         import resource
         resource.setrlimit(resource.RLIMIT_AS, (moment["memory"], moment["memory"]))
     if "full" in moment:
         import resource
+        disk.PAUSES = (0, 0)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (moment["full"], moment["full"]))
 
@@ -98,7 +99,8 @@ def cut_off(moment):
     return opener
 
 
-def run(moment, args):
+def run(moment, args, env):
+    os.environ.update(env)
     sys.argv = ["train.py", *args]
     arm(moment)
     train.main()
@@ -110,7 +112,7 @@ if __name__ == "__main__":
         started = time.time()
         pid = os.fork()
         if pid == 0:
-            to_the_end(lambda: run(job["moment"], job["args"]), job["log"])  # noqa: B023
+            to_the_end(lambda: run(job["moment"], job["args"], job["env"]), job["log"])  # noqa: B023
         _, status = os.waitpid(pid, 0)
         print(json.dumps(dict(code=os.waitstatus_to_exitcode(status),
                               seconds=time.time() - started)), flush=True)

@@ -92,10 +92,12 @@ READS = [
     case("frontier.py", "lab/frontier.py", "frontier.py", "--plan", "--out=new/f"),
     case("study/scratch/two/rate_0.02/seed_1/tokens_5_decay_0.35/metrics.jsonl", "lab/frontier.py", "frontier.py",
          "--report", "--out=study"),
+    case("law.json run/config.json run/metrics.jsonl", "lab/plan.py", "base.py", "--dry", "--flops=1e12", "--law=law.json",
+         "--small=run"),
     case("search/state.json", "lab/plan.py", "base.py", "--search", "--out=search"),
     case("base.py", "train.py", "base.py", "--out_dir=new/out", "--data_dir=data"),
     case("vocab.txt x.txt", "data/text/prepare.py", "--input=x.txt", "--tokenizer=wordpiece", "--vocab=vocab.txt",
-         "--out=new/d", "--val-fraction=0.3"),
+         "--out=new/d", "--val-fraction=0.3", "--workers=1"),
     case("x.jsonl", "data/text/prepare.py", "--input=x.jsonl", "--out=new/d"),
     case("x.txt", "data/shakespeare_char/prepare.py", "--input=x.txt", "--out=new/d")]
 

@@ -5,6 +5,7 @@ each of a job's ranks, so that torch is imported once:
 
     {"world": 2, "log": PATH, "args": [...]}     train.main() with these arguments
     {"world": 2, "log": PATH, "call": NAME}      NAME() of ranks_jobs.py
+    {..., "fault": {"rank": 1, "save": 2, ...}}  what goes wrong there: see ranks_jobs.fault()
 
 and answers with a line: the exit code of every rank. Rank 0 writes to PATH, rank 1 to PATH.1 ...
 """
@@ -18,12 +19,17 @@ import ranks_jobs
 from forked import to_the_end
 
 import train
+from run.ranks import Ranks
 
 
 def run(job, rank, port):
     os.environ.update(job.get("env", {}))
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job["world"]),
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if job.get("fault", {}).get("rank") == rank:
+        ranks_jobs.fault(**job["fault"])
+    if job.get("blind"):
+        Ranks.see = lambda self, path: False
     if "call" in job:
         getattr(ranks_jobs, job["call"])()
     else:

@@ -1,7 +1,12 @@
 """Jobs of tests/ranks_driver.py that are no whole runs: what they print, test_distributed.py reads."""
 import json
 import os
+import signal
+import statistics
+import tempfile
+import time
 from collections import Counter
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -13,9 +18,44 @@ import run.ranks
 import train
 from grow import grow
 from model import GPT, GPTConfig
-from run import shard
+from run import checkpoint, disk, shard, together
 from run.optim import make_optimizers
+from run.saver import Saver
 from run.settings import from_dict
+
+
+def fault(rank, save, bytes=None, commit=False):
+    """
+    This rank is shot when its part of the save-th checkpoint has so many bytes, or (commit) before
+    that becomes valid; or else every write of that part fails.
+    """
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+    write, replace, count = together.Writer.write_data, os.replace, [0]
+    disk.PAUSES = (0, 0)
+
+    class Cut(disk.Sealed):
+        def write(self, data):
+            if count[0] == save and self.size + len(data) > bytes:
+                self.file.write(data[:bytes - self.size])
+                self.file.flush()
+                die()
+            return super().write(data)
+
+    def counted(self, plan, planner):
+        count[0] += 1
+        return write(self, plan, planner)
+
+    def failing(data):
+        if count[0] == save:
+            raise OSError(28, "No space left on device")
+    together.Writer.write_data = counted
+    if bytes is not None:
+        together.Sealed = Cut
+    elif commit:
+        os.replace = lambda *args: die() if count[0] == save else replace(*args)
+    else:
+        together.sync_dir = failing
 
 
 def rss(key):
@@ -69,6 +109,40 @@ def memory():
         peaks=peaks, state=3 * 4 * model.num_params() / 2**20,
         largest=4 * max(p.numel() for p in model.parameters()) / 2**20)))
     ranks.close()
+
+
+def stall():
+    """How long a save in the background keeps training waiting, and what one takes in all."""
+    torch.set_num_threads(1)
+    ranks, found = run.ranks.Ranks("cpu"), {}
+    sizes = dict(block_size=64, vocab_size=8192, n_layer=6, n_embd=512, n_head=8, n_inner=2048)
+    with tempfile.TemporaryDirectory() as folder:
+        out = [folder if ranks.rank == 0 else None]
+        dist.broadcast_object_list(out, 0)
+        for how in ("none", "fsdp"):
+            model, optimizers, _, _ = make(ranks, sizes, how)
+            saver = Saver(SimpleNamespace(out_dir=out[0], keep_checkpoints=1), ranks)
+            waits, takes = [], []
+            for it in range(4):
+                state = dict(iter=it, model_config={}, model=model.state_dict(),
+                             optimizers=[o.state_dict() for o in optimizers])
+                ranks.barrier()
+                started = time.perf_counter()
+                saver.start(state, False)
+                waits.append(time.perf_counter() - started)
+                assert saver.settle() is None
+                ranks.barrier()
+                takes.append(time.perf_counter() - started)
+            found[how] = dict(first=waits[0], wait=statistics.median(waits[1:]), params=model.num_params(),
+                              all=statistics.median(takes[1:]))
+            if ranks.rank == 0:  # as one process would write it
+                state = checkpoint.load(out[0])
+                started = time.perf_counter()
+                checkpoint.save(out[0], {**state, "iter": 9}, 1)
+                found[how]["one_file"] = time.perf_counter() - started
+            ranks.barrier()
+        print(json.dumps(found))
+        ranks.close()
 
 
 def collectives():

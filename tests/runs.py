@@ -1,4 +1,6 @@
 """Tiny growing runs for the tests: data, settings, and train.py in a process of its own."""
+import contextlib
+import io
 import json
 import os
 import signal
@@ -37,33 +39,46 @@ def flags(**settings):
     return [f"--{k}={v}" for k, v in {**TINY, **settings}.items() if v is not None]
 
 
-def train(*args, torchrun=0, check=True, env=ENV, cwd=ROOT, **settings):
-    """Run train.py to its end; returns the finished process, output captured."""
+def train(*args, torchrun=0, check=True, env=None, cwd=ROOT, **settings):
+    """
+    Run train.py to its end; returns the finished process, output captured. It is this process, but
+    for several ranks or another environment.
+    """
+    if not torchrun and env is None:
+        return started_here(args, check, settings)
     command = [sys.executable, str(ROOT / "train.py")] if not torchrun else [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         f"--nproc_per_node={torchrun}", "train.py"]
-    done = subprocess.run([*command, *args, *flags(**settings)], cwd=cwd, env=env,
+    done = subprocess.run([*command, *args, *flags(**settings)], cwd=cwd, env=env or ENV,
                           capture_output=True, text=True, timeout=300)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 
 
+def started_here(args, check, settings):
+    from run.errors import exits_cleanly
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            exits_cleanly(train_here)(*args, **settings)
+        except SystemExit as e:
+            code = e.code or 0
+    assert not check or code == 0, err.getvalue()[-3000:]
+    return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
+
+
 def train_here(*args, **settings):
     """train.py in this process, to its end; its lock on out_dir goes with it."""
-    from run.arguments import from_args
-    from run.watch import Watch
-    from train import Run
-    from train import train as go_on
+    from train import main
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    run = Run(from_args([*args, *flags(**settings)]))
-    watch = Watch(run)
+    argv, sys.argv = sys.argv, ["train.py", *args, *flags(**settings)]
     try:
-        go_on(run, watch)
+        main.__wrapped__()
     finally:
-        watch.close()
-        run.close()
+        sys.argv = argv
         for number, handler in before.items():
             signal.signal(number, handler)
+
 
 
 class Driver:

@@ -54,9 +54,15 @@ def guess(x, y, x_test):
     return np.array([votes.get(key, 0) > 0 for key in map(tuple, x_test)])
 
 
-@pytest.mark.parametrize("n_sentences", [2, 6, 20])
-@pytest.mark.parametrize("meta, T", [(BYTES, 64), (BYTES, 128), (BYTES, 512), (MARKS, 64)],
-                         ids=["64", "128", "512", "wordpiece 64"])
+# every length of row and of document once, all of them together only with --slow
+ROWS = [(meta, T, n) for meta, T in ((BYTES, 64), (BYTES, 128), (BYTES, 512), (MARKS, 64))
+        for n in (2, 6, 20)]
+FIRST = [(BYTES, 64, 2), (BYTES, 128, 6), (BYTES, 512, 20), (MARKS, 64, 6)]
+
+
+@pytest.mark.parametrize("meta, T, n_sentences", [
+    pytest.param(*row, marks=[] if row in FIRST else pytest.mark.slow, id="-".join(
+        map(str, (row[0]["tokenizer"]["name"], *row[1:])))) for row in ROWS])
 def test_neither_ends_nor_lengths_tell_the_next_sentence(meta, n_sentences, T, tmp_path):
     if meta is MARKS:
         pytest.importorskip("tokenizers")

@@ -8,6 +8,7 @@ host reading a value from the device, which would make it wait.
 built without CUDA.)
 """
 import contextlib
+import itertools
 
 import pytest
 import torch
@@ -181,17 +182,23 @@ def steps(run, strict, n):
         run.step(run.loader.batch(run.iter))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("model", ["gpt", "bert", "llama"])
+EVERY_RUN = [*itertools.product((("gpt", False), ("bert", False), ("llama", False), ("llama", True)),
+                                ("adamw", "muon"), ("bfloat16", "float16"))]
+FIRST = EVERY_RUN[::3]  # each model, optimizer and format, and documents kept apart
+
+
+@pytest.mark.parametrize("model, optimizer, dtype", [
+    pytest.param(*run, marks=[] if run in FIRST else pytest.mark.slow) for run in EVERY_RUN])
 def test_a_run(model, optimizer, dtype, strict, tmp_path):
+    model, doc_mask = model
     data = str(make_data(tmp_path / "data"))
     stages = [dict(at=2, n_inner=48, n_embd=32, n_head=2, ramp_iters=2),
               dict(at=5, n_layer=3, ramp_iters=2)]
     with strict.may_read():  # the data is looked at, and agreed on
         run = train.Run(from_dict({**TINY, "out_dir": str(tmp_path / "out"), "data_dir": data,
                                    "device": "cuda", "micro_batch": 4, "model": model, "max_iters": 9,
-                                   "optimizer": optimizer, "dtype": dtype, "stages": stages}))
+                                   "optimizer": optimizer, "dtype": dtype, "stages": stages,
+                                   "doc_mask": doc_mask}))
         evaluate(run)
     steps(run, strict, 8)
     assert run.stage == 2 and run.model.masks.c is None and run.iter == 8

@@ -677,15 +677,15 @@ def test_openwebtext(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "pip install datasets" in fails(openwebtext, capsys, "--out", tmp_path / "o")
     docs = [dict(text=f"document {i}") for i in range(3000)]
-    fake = types.SimpleNamespace(load_dataset=lambda name, split: docs)
+    fake = types.SimpleNamespace(load_dataset=lambda name, config, split, streaming: docs)
     monkeypatch.setitem(sys.modules, "datasets", fake)
     prepare(openwebtext, "--out", tmp_path / "o", "--workers=1")
     train, val = (documents(tmp_path / "o", s) for s in ("train", "val"))
     assert len(train) + len(val) == 3000 and 0 < len(val) < 10
 
-    def old_script(name, split):
+    def old_script(name, config, split, streaming):
         raise RuntimeError("Dataset scripts are no longer supported, but found openwebtext.py")
 
     fake.load_dataset = old_script
     err = fails(openwebtext, capsys, "--out", tmp_path / "p")
-    assert "datasets before 4.0" in err and "--dataset" in err
+    assert "pip install 'datasets<4'" in err and "--dataset" in err

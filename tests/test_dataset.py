@@ -184,7 +184,7 @@ def test_a_bad_shard_is_one_line(tmp_path, spoil, says):
 def test_shards_of_another_format_are_not_taken_for_gpt2s(tmp_path):
     path, _ = shards(tmp_path / "d")
     shard(tmp_path / "d" / "fineweb_train_000001.bin", range(500), magic=20240801, version=7)
-    refused(lambda: read_meta(path), "nothing says", "meta.json")
+    refused(lambda: read_meta(path), "Llama 3", "meta.json")
     os.remove(tmp_path / "d" / "fineweb_val_000000.bin")
     refused(lambda: open_tokens(path, "val", GPT2, 50257, 1), "val.bin", "No such file")
     assert [os.path.basename(p) for p in files_of(path, "val")] == ["val.bin"]

@@ -21,7 +21,7 @@ from run.hf import open_model, same_tokenizer
 from run.settings import TrainConfig
 from tools import evaluate
 from tools.common import save_result, table
-from tools.evaluate import Evaluator, parse, parse_tasks, windows
+from tools.evaluate import Evaluator, parse, parse_tasks, read_question, which, windows
 
 META = dict(tokenizer=dict(name="bytes", bert=False), vocab_size=256, dtype="uint8", eot=0, sep=10)
 CHAR = dict(tokenizer=dict(name="char", vocab=sorted("\n abcdefgh")), vocab_size=11)
@@ -224,7 +224,7 @@ QUESTIONS = [
 @pytest.mark.parametrize("batch", [1, 4, 64])
 def test_choice_equals_the_slow_one(gpt, tmp_path, batch):
     model, _ = open_model(gpt)
-    right = right_norm = 0
+    right = right_norm = right_token = 0
     for q in QUESTIONS:
         pairs = [(c.rstrip(), q["continuation"]) for c in q["context_options"]] \
             if "context_options" in q else [(q["query"].rstrip(), c) for c in q["choices"]]
@@ -232,8 +232,33 @@ def test_choice_equals_the_slow_one(gpt, tmp_path, batch):
         norm = [n / len(end) for n, (_, end) in zip(nats, pairs)]
         right += nats.index(min(nats)) == q["gold"]
         right_norm += norm.index(min(norm)) == q["gold"]
+        token = [n / len(" " + end) for n, (_, end) in zip(nats, pairs)]
+        right_token += token.index(min(token)) == q["gold"]
     got = Evaluator(gpt, batch=batch).choice(jsonl(tmp_path / "c.jsonl", *QUESTIONS))
-    assert got == dict(n=4, acc=right / 4, acc_norm=right_norm / 4)
+    assert got == dict(n=4, acc=right / 4, acc_norm=right_norm / 4, acc_token=right_token / 4)
+
+
+@pytest.mark.parametrize("line", [
+    dict(ctx="the cat", endings=["sat on", "flew"], label="1"), dict(question="the cat", answer="B",
+    choices=["sat on", "flew"]), dict(question="the cat", choices=["sat on", "flew"], answer="flew"),
+    dict(query="the cat", choices=["sat on", "flew"], gold=1, ctx="not this", id=3)])
+def test_the_names_that_datasets_use(line):
+    """HellaSwag's, MMLU's, CORE's: the same question."""
+    pairs, gold = read_question("f:1", line)
+    assert (pairs, gold) == ([("the cat", "sat on"), ("the cat", "flew")], 1)
+
+
+@pytest.mark.parametrize("gold, choices, want", [
+    ("3", ["3", "4"], 0), ("A", ["B", "A"], "another by its text"), ("B", ["A", "B"], 1),
+    ("x", ["a", "b"], "none of the 2"), ("C", ["a", "b"], "none of the 2"),
+    ("a", ["a", "a"], "another by its text"), ("", ["a", "b"], "none of"), (-1, ["a", "b"], "none of"),
+    ("1", ["1", "0"], "gold='1' is one by its number and another")])
+def test_which_choice_is_right(gold, choices, want):
+    if isinstance(want, int):
+        assert which("f:1", gold, choices) == want
+    else:
+        with pytest.raises(UserError, match=want):
+            which("f:1", gold, choices)
 
 
 @pytest.mark.parametrize("args, context, continuation", [
@@ -262,11 +287,16 @@ def test_byte_pairs(gpt):
 
 
 def test_length_normalisation(gpt, tmp_path, monkeypatch):
-    """4 nats over 2 bytes lose to 5 over 5 by the byte, and win in all."""
+    """4 nats over 2 characters lose to 5 over 5 by the character, and win in all."""
     e = Evaluator(gpt)
     monkeypatch.setattr(e, "nats", lambda rows, name: [(4.0, False), (5.0, False)])
     path = jsonl(tmp_path / "c.jsonl", dict(query="q", choices=["ab", "abcde"], gold=1))
-    assert e.choice(path) == dict(n=1, acc=0.0, acc_norm=1.0)
+    assert e.choice(path) == dict(n=1, acc=0.0, acc_norm=1.0, acc_token=1.0)
+    path = jsonl(tmp_path / "c.jsonl", dict(query="q", choices=["ab", "éé\u00e9"], gold=1))
+    assert e.choice(path) == dict(n=1, acc=0.0, acc_norm=1.0, acc_token=1.0)
+    path = jsonl(tmp_path / "c.jsonl", dict(query="q", choices=["abcd", "éé"], gold=1))
+    monkeypatch.setattr(e, "nats", lambda rows, name: [(4.0, False), (3.0, False)])
+    assert e.choice(path) == dict(n=1, acc=1.0, acc_norm=0.0, acc_token=1.0)  # 2 characters, 4 bytes
 
 
 def test_padding_and_company_change_nothing(gpt):
@@ -341,7 +371,7 @@ def test_from_the_command_line(gpt, tmp_path, monkeypatch, capsys):
                                      "--tasks=ppl:~/a, b.txt,choice:~/c.jsonl", "--save=~/r.json")
     assert code == 0, err
     lines, save_to = out.splitlines(), tmp_path / "r.json"
-    assert lines[0].split() == ["task", "file", "n", "metric", "value"] and len(lines) == 7
+    assert lines[0].split() == ["task", "file", "n", "metric", "value"] and len(lines) == 8
     assert lines[-1] == f"wrote {save_to}"
     result = json.loads(save_to.read_text())
     assert [r["task"] for r in result["results"]] == ["ppl", "choice"]
@@ -398,11 +428,11 @@ def test_bad_settings(args, said):
 @pytest.mark.parametrize("line, said", [
     ('7', "lacks query"), ('{"query": "q", "choices": ["a", "b"]}', "lacks gold"),
     ('{"query": "q", "choices": "ab", "gold": 0}', "lacks choices, or it is no list"),
-    ('{"query": "q", "choices": ["a", "b"], "gold": 2}', "gold=2, but there are 2 choices"),
-    ('{"query": "q", "choices": ["a", "b"], "gold": true}', "lacks gold, or it is no int"),
+    ('{"query": "q", "choices": ["a", "b"], "gold": 2}', "gold=2 is none of the 2 choices"),
+    ('{"query": "q", "choices": ["a", "b"], "gold": true}', "lacks gold, or it is no int or str"),
     ('{"query": "q", "choices": ["a", 3], "gold": 0}', "a choice that is no text"),
     ('{"query": "q", "choices": ["a", " "], "gold": 0}', "an end without a text"),
-    ('{"query": "q", "choices": [], "gold": 0}', "there are 0 choices"),
+    ('{"query": "q", "choices": [], "gold": 0}', "none of the 0 choices"),
     ('{"context_options": ["a", null], "continuation": "b", "gold": 0}', "a choice that is no"),
     ('{"query": ', "not JSON")])
 def test_bad_questions(line, said, gpt, tmp_path):
@@ -440,8 +470,14 @@ def test_another_tokenizer(tmp_path, gpt):
 
 
 def test_no_checkpoint(tmp_path):
-    with pytest.raises(UserError, match="no such checkpoint"):
+    with pytest.raises(UserError, match="none.pt: no such checkpoint or folder: give .*hf download"):
         Evaluator(str(tmp_path / "none.pt"))
+    (tmp_path / "my_run").mkdir()
+    with pytest.raises(UserError, match="my_rum: no such .*did you mean .*/my_run"):
+        Evaluator(str(tmp_path / "my_rum"))
+    with pytest.raises(UserError, match="nowhere/x: no such checkpoint or folder: give"):
+        Evaluator(str(tmp_path / "nowhere" / "x"))
+    (tmp_path / "my_run").rmdir()
     with pytest.raises(UserError, match="holds no checkpoint"):
         Evaluator(str(tmp_path))
 
@@ -484,7 +520,7 @@ def test_trackers_off_import_nothing(tmp_path, monkeypatch):
 def test_trackers_missing(setting, modules, package, monkeypatch):
     for name in modules:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=f"needs the {package} package: pip install {package}"):
+    with pytest.raises(UserError, match=f"needs the {package} library: pip install {package}"):
         runlog.open_trackers(from_args([setting]))
 
 

@@ -1,16 +1,21 @@
 """The study of growing against the envelope: equal compute, the order of its jobs, what it reports."""
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 from runs import ENV, ROOT, events, make_data
 
-from lab import branches, frontier_report
-from lab.costs import compute
+from lab import branches, children, frontier_report, speeds
+from lab import plan as planner
+from lab.costs import compute, stage_costs
 from lab.frontier import Study, plan
-from lab.law import Law
+from lab.law import WORTH, Law
+from run import checkpoint
 from run.arguments import read_file
 from run.errors import UserError
 from run.settings import from_dict
@@ -36,10 +41,11 @@ def study(tmp_path):
     return make(tmp_path)
 
 
-def make(tmp_path, **changes):
+def make(tmp_path, only_budgets=None, only_seeds=None, **changes):
     experiment = {**TINY, **changes}
     experiment["settings"] = dict(experiment["settings"], data_dir=str(tmp_path / "data"))
-    return Study({k: v for k, v in experiment.items() if v is not None}, str(tmp_path / "out"))
+    return Study({k: v for k, v in experiment.items() if v is not None}, str(tmp_path / "out"),
+                 only_budgets, only_seeds)
 
 
 def play(job, gain=0.0, diverges=lambda job: False):
@@ -56,8 +62,8 @@ def play(job, gain=0.0, diverges=lambda job: False):
     loss = LAW.grown_loss(parts) - gain * bool(c.stages) + 0.1 * (share - 0.35)**2 + \
         abs(c.muon_learning_rate - 0.02)
     with open(job.path("metrics.jsonl"), "a") as f:
-        f.write(json.dumps(dict(event="eval", iter=c.max_iters, tokens=0, train_s=c.max_iters / 9,
-                                flops=compute(c), val_loss=loss)) + "\n")
+        f.write(json.dumps(dict(event="eval", iter=c.max_iters, tokens=c.max_iters * 64,
+                                train_s=c.max_iters / 9, flops=compute(c), val_loss=loss)) + "\n")
     with open(job.path("config.json"), "w") as f:
         json.dump(dict(out_dir=job.out_dir, init_from="x/y.pt", resolved=dict(data_dir="z", b=1)), f)
     if diverges(job):
@@ -67,9 +73,9 @@ def play(job, gain=0.0, diverges=lambda job: False):
         job.tidy()
 
 
-def play_all(study, **more):
+def play_all(study, at_once=1000, **more):
     done = []
-    while jobs := study.ready(2):
+    while jobs := study.ready(at_once):
         for job in jobs:
             assert job.after is None or job.after.done()
             play(job, **more)
@@ -79,7 +85,7 @@ def play_all(study, **more):
 
 def law_point(study, name, budget):
     """(weights, tokens) of a size from scratch"""
-    return study.weigh(study.config(name).sizes()[0]), study.flops(budget) / study.cost(name)
+    return study.costs(name)[0]["weights"], study.flops(budget) / study.cost(name)
 
 
 def test_equal_compute(study):
@@ -100,7 +106,7 @@ def test_equal_compute(study):
 
 
 def test_jobs_come_in_order(study):
-    done = play_all(study)
+    done = play_all(study, at_once=2)
     kinds = [os.path.relpath(j.out_dir, study.out).split(os.sep) for j in done]
     first = [k for k in kinds if k[0] == "grown"][0]
     assert {k[2] for k in kinds[:kinds.index(first)]} == {"rate_0.01", "rate_0.02", "rate_0.04"}
@@ -125,11 +131,24 @@ def make_again(study):
     return Study(dict(TINY, settings=study.settings), study.out)
 
 
+def test_a_part_of_the_study_first(study, tmp_path):
+    """A budget and the first seed alone; then the rest, and nothing runs twice."""
+    first = play_all(make(tmp_path, only_budgets=[10], only_seeds=[1]))
+    assert all("seed_1" in j.out_dir for j in first)
+    assert {os.path.basename(j.out_dir).split("_")[1] for j in first if not j.keep} == {"5", "10"}
+    assert "x seeds: 5: 2/6, 10: 6/12, 20: 0/6." in frontier_report.write_report(study)
+    rest = play_all(study)
+    assert not {(j.out_dir, j.values["max_iters"]) for j in first} & {
+        (j.out_dir, j.values["max_iters"]) for j in rest}
+    assert "5: 6/6, 10: 12/12, 20: 6/6." in frontier_report.write_report(study)
+
+
 def test_the_report_finds_the_law(study):
     play_all(study)
     text = frontier_report.write_report(study)
     with open(os.path.join(study.out, "report.json")) as f:
         report = json.load(f)
+    assert "No seconds" in text and not any(r["target_s"] or r["best_s"] for r in report["rows"])
     assert report["best"] == {str(b): min(study.ladder, key=lambda n: LAW.loss(*law_point(study, n, b)))
                               for b in (5, 10, 20)}
     found = Law(**report["law"])
@@ -148,6 +167,79 @@ def test_the_report_finds_the_law(study):
     assert os.path.getsize(os.path.join(study.out, "frontier.png")) > 10_000
     with open(os.path.join(study.out, "law.json")) as f:
         assert json.load(f) == report["law"]
+
+
+def test_seconds_are_iterations_at_measured_speeds(study, monkeypatch):
+    """However long the runs took."""
+    monkeypatch.setattr(speeds, "SECONDS", 0.0)
+    monkeypatch.setattr(speeds, "ROUNDS", 3)
+    assert "| 2L_16_2h_32 from 1L_16_2h_32 |" in speeds.measure_speeds(study)
+    path = os.path.join(study.out, "speeds.json")
+    with open(path) as f:
+        found = json.load(f)
+    assert set(found["step_s"]) == {
+        "1L_16_2h_32", "2L_16_2h_32", "4L_16_2h_32", "1L_8_1h_16", "1L_16_1h_32",
+        "1L_16_1h_32 from 1L_8_1h_16", "2L_16_2h_32 from 1L_16_1h_32", "2L_16_2h_32 from 1L_16_2h_32"}
+    assert all(0 < low <= median <= high for median, low, high in found["step_s"].values())
+    found["step_s"] = {k: [0.5 if " from " in k else 0.1 * int(k[0]), 0, 9] for k in found["step_s"]}
+    checkpoint.write_json(path, found)
+    play_all(study)
+    text = frontier_report.write_report(study)
+    with open(os.path.join(study.out, "report.json")) as f:
+        report = json.load(f)
+    took = {(r["name"], r["budget"]): r["seeds"]["1"]["seconds"] for r in report["runs"]}
+    iters = study.iterations(study.costs("four"), study.flops(10))
+    assert took["four", 10] == pytest.approx(0.4 * iters)
+    decay = study.best_decay("late", 10)
+    grow, end = study.stages("late", 10)[0], study.branch("late", 10, decay)[1]
+    ramp = min(grow["ramp_iters"], end - grow["at"])
+    assert ramp and took["late", 10] == pytest.approx(
+        0.1 * grow["at"] + 0.5 * ramp + 0.2 * (end - grow["at"] - ramp))
+    rows = {(r["name"], r["budget"]): r for r in report["rows"]}
+    assert rows["two", 10]["target_s"] == pytest.approx([1, 1, 1], abs=0.01) and "measured side by" in text
+    del found["step_s"]["4L_16_2h_32"]
+    checkpoint.write_json(path, found)
+    with pytest.raises(UserError, match="has no '4L_16_2h_32': measure again with --speeds"):
+        frontier_report.write_report(study)
+
+
+def said_of(folder, configs, monkeypatch):
+    """For each (budget, config of a run there): (budget, does the study say grow?, the planner's words)."""
+    monkeypatch.setattr(planner, "STUDY", str(folder))
+    with open(os.path.join(folder, "report.json")) as f:
+        rows = json.load(f)["rows"]
+    out = []
+    for budget, config in configs:
+        mean, low, _ = max(r["target"] for r in rows if "recipe" in r and r["budget"] == budget)
+        args = SimpleNamespace(law="", small=None)
+        text = planner.show_advice(config, stage_costs(config, 256), 256, args)
+        assert f"at {budget:g} a weight" in text
+        verdict = text.partition("To be trained: ")[2].splitlines()[0]
+        out.append((budget, mean >= WORTH and not (low is not None and low < 1), verdict))
+    return out
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.3])
+def test_the_planner_agrees_with_a_study(study, gain, monkeypatch):
+    play_all(study, gain=gain)
+    frontier_report.write_report(study)
+    config = from_dict(study.leaf("late", 10, 1, 0.35).values)
+    (_, grow, words), = said_of(study.out, [(10, config)], monkeypatch)
+    assert words.startswith("Grow") == grow and "measured" in words and (grow or not gain)
+
+
+def test_the_planner_agrees_with_the_study(monkeypatch):
+    """At every budget at which grown runs were studied, asked with the settings of the run itself."""
+    folder = ROOT / "results" / "frontier"
+    if not (folder / "report.json").exists():
+        pytest.skip("results/frontier is not there: the study has not been run")
+    rows = [r for r in json.loads((folder / "report.json").read_text())["rows"]
+            if "recipe" in r and r["target"]]
+    had = {r["budget"]: json.loads((folder / r["config"]).read_text()) for r in rows}
+    configs = [(b, from_dict({k: v for k, v in c.items() if k != "resolved"})) for b, c in had.items()]
+    assert configs
+    for budget, grow, words in said_of(folder, configs, monkeypatch):
+        assert words.startswith("Grow") == grow, (budget, words)
 
 
 def test_a_gain_is_seen(study):
@@ -214,6 +306,8 @@ def test_cost_of_a_loss():
     (dict(sweep_at="5"), "sweep_at='5': must be a number"),
     (dict(ladder=[1]), r"ladder=\[1\]: must be a dict"),
     (dict(bugdets=[5]), "no such name, did you mean budgets"),
+    (dict(only_budgets=[5, 7]), r"--budgets: 7 is none of the experiment's \[5, 10, 20\]"),
+    (dict(only_seeds=[3]), "--seeds: 3 is none"),
     (dict(grown={"x": dict(start="five", growths=[(0.1, dict(n_layer=2))])}), "grown 'x': start"),
     (dict(grown={"x": dict(start="one", growths=[(2, dict(n_layer=2))])}), r"\[\(share of the compute"),
     (dict(grown={"x": dict(start="one", growths=[(0.1, dict(n_layer=3))])}), "does not end at the size"),
@@ -236,18 +330,19 @@ def test_the_experiment_of_this_house(tmp_path):
 
 def test_a_killed_job_starts_again(tmp_path, monkeypatch):
     """What a kill left before the first checkpoint is no run to go on from."""
-    job = branches.Job(str(tmp_path / "run"), dict(max_iters=5), 1.0)
+    job = branches.Branch(str(tmp_path / "run"), dict(max_iters=5), 1.0)
+    place = dict(), None, "test"
     os.makedirs(job.out_dir)
     open(job.path("metrics.jsonl"), "w").close()
-    monkeypatch.setattr(branches, "Child", lambda command, out_dir, place: command)
-    assert "--init_from=scratch" in job.start(None)
+    monkeypatch.setattr(children, "Child", lambda command, out_dir, place: command)
+    assert "--init_from=scratch" in job.start(place)
     assert not os.path.exists(job.path("metrics.jsonl"))
     open(job.path("ckpt_0000002.pt"), "w").close()
-    assert job.start(None)[2:] == [job.out_dir, "--resume", "--max_iters=5"]
+    assert job.start(place)[2:] == [job.out_dir, "--resume", "--max_iters=5"]
     open(job.path("ckpt_0000007.pt"), "w").close()
     job.keep = (5, 7)
     with pytest.raises(UserError, match="is past iteration 5, where the experiment branches off now"):
-        job.start(None)
+        job.start(place)
 
 
 @pytest.mark.slow
@@ -260,10 +355,14 @@ def test_end_to_end(tmp_path):
     path = tmp_path / "toy.py"
     path.write_text("\n".join(f"{k} = {v!r}" for k, v in made.items()))
     command = [sys.executable, "-m", "lab.frontier", str(path), f"--out={tmp_path / 'out'}"]
-    for more in (["--minutes=0.3"], []):
-        done = subprocess.run([*command, *more], cwd=ROOT, env=ENV, capture_output=True, text=True,
-                              timeout=580)
-        assert done.returncode == 0 or more, done.stderr[-2000:]
+    first = subprocess.Popen(command, cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 300
+    while time.monotonic() < until and not list((tmp_path / "out").glob("scratch/*/*/*/trunk/ckpt*")):
+        time.sleep(0.2)
+    first.send_signal(signal.SIGTERM)
+    assert "the same command goes on" in first.communicate(timeout=100)[1] and first.returncode == 2
+    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr[-2000:]
     study = Study(read_file(str(path)), str(tmp_path / "out"))
     assert study.ready(1) == []
     for name in study.names:

@@ -28,7 +28,7 @@ from fuzz_world import INTERNAL, READS, SCRIPTS, WORD, make_world, spoilt  # noq
 from hypothesis import strategies as st  # noqa: E402
 
 # whose files are among these: a module that reads another kind must bring a case
-READERS = {"sample", "lab.law", "lab.bench", "lab.campaign", "lab.branches", "lab.probes", "data.dataset",
+READERS = {"sample", "lab.law", "lab.bench", "lab.plan", "lab.speeds", "lab.children", "lab.campaign", "lab.branches", "lab.probes", "data.dataset",
            "data.bin_writer", "data.tokenizer", "data.text.prepare", "data.shakespeare_char.prepare", "run.checkpoint",
            "run.hf", "run.arguments", "run.runlog", "run.given", "tools.evaluate", "tools.glue", "tools.plot"}
 READING = r"\b(json\.loads?|read_json|read_jsonl|read_metrics|read_text|torch\.load|load_file|Unpickler)\("
@@ -40,7 +40,7 @@ def test_no_script_and_no_reader_is_forgotten():
     assert found == SCRIPTS.keys() | INTERNAL
     readers = {m for m, text in MODULES.items() if re.search(READING, text)}
     # that dump what json writes, and read it at once
-    assert readers - {"lab.speedrun", "lab.frontier_report", "tools.common", "tools.export"} == \
+    assert readers - {"lab.words", "lab.speedrun", "lab.frontier_report", "tools.common", "tools.export"} == \
         READERS | TALKS
 
 
@@ -70,7 +70,7 @@ def played(monkeypatch):
         monkeypatch.setattr(name, no)
     monkeypatch.setattr("lab.frontier.measure", lambda *args: dict(step_s=1.0))
     monkeypatch.setattr("data.pystdlib.prepare.find_files", lambda root: ["ast.py", "bisect.py", "abc.py"])
-    monkeypatch.setattr("data.openwebtext.prepare.fetch", lambda name: [dict(text="a\nb")] * 5000)
+    monkeypatch.setattr("data.openwebtext.prepare.open_dataset", lambda name, streaming: [dict(text="a\nb")] * 5000)
     monkeypatch.setattr("data.openwebtext.prepare.load", lambda name, bert: importlib.import_module(
         "data.tokenizer").load("bytes", bert=bert))
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor.submit", no)

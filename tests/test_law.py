@@ -85,34 +85,72 @@ def test_worth_its_loss_and_nothing_more():
     assert c.loss(1e7, 1.5e8) < grown < c.loss(1e7, 1e8)  # less than as many tokens as itself
 
 
-def test_verdict():
+def test_advice():
     c, N = CHINCHILLA, balanced_at(CHINCHILLA, 20)
-    grow, words = c.verdict(N, D=1.25 * N)
-    assert grow and words.startswith("Grow: 25.2 M weights on 31.4 M tokens (1.25 a weight) are 3.5 "
-                                     "times too many for their budget")
-    assert "1.68 times less compute than they do from scratch, and 1.06 times less" in words
-    assert words.endswith("if it need not be the target's size, train those.")
+    said = law.advise(c, N, 1.25 * N)
+    assert said["grow"] and said["fits"] == ("25.2 M weights on 31.4 M tokens (1.25 a weight) are 3.5 "
+                                             "times more than this compute wants.")
+    assert said["words"] == (
+        "Grow if it must be this size (1.68x against the target from scratch, at most); if not, do not "
+        "grow: train 5.83 M weights from scratch (1.06x against those).")
     for ratio in (20, 40, 100):
-        grow, words = c.verdict(N, C=6 * ratio * N * N)
-        assert not grow and words.startswith("Do not grow") and "too many" not in words
-    assert "too few" in words
+        said = law.advise(c, N, ratio * N)
+        assert not said["grow"] and said["words"].startswith("Do not grow")
+        assert "more than" not in said["fits"]
+    assert "fewer than" in said["fits"] and "or better " in said["words"]
     small = (N / 4, 20 * N)  # its compute is spent already
-    grow, words = c.verdict(N, D=20 * N, small=small)
-    assert grow and "growth from what is there takes" in words
-    assert c.savings(N, 20 * N, small)["against_best"] > 1.15
+    said = law.advise(c, N, 20 * N, small)
+    assert said["grow"] and said["words"].startswith("Grow (") and said["against_best"] > 1.15
 
 
-def test_verdict_of_made_up_laws():
-    size_hardly_matters = Law(E=1, A=0.01, B=100, a=0.3, b=0.3)
-    grow, words = size_hardly_matters.verdict(1e8, D=2e9)
-    assert grow and "too many for their budget" in words
+def test_advice_by_what_was_measured():
+    c, N = CHINCHILLA, balanced_at(CHINCHILLA, 20)
+    for target, best, grow, words in (
+            ((1.4, None, None), None, True, "Grow if it must be this size (1.4x"),
+            ((1.4, 1.3, 1.5), (1.3, 1.2, 1.4), True, "Grow (1.4x against the target from scratch, 1.3x"),
+            ((1.4, 0.9, 2.0), (1.3, 0.9, 1.8), False, "Do not grow (1.4x against the target from "
+             "scratch, measured, which may be chance)"),
+            ((0.9, 0.8, 1.0), (0.8, 0.7, 0.9), False, "Do not grow (0.9x")):
+        said = law.advise(c, N, 5 * N, measured=(target, best))
+        assert said["grow"] == grow and words in said["words"]
+
+
+def test_advice_of_made_up_laws():
+    small_always_wins = Law(E=1, A=0.01, B=100, a=0.3, b=0.3)
+    said = law.advise(small_always_wins, 1e8, 2e9)
+    assert said["words"].startswith("Grow if it must be this size") and "more than" in said["fits"]
+    assert "if not, do not grow: train" in said["words"] and said["best_size"] < 1e6
     size_is_all = Law(E=1, A=1000, B=0.1, a=0.3, b=0.3)
-    grow, words = size_is_all.verdict(1e8, D=2e9)
-    assert not grow and "too few for their budget" in words
-    grow, words = CHINCHILLA.verdict(1e9, D=1e7, small=(9e8, 1e12))
-    assert not grow and "what is there is at 2.2361" in words
+    said = law.advise(size_is_all, 1e8, 2e9)
+    assert not said["grow"] and "fewer than" in said["fits"] and said["against_target"] > 0.999
+    c, N = CHINCHILLA, balanced_at(CHINCHILLA, 20)
+    D = brentq(lambda d: c.savings(N, d)["against_target"] - 3, N / 100, N)
+    said = law.advise(c, N, D)
+    assert said["grow"] and "(3x against the target" in said["words"]
+    at_best = law.advise(c, N, c.balanced_tokens(N))  # where nothing is too large or too small
+    assert not at_best["grow"] and at_best["against_target"] < 1.05 and "as many as" in at_best["fits"]
+    there = law.advise(CHINCHILLA, 1e9, 1e7, small=(9e8, 1e12))
+    assert there["grow"] and "better already" in there["words"] and there["one"] is None
     with pytest.raises(UserError, match="a model only grows"):
-        CHINCHILLA.verdict(1e9, D=1e10, small=(1e9, 1e10))
+        law.advise(CHINCHILLA, 1e9, 1e10, small=(1e9, 1e10))
+
+
+@pytest.mark.parametrize("small", [None, (2e6, 4e7)])
+def test_one_growth(small):
+    """No better than the ideal, no worse than its neighbours; its cost by the law's own arithmetic."""
+    c, N, D = CHINCHILLA, 2.5e7, 1e8
+    found = c.one_growth(N, D, small)
+    assert 1 < found["saves"] < c.savings(N, D, small)["against_target"]
+    n, spent = found["small"], found["at"] * 6 * N * D / found["saves"]
+    d = spent / (6 * n) + (small[1] if small else 0)
+    rest = D - c.tokens(N, c.loss(n, d))
+    assert spent + 6 * N * rest == pytest.approx(6 * N * D / found["saves"])
+    assert c.grown_loss([(n, d), (N, rest)]) == pytest.approx(c.loss(N, D))
+    for other in (0.7 * d, 1.4 * d):
+        if not small or other > small[1]:
+            cost = 6 * n * (other - (small[1] if small else 0)) + \
+                6 * N * max(0, D - c.tokens(N, c.loss(n, other)))
+            assert cost > spent + 6 * N * rest
 
 
 @pytest.mark.parametrize("noise", [0, 1e-3])
@@ -133,6 +171,14 @@ def test_too_little_to_fit():
         law.fit([(1e5, D, 2.0) for D in range(1, 6)])
     with pytest.raises(UserError, match="from 0 points"):
         law.fit([])
+    true = Law(E=0.6, A=30, B=60, a=CHINCHILLA.a, b=CHINCHILLA.b)
+    points = [(N, D, true.loss(N, D)) for N, D in ((1e5, 1e6), (4e5, 1e6), (1e5, 8e6))]
+    found = law.fit_three(points, CHINCHILLA)
+    assert [getattr(found, k) for k in "EABab"] == pytest.approx([getattr(true, k) for k in "EABab"])
+    with pytest.raises(UserError, match="2 runs of 2 sizes and 1 token counts are too few"):
+        law.fit_three(points[:2], CHINCHILLA)
+    with pytest.raises(UserError, match="weights make no difference"):
+        law.fit_three([(1e5, 1e6, 2), (4e5, 1e6, 2), (1e5, 8e6, 1.5)], CHINCHILLA)
 
 
 def test_command(tmp_path, monkeypatch, capsys):
@@ -140,11 +186,13 @@ def test_command(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["lab.law", "--params=7e9", "--tokens=35e9", *args])
         law.main()
         return capsys.readouterr().out
-    assert run().splitlines()[-1].startswith("Grow: 7 G weights on 35 G tokens (5 a weight)")
+    assert run().splitlines()[-2].startswith("7 G weights on 35 G tokens (5 a weight) are 2")
     path = tmp_path / "law.json"
     path.write_text(json.dumps(dict(E=1, A=1000, B=1, a=0.3, b=0.3)))
-    assert run(f"--law={path}", "--small", "1e9", "1e9").splitlines()[-1].startswith("Do not grow")
-    path.write_text('{"E": 1}')
-    with pytest.raises(SystemExit) as e:
-        run(f"--law={path}")
-    assert e.value.code == 2 and "lacks A" in capsys.readouterr().err
+    assert "Do not grow" in run(f"--law={path}", "--small", "1e9", "1e9").splitlines()[-2]
+    for bad, said in (('{"E": 1}', "lacks A"), ('{"E": 1, "A": 0, "B": 1, "a": 1, "b": 1}', "above zero"),
+                      ('{"E": 1, "A": 1, "B": 1, "a": 1, "b": 1, "of": 3}', "lacks of")):
+        path.write_text(bad)
+        with pytest.raises(SystemExit) as e:
+            run(f"--law={path}")
+        assert e.value.code == 2 and said in capsys.readouterr().err

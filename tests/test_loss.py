@@ -56,8 +56,8 @@ def test_under_autocast(monkeypatch):
         assert x.dtype == y.dtype and (x - y).abs().max() <= 0.02 * y.abs().max()
 
 
-@pytest.mark.parametrize("kind", ["gpt", "bert"])
-@pytest.mark.parametrize("mode", ["none", "block", pytest.param("model", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind, mode", [("gpt", "none"), ("bert", "none"), ("gpt", "block"), *(
+    pytest.param(*v, marks=pytest.mark.slow) for v in (("bert", "block"), ("gpt", "model"), ("bert", "model")))])
 def test_models_compiled_or_not(kind, mode, monkeypatch):
     """return_logits=False: the same loss and gradients, no logits of the whole batch."""
     from run import compiler

@@ -112,9 +112,7 @@ def test_across_growths(kind, torchs):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_bad_steps_change_nothing(compiled):
-    if compiled and compiler.broken("cpu"):
-        pytest.skip("torch.compile does not work here")
+def test_bad_steps_change_nothing(compiled, graphs_only):
     params = parameters([(4, 4), (4, 4), (8, 4)])
     o = Muon(params, lr=0.1, compiled=compiled)
     for bad in (0, 1, 0, 1):
@@ -131,13 +129,9 @@ def test_bad_steps_change_nothing(compiled):
         if bad:
             for p, q in zip(before[1], after[1]):
                 assert torch.equal(p["momentum_buffer"], q["momentum_buffer"])
-    compiler.forget_graphs()
 
 
-def test_learning_rates_compile_nothing_anew(torchs):
-    if compiler.broken("cpu"):
-        pytest.skip("torch.compile does not work here")
-    compiler.forget_graphs()
+def test_learning_rates_compile_nothing_anew(torchs, graphs_only):
     params, theirs = (parameters([(4, 4), (4, 4), (8, 4)]) for _ in range(2))
     o, b = Muon(params, lr=0.1, compiled=True), torchs(theirs, lr=0.1)
     made = []
@@ -151,7 +145,6 @@ def test_learning_rates_compile_nothing_anew(torchs):
         made.append(compiler.graphs())
     assert made[0] == made[-1], made
     assert_same(params, theirs)
-    compiler.forget_graphs()
 
 
 def test_goes_on_from_torchs_state(torchs):

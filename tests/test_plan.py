@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lab import plan as planner
 from lab import probes, rates, search
 from lab.costs import batch, count, make_model, stage_costs, totals, vocab_of
+from lab.law import Law
 from lab.plan import show
 from run import checkpoint
 from run.arguments import from_args
@@ -67,6 +67,7 @@ def test_dry_run_of_101_billion_parameters(monkeypatch, capsys):
               "--processes=192")
     said = capsys.readouterr().out
     assert "102 G" in said and "ceiling on the speedup" in said
+    assert all(s in said for s in ("shard='fsdp'", "27.8 GB", "27 or more"))  # a process of 192; of 80 GB
     rows = stage_costs(from_args([str(ROOT / "config" / "flm_101b.py")]), 100_352)
     assert [round(r["params"] / 1e9) for r in rows] == [16, 50, 102]
     assert [round(r["tokens"] / 1e9) for r in rows] == [245, 40, 27]
@@ -117,6 +118,7 @@ def test_bad_input_is_one_line(bad, names, monkeypatch, capsys, tmp_path):
     assert e.value.code == 2 and names in said and len(said.splitlines()) == 1, said
 
 
+@pytest.mark.slow
 def test_a_bad_flag_in_a_process():
     done = plan("--mfu=2", check=False)
     assert done.returncode == 2 and done.stderr == \
@@ -161,6 +163,7 @@ def test_growth_by_rate_is_decided_once(data, tmp_path):
     assert x == y and len(x) == 36
 
 
+@pytest.mark.slow
 def test_growth_by_rate_on_two_processes(data, tmp_path):
     out = str(tmp_path / "out")
     train(data_dir=data, out_dir=out, grow_when="rate", stages=rated([[0, 1e9]]), torchrun=2,
@@ -237,15 +240,21 @@ def test_predictions_are_chained_at_equal_loss(searched):
 
 
 def test_a_law_leaves_out_what_cannot_win(searched):
-    law = SimpleNamespace(loss=lambda N, D: 1.7 + 400 / N**0.34 + 400 / D**0.28,
-                          tokens=lambda N, y: (400 / (y - 1.7 - 400 / N**0.34))**(1 / 0.28))
-    config, target = searched.config, searched.target
+    config, target, start = searched.config, searched.target, searched.start
+    wide = {**target, "n_layer": start["n_layer"]}
 
-    def worth(start, at):
-        return search.worth_it(config, 256, [(start, 0), (target, at)], law)
-    assert search.worth_it(config, 256, [(target, 0), (target, 1)])  # of no law
-    assert worth(searched.start, 400)
-    assert not worth({**target, "n_layer": 7}, 400)  # costs more, and is no smaller
+    def worth(law, *path):
+        return search.worth_it(config, 256, [*path, (target, 400)], law)
+    hardly = Law(E=1, A=0.1, B=100, a=0.3, b=0.3)  # size hardly matters: small ones are cheaper all along
+    size_is_all = Law(E=1, A=300, B=10, a=0.3, b=0.3)
+    for path in ([(start, 0)], [(start, 0), (wide, 100)]):
+        assert worth(None, *path) and worth(hardly, *path) and not worth(size_is_all, *path)
+    assert not worth(hardly, ({**target, "n_layer": 7}, 0))  # costs more
+    searched.worth_it = lambda path: False
+    searched.runs.events = lambda name: [dict(event="eval", iter=420, val_loss=1.5, mask=1.0)]
+    searched.curve, searched.compile_s = rates.fit(np.arange(40.0, 1000, 40),
+                                                   1 + 8 * np.arange(40.0, 1000, 40) ** -0.5), 0.0
+    assert searched.ranking() == []
 
 
 def test_the_config_that_is_written_is_ready(searched, tmp_path):

@@ -1,8 +1,12 @@
-"""plot.py: runs of the same name, runs that diverged, damaged files, places that cannot be written."""
+"""
+plot.py: runs of the same name, runs that diverged, damaged files, places that cannot be written; the
+lead over a baseline, and following runs that go on.
+"""
 import json
 import sys
 
 import pytest
+from runs import ROOT
 
 from run.errors import UserError
 from tools import plot
@@ -98,3 +102,115 @@ def test_home(tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "r", [4.0, 3.0])
     main(monkeypatch, "~/r", "--save=~/p.png")
     assert (tmp_path / "p.png").exists()
+
+
+# -----------------------------------------------------------------------------
+# the lead over a baseline
+
+SMALL, LARGE = (dict(n_layer=n, n_head=1, n_embd=8, n_inner=16) for n in (1, 2))
+
+
+def evals(losses, seconds, sizes=LARGE, **more):
+    return [dict(event="eval", val_loss=float(loss), iter=10 * i, tokens=100 * i, flops=1e6 * i,
+                 train_s=float(t), **{**sizes, **more}) for i, (loss, t) in enumerate(zip(losses, seconds))]
+
+
+def test_the_lead_at_equal_loss():
+    base = evals([5, 4, 3, 2], [0, 10, 20, 30])
+    ahead = evals([5, 4], [0, 10], SMALL) + evals([3.5, 2], [12, 15])
+    assert plot.lead(ahead, base) == (2, 15, 30, True)
+    assert plot.lead(ahead[:3], base) == (3.5, 12, 15, True)
+    assert plot.lead(ahead[:2], base) == (4, 10, 10, False)
+    assert plot.lead(base, evals([5, 4, 3], [0, 5, 10])) == (3, 20, 10, True)
+    # what the small model had does not count for the large one: 4.5 at 20 s, not at 5 s
+    back = evals([5, 4], [0, 10], SMALL) + evals([4.5], [20])
+    assert plot.lead(back, base)[:3] == (4.5, 20, 5)
+    assert plot.lead([], base) is None and plot.lead(base[:1], base) is None
+    assert plot.lead(evals([float("nan")] * 2, [0, 5]), base) is None
+    in_a_ramp = evals([5], [0]) + evals([3], [10], mask=0.5)
+    assert plot.lead(in_a_ramp, base) == (3, 10, 20, False)
+
+
+def test_what_is_said_of_the_lead():
+    runs = dict(a=evals([5, 3], [0, 10]), b=evals([5, 3.333], [0, 40], SMALL), c=evals([5, 3], [0, 20]))
+    assert list(plot.leads(runs, "c")) == [
+        "a: 2.00x sooner at 3.00 than c", "b: 2.40x later at 3.33 than c, not of its size yet"]
+    assert list(plot.leads(runs, None)) == []
+
+
+def test_the_baseline_is_given_or_the_one_that_never_grew():
+    grown = [dict(event="grow"), *evals([5], [0])]
+    runs = dict(a=grown, b=evals([5], [0]), c=grown)
+    assert plot.pick_baseline(runs) == "b" and plot.pick_baseline(runs, "c") == "c"
+    assert plot.pick_baseline(dict(a=grown)) is None
+    assert plot.pick_baseline(dict(a=runs["b"])) is None
+    assert plot.pick_baseline(dict(a=runs["b"], b=runs["b"])) is None
+
+
+def drawn(monkeypatch, *args):
+    """The figure that a call makes, still open."""
+    figures = []
+    monkeypatch.setattr(plot, "write", lambda fig, save: figures.append(fig))
+    main(monkeypatch, *args)
+    return figures[-1]
+
+
+def texts(ax):
+    """A panel's words on the picture."""
+    return [t for t in (*ax.texts, ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label, *(
+        () if ax.get_legend() is None else ax.get_legend().get_texts())) if t.get_text()]
+
+
+def test_panels_and_words_of_the_picture(monkeypatch):
+    """Real runs: all panels, the lead in words, and no word over another or out of the picture."""
+    real = [str(ROOT / "results" / name) for name in ("pystdlib_msg", "pystdlib_scratch")]
+    fig = drawn(monkeypatch, *real)
+    fig.canvas.draw()
+    words = [t.get_text() for ax in fig.axes for t in texts(ax)]
+    assert any("pystdlib_msg: 1." in w and "sooner at" in w for w in words)
+    assert [ax._left_title.get_text().split()[0] for ax in fig.axes[2:]] == ["mask", "learning", "gradient"]
+    boxes = [t.get_window_extent() for ax in fig.axes for t in texts(ax)]
+    width, height = fig.canvas.get_width_height()
+    assert all(b.x0 >= 0 and b.y0 >= 0 and b.x1 <= width and b.y1 <= height for b in boxes)
+    assert not [1 for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+    lines = [line for line in fig.axes[0].lines if line.get_linestyle() == ":"]
+    assert len(lines) == 3  # its growths
+
+
+def test_what_is_missing_is_left_out(monkeypatch, tmp_path):
+    """Runs without learning rates and norms in their metrics: the panels that there is data for."""
+    run = make_run(tmp_path / "r", [4.0, 3.0])
+    assert len(drawn(monkeypatch, run).axes) == 2
+
+
+# -----------------------------------------------------------------------------
+# --watch
+
+def test_watching_ends_with_the_run(tmp_path, monkeypatch, capsys):
+    """It waits for the first evaluation, draws what is new and only that, and ends with the run."""
+    out, pauses = tmp_path / "r", []
+    out.mkdir()
+    (out / "config.json").write_text('{"max_iters": 20}')
+
+    def sleep(seconds):  # the run goes on meanwhile
+        pauses.append(seconds)
+        if len(pauses) != 3:  # once nothing is new
+            make_run(out, [4.0, 3.0, 2.0][:min(len(pauses), 3)])
+    monkeypatch.setattr(plot.time, "sleep", sleep)
+    main(monkeypatch, out, "--watch", "--every=0.5")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("no evaluation yet") and said.count(f"wrote {out}/loss.png") == 3
+    assert pauses == [0.5] * 4 and "2.0000" in said[-1]
+    assert (out / "loss.png").exists() and not (out / "tmp_loss.png").exists()
+
+
+def test_watching_ends_at_ctrl_c(tmp_path, monkeypatch, capsys):
+    out = make_run(tmp_path / "r", [4.0, 3.0])
+    (tmp_path / "r" / "config.json").write_text('{"max_iters": 20}')
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(plot.time, "sleep", interrupt)
+    main(monkeypatch, out, "--watch")
+    assert capsys.readouterr().out.splitlines()[-1] == "stopped watching"
+    assert "no metrics.jsonl there" in failed(monkeypatch, capsys, tmp_path / "nowhere", "--watch")

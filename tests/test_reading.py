@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -251,3 +252,90 @@ def test_parts_do_not_change_the_tokens_of_a_text():
     for run, times in ((" ", 1_000_000), ("\t \n", 300_000), ("a", 200_000), ("-", 200_000)):
         ids = tok.encode("x" + run * times + "y")
         assert tok.bpe.decode(ids) == "x" + run * times + "y"
+
+
+# --- datasets of the Hugging Face hub
+
+def hub(monkeypatch, records, name="some/texts", config=None, split="train"):
+    """A stand-in for the datasets library, which has this one."""
+    def load_dataset(*got, **how):
+        assert (got, how) == ((name, config), dict(split=split, streaming=True))
+        yield from records
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+
+
+def test_a_dataset_by_its_name(tmp_path, monkeypatch, capsys):
+    """As the same documents in a file; --limit reads no further."""
+    def records():
+        yield from (dict(body=t) for t in ["", *many(400)])
+        raise AssertionError("read too far")
+    hub(monkeypatch, records(), config="part", split="all")
+    prepare(text, "--dataset=some/texts:part", "--split=all", "--column=body", "--limit=401",
+            "--out", tmp_path / "a", "--val-fraction=0.1")
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(dict(text=t)) + "\n" for t in many(400)))
+    prepare(text, "--input", tmp_path / "x.jsonl", "--out", tmp_path / "b", "--val-fraction=0.1")
+    for split in ("train", "val"):
+        assert documents(tmp_path / "a", split) == documents(tmp_path / "b", split) != []
+    assert complete(tmp_path / "a")["source"] == "some/texts:part"
+    assert "reading some/texts:part\n" in capsys.readouterr().out
+
+
+def test_a_dataset_and_a_file_for_validation(tmp_path, monkeypatch):
+    hub(monkeypatch, [dict(text=t) for t in many(9)])
+    (tmp_path / "v.txt").write_text("held out")
+    prepare(text, "--dataset=some/texts", "--val", tmp_path / "v.txt", "--out", tmp_path / "o")
+    assert documents(tmp_path / "o", "train") == many(9)
+    assert documents(tmp_path / "o", "val") == ["held out"]
+
+
+def test_the_real_library_streams(tmp_path):
+    """From a folder, which needs no network."""
+    pytest.importorskip("datasets")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train.jsonl").write_text("".join(json.dumps(dict(body=t)) + "\n" for t in many(60)))
+    prepare(text, f"--dataset={tmp_path / 'd'}", "--column=body", "--val-fraction=0.2", "--limit=50",
+            "--out", tmp_path / "o")
+    assert sorted(documents(tmp_path / "o", "train") + documents(tmp_path / "o", "val")) == \
+        sorted(many(50))
+
+
+class DatasetNotFoundError(FileNotFoundError):
+    pass
+
+
+@pytest.mark.parametrize("fault, said", [
+    (ConnectionError("Couldn't reach 'some/texts' on the Hub"),
+     "ConnectionError: Couldn't reach .*: where there is a network, hf download some/texts "
+     "--repo-type=dataset --local-dir=my_texts; then here, python data/text/prepare.py --input my_texts"),
+    (DatasetNotFoundError("Dataset 'some/texts' doesn't exist on the Hub"),
+     "doesn't exist on the Hub.: check the name at huggingface.co/datasets: --dataset=OWNER/NAME"),
+    (ValueError("Config name is missing.\nPlease pick one among: ['a', 'b']"),
+     r"is missing. Please pick one among: \['a', 'b'\]\): .*--dataset=OWNER/NAME:CONFIG"),
+    (ValueError("Bad split: nope. Available splits: ['train']"), r"\['train'\]\): .*--split=NAME"),
+    (RuntimeError(), "cannot be read .RuntimeError: RuntimeError.: check"),
+    (OSError(28, "No space left on device"), "No space left on device: make room")])
+@pytest.mark.parametrize("when", [0, 20])
+def test_a_dataset_that_cannot_be_read(fault, said, when, tmp_path, monkeypatch, capsys):
+    """At once, or in the middle of it: a line that says what to type next, and nothing is written."""
+    def records():
+        yield from (dict(text=t) for t in many(when))
+        raise fault
+    hub(monkeypatch, records())
+    err = fails(text, capsys, "--dataset=some/texts", "--out", tmp_path / "o")
+    assert re.search(said, err) and not (tmp_path / "o").exists()
+
+
+def test_bad_requests_for_a_dataset(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # not installed
+    some = ["--dataset=some/texts", "--out", tmp_path / "o"]
+    assert "pip install datasets" in fails(text, capsys, *some)
+    hub(monkeypatch, [dict(body="x")])
+    assert "--dataset=some/texts: has no field 'text', its fields are body: name one with --field" in \
+        fails(text, capsys, *some)
+    for more, said in ((["--limit=0"], "--limit 0 must be at least 1"),
+                       (["--val-within"], "--val-within reads its texts twice"),
+                       (["--input", "x"], "not allowed with argument")):
+        assert said in fails(text, capsys, *some, *more)
+    hub(monkeypatch, [dict(text=" ")])
+    assert "some/texts: holds no text" in fails(text, capsys, *some)
+    assert not (tmp_path / "o").exists()

@@ -1,6 +1,7 @@
 """sample.py, and what every script does with arguments, texts, models and terminals."""
 import io
 import os
+import re
 import subprocess
 import sys
 
@@ -24,8 +25,76 @@ def test_samples(gpt, monkeypatch, capsys):
     args = [gpt, "--prompt=ab", "--num_samples=3", "--max_new_tokens=20", "--device=cpu"]
     first, again, other = (main_in_process(monkeypatch, capsys, sample, *args, *more)
                            for more in ([], [], ["--seed=2"]))
-    assert first == again and first != other and first[0] == 0
+    assert first[:2] == again[:2] and first[1] != other[1] and first[0] == 0
     assert first[1].count("-" * 80) == 3 and first[1].startswith("ab")
+    assert re.fullmatch(r"\d+ tokens in [\d.]+ s, [\d,]+ a second\n", first[2])
+
+
+def test_a_hugging_face_folder(gpt, tmp_path, monkeypatch, capsys):
+    """The export of a checkpoint writes what the checkpoint does."""
+    pytest.importorskip("safetensors")
+    path, hf = save("gpt", tmp_path, n_head=3), str(tmp_path / "hf")
+    assert main_in_process(monkeypatch, capsys, export, path, hf)[0] == 0
+    a, b = (main_in_process(monkeypatch, capsys, sample, p, "--max_new_tokens=9", "--temperature=0",
+                            "--device=cpu") for p in (path, hf))
+    assert a[:2] == b[:2] and a[0] == 0
+
+
+def test_each_row_stops_by_itself(gpt):
+    """A row ends at the id that stops it; the others are what they are without one."""
+    model, _ = open_model(gpt)
+    idx = torch.tensor([[1, 2, 3]]).expand(6, -1)
+
+    def rows(**more):
+        torch.manual_seed(0)
+        return model.generate(idx, 20, temperature=1.5, **more)
+    free = rows()
+    stop = free[0, 7].item()
+    got = rows(stop=stop)
+    for had, row in zip(free.tolist(), got.tolist()):
+        end = had.index(stop, 3) + 1 if stop in had[3:] else len(had)
+        assert row[:end] == had[:end][:len(row)] and set(row[end:]) <= {stop}
+    assert got.size(1) == 23 or (got[:, -1] == stop).all()
+    alone = model.generate(idx[:1], 20, temperature=0, stop=model.generate(idx[:1], 1, 0)[0, -1].item())
+    assert alone.shape == (1, 4)
+
+
+def test_a_document_ends_and_controls_are_seen(gpt, monkeypatch, capsys):
+    """Nothing from the end of a document on; no byte that a terminal obeys; newline and tab stay."""
+    def generate(self, idx, n, *how):
+        assert idx.shape == (2, 2) and how[-1] == 0  # all samples at once; NUL ends bytes
+        ends = torch.tensor([list(b"x\n\ty\x1b[2J\r\x7f\0\0\0"), list(b"abc\0efghijk\x07\x9b")])
+        return torch.cat((idx, ends), 1)
+    monkeypatch.setattr(sample.GPT, "generate", generate)
+    code, out, err = main_in_process(monkeypatch, capsys, sample, gpt, "--prompt=\0b",
+                                     "--num_samples=2")
+    line = "-" * 80
+    assert out == f"\\x00bx\n\ty\\x1b[2J\\r\\x7f\n{line}\n\\x00babc\n{line}\n" and code == 0
+    assert err.startswith("13 tokens in ")
+    assert sample.visible("é\x85\x9b\u00a0\u200d") == "é\\x85\\x9b\u00a0\u200d"
+
+
+@pytest.mark.parametrize("given, code, said", [
+    (b"from a pipe", 0, "from a pipe\n---"), (b"", 2, "--prompt is empty"),
+    (b"caf\xe9", 2, "-: not UTF-8 text"), (b"\xff\xfea\0b\0", 2, "-: is UTF-16 text"),
+    (b"\xef\xbb\xbfmark", 0, "mark\n"), (None, 2, "--prompt is empty")])
+def test_a_prompt_from_standard_input(given, code, said, gpt, tmp_path, monkeypatch, capsys):
+    (tmp_path / "stdin").write_bytes(given or b"")
+    had = os.dup(0)
+    try:
+        if given is None:
+            os.close(0)
+        else:
+            file = os.open(tmp_path / "stdin", os.O_RDONLY)
+            os.dup2(file, 0)
+            os.close(file)
+        got, out, err = main_in_process(monkeypatch, capsys, sample, gpt, "--prompt=-",
+                                        "--max_new_tokens=0", "--device=cpu")
+    finally:
+        os.dup2(had, 0)
+        os.close(had)
+    assert got == code and (out if code == 0 else err.removeprefix("error: ")).startswith(said)
+    assert err.count("\n") == 1
 
 
 def test_a_prompt_from_a_file(gpt, tmp_path, monkeypatch, capsys):
@@ -45,7 +114,7 @@ def test_a_prompt_from_a_file(gpt, tmp_path, monkeypatch, capsys):
     (["--temperature=1e-320"], "cannot be sampled"),
     (["--top_k=-1"], "--top_k: -1: must be"), (["--top_k=x"], "--top_k: x: must be a whole number, at least 0"),
     (["--device=cuda:99"], "--device=cuda:99: not on this machine, which has 0 CUDA devices"),
-    (["--prompt="], "--prompt is empty"), (["--prompt=@{tmp}/latin.txt"], "not UTF-8 text"),
+    (["--prompt="], "--prompt is empty"), (["--prompt=a\udce9"], "--prompt: not UTF-8 text"), (["--prompt=@{tmp}/latin.txt"], "not UTF-8 text"),
     (["--prompt=@{tmp}/none.txt"], "none.txt: No such file"), (["--no_such"], "see --help"),
     (["--num_samples"], "expected one argument: see --help")])
 def test_bad_arguments(args, said, gpt, tmp_path, monkeypatch, capsys):
@@ -108,10 +177,10 @@ def test_a_terminal_without_the_characters(tmp_path, monkeypatch):
 
 
 def test_a_reader_that_goes_away(gpt):
-    """`| head` ends it quietly: in a process, for it is about how that ends."""
+    """`| head`: it says no word of that. In a process, for it is about how that ends."""
     with subprocess.Popen([sys.executable, "sample.py", gpt, "--max_new_tokens=5", "--device=cpu",
                            "--num_samples=1200"], cwd=ROOT, env=ENV, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE) as p:
         p.stdout.readline()
         p.stdout.close()
-        assert p.stderr.read() == b""
+        assert re.fullmatch(rb"\d+ tokens in .* a second\n", p.stderr.read())

@@ -1,10 +1,8 @@
 """What a user types, and what becomes of it: overrides, configs, --help, --resume FOLDER."""
 import json
-import subprocess
-import sys
 
 import pytest
-from runs import ENV, ROOT, TINY, events, losses, make_data, train, train_here
+from runs import TINY, events, losses, make_data, train, train_here
 
 from run.arguments import from_args
 from run.errors import UserError
@@ -65,15 +63,14 @@ def test_help_lists_every_setting(capsys):
         from_args(["--help=growwhen"])
 
 
-def test_resume_from_the_folder_alone(tmp_path):
+def test_resume_from_the_folder_alone(tmp_path, monkeypatch):
     """From another working directory, with what the run recorded; only what is given may differ."""
     data, out, whole = make_data(tmp_path / "data"), tmp_path / "out", tmp_path / "whole"
-    train(data_dir="data", out_dir=out, max_iters=20, stages=[], warmup_iters=3,
-          env={**ENV, "HOME": str(tmp_path)}, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    train(data_dir="data", out_dir=out, max_iters=20, stages=[], warmup_iters=3)
     train(data_dir=data, out_dir=whole, max_iters=28, stages=[], warmup_iters=3)
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "--resume", str(out),
-                           "--max_iters=28"], cwd="/", env=ENV, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir("/")
+    done = train("--resume", str(out), "--max_iters=28", **dict.fromkeys(TINY))
     assert "resuming with max_iters=28, which was 20" in done.stdout
     assert [x for x in losses(out) if x[1] > 21][0][1] == 22
     assert events(out, "start")[0]["dtype"] == "float32"

@@ -35,7 +35,7 @@ for i in range(lines[-1]["iter"] + 1 if lines else 0, n + 1):
         sys.exit(0)
     loss = "nan" if rate == 0.3 else 3 - 2 * i / n * min(1, i * layers / 40) + abs(rate - 0.01) + seed / 100
     with open(path, "a") as f:
-        f.write(json.dumps(dict(event="eval", iter=i, train_s=0.1 * i * layers, flops=1e9 * i * layers,
+        f.write(json.dumps(dict(event="eval", iter=i, tokens=i, train_s=0.1 * i * layers, flops=1e9 * i * layers,
                                 val_loss=loss)) + "\\n")
     time.sleep(0.003)
 '''
@@ -257,14 +257,14 @@ def test_a_diverged_point_loses_and_a_failed_run_stops(fake, capsys):
 
 
 def test_an_interrupted_campaign_goes_on(fake, monkeypatch):
-    campaign, sleep = fake(), speedrun.time.sleep
+    campaign, sleep = fake(), children.time.sleep
     runs = campaign.sweeps()
 
     def interrupt(seconds):
         sleep(0.01)
         if os.path.exists(runs[2].path("metrics.jsonl")):  # two are over, or nearly so
             raise KeyboardInterrupt
-    monkeypatch.setattr(speedrun.time, "sleep", interrupt)
+    monkeypatch.setattr(children.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         speedrun.run_all(runs, SLOTS)
     half = [r.curve()["iter"] if os.path.exists(r.path("metrics.jsonl")) else [] for r in runs]
@@ -272,7 +272,7 @@ def test_an_interrupted_campaign_goes_on(fake, monkeypatch):
     assert campaign.best_point(campaign.contestants["grown"]) is None and not campaign.report()[0]
     with pytest.raises(UserError, match="no finished runs"):
         speedrun.write_report(campaign)
-    monkeypatch.setattr(speedrun.time, "sleep", sleep)
+    monkeypatch.setattr(children.time, "sleep", sleep)
     run_it(fake())  # the same command again
     assert all(r.curve()["iter"] == list(range(41)) for r in runs)
     assert len(campaign.report()[0]) == 2
@@ -357,16 +357,16 @@ def test_real_runs_are_interrupted_and_resumed(tmp_path, monkeypatch):
     campaign = Campaign(dict(settings=settings, contestants={"a": {}}, ablation=True, seeds=[3]),
                         str(tmp_path / "out"))
     [run] = campaign.finals(campaign.contestants["a"])
-    slots, sleep = speedrun.places(len(os.sched_getaffinity(0)))[:1], speedrun.time.sleep
+    slots, sleep = children.places(len(os.sched_getaffinity(0)))[:1], children.time.sleep
 
     def interrupt(seconds):
         sleep(0.02)
         if os.path.exists(run.path("metrics.jsonl")) and len(events(run.config.out_dir)) > 20:
             raise KeyboardInterrupt
-    monkeypatch.setattr(speedrun.time, "sleep", interrupt)
+    monkeypatch.setattr(children.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         speedrun.run_all([run], slots)
-    monkeypatch.setattr(speedrun.time, "sleep", sleep)
+    monkeypatch.setattr(children.time, "sleep", sleep)
     assert not run.done()
     speedrun.run_all([run], slots)
     assert run.done() and run.curve()["iter"] == [0, 30, 60, 90]
@@ -387,7 +387,7 @@ def test_the_experiments_are_ready_to_run(name, monkeypatch):
     elif name == "pystdlib_schedules":  # where schedules were looked for, not compared
         assert campaign.seeds == [1]
     else:
-        assert campaign.seeds == [1, 2, 3] and len(campaign.contestants) > 3
+        assert campaign.seeds == [1, 2, 3] and len(campaign.contestants) >= 2
     text = speedrun.plan(campaign)
     assert all(c in text for c in campaign.contestants)
     grows_late = name.startswith("ablate_") or name in (

@@ -4,7 +4,9 @@ import os
 
 import pytest
 import torch
-from runs import events, losses, train
+from runs import TINY, events, losses, train
+
+from run import ahead
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +69,21 @@ def test_checkpoint_opens_everywhere(one):
     assert not any("_orig_mod" in k or "module." in k for k in model.state_dict())
 
 
-def test_compiled_run_and_its_graphs(data, tmp_path):
-    """Block by block: no recompile along a ramp, one graph a state of the model."""
+def test_compiled_run_and_its_graphs(data, one, tmp_path, monkeypatch, graphs_only):
+    """
+    Block by block: no recompile along a ramp, one graph a state of the model, which is asked for ahead.
+    All but the code for the machine, which takes longest and is for test_loss.py and test_speed.py.
+    """
+    asked = []
+    monkeypatch.setattr(ahead, "start", lambda config, sizes, grown, *more: asked.append(grown))
     out = str(tmp_path / "out")
-    train(data_dir=data, out_dir=out, dropout=0.0, compile="block", max_iters=50)
+    train(data_dir=data, out_dir=out, dropout=0.0, compile="block")
     got = [(e["iter"], e["graphs"]) for e in events(out, "compile")]
     # a block's and the loss's at the start; growth masked, with the loss's anew, then clean; the same;
     # depth: the gate's graph, and none when it goes
     assert got == [(1, 2), (13, 2), (20, 1), (25, 2), (32, 1), (41, 1)]
-    eager = str(tmp_path / "eager")
-    train(data_dir=data, out_dir=eager, dropout=0.0, max_iters=50)
-    assert max(abs(x[3] - y[3]) for x, y in zip(losses(out), losses(eager))) < 1e-3
+    assert max(abs(x[3] - y[3]) for x, y in zip(losses(out), losses(one[0]))) < 1e-3
+    assert asked == [{k: v for k, v in stage.items() if k != "at"} for stage in TINY["stages"]]
 
 
 def test_learning_rate_schedules():
@@ -95,8 +101,6 @@ def test_learning_rate_schedules():
 
 def test_bad_steps_are_skipped(data, tmp_path, monkeypatch):
     """A NaN gradient changes neither weights nor moments."""
-    from runs import TINY
-
     from run.settings import from_dict
     from train import Run
     for optimizer in ("adamw", "muon"):
@@ -115,7 +119,6 @@ def test_bad_steps_are_skipped(data, tmp_path, monkeypatch):
 
 def test_a_stage_may_have_its_own_micro_batch(data, one, tmp_path):
     """Which changes nothing but the rounding."""
-    from runs import TINY
     stages = [dict(stage, micro_batch=m) for stage, m in zip(TINY["stages"], (8, 2, 1))]
     out = str(tmp_path / "out")
     train(data_dir=data, out_dir=out, dropout=0.0, stages=stages)

@@ -1,15 +1,23 @@
-"""What is done to a run: when it is saved and when it must not be, and what may not cost a run."""
+"""
+What is done to a run: when it is saved and when it must not be, what may not cost a run, what its
+progress line says, and the texts that it writes.
+"""
 import os
 import signal
 import subprocess
 import sys
+import time
+import unicodedata
+from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import ENV, ROOT, TINY, events, flags, make_data, train
+from runs import ENV, ROOT, TINY, events, flags, losses, make_data, train, train_here
 
 from run import checkpoint
 from run.errors import UserError, is_out_of_memory
+from run.evaluation import printable
+from run.runlog import Pace, RunLog, open_trackers
 from run.settings import from_dict
 from run.watch import Watch
 from train import Run
@@ -86,26 +94,14 @@ def test_a_closed_pipe_costs_no_run(data, tmp_path):
 
 
 def test_memory_that_runs_out_at_the_start(data, tmp_path):
-    done = train(data_dir=data, out_dir=tmp_path / "out", n_inner=10**11, stages=[], check=False)
+    done = train(data_dir=data, out_dir=tmp_path / "out", n_inner=10**13, stages=[], check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "n_inner=100000000000" in done.stderr and "GiB" in done.stderr
+    assert "n_inner=10000000000000" in done.stderr and "GiB" in done.stderr
 
 
 def test_what_running_out_of_memory_is():
     assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("x"))
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
-
-
-def test_a_disk_that_is_full_from_the_start(data, tmp_path):
-    resource = pytest.importorskip("resource")
-
-    def full():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
-    done = subprocess.run([sys.executable, "train.py", *flags(data_dir=data, out_dir=tmp_path / "o")],
-                          cwd=ROOT, env=ENV, capture_output=True, text=True, preexec_fn=full)
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
 def test_every_rank_may_have_no_validation_rows(data, tmp_path):
@@ -128,3 +124,79 @@ def test_other_data_in_the_same_place(data, tmp_path):
         done = train("--resume", data_dir=mine, out_dir=out, max_iters=9, stages=[], warmup_iters=1,
                      check=False)
         assert done.returncode == 2 and "other data than the checkpoint" in done.stderr
+
+
+# -----------------------------------------------------------------------------
+# the progress line
+
+@pytest.mark.parametrize("costs", [(1, 4, 10), (1, 1.2, 30), (5, 5, 5)])
+def test_the_time_left_counts_each_stage(costs):
+    """At a fifth of the time, on a machine that takes as long as there are FLOPs, and compiles first."""
+    c = from_dict(dict(max_iters=1000, ramp_iters=10, stages=[
+        dict(at=300, n_inner=800), dict(at=700, n_inner=900)]))
+    pace, spent, speed = Pace(c, costs), 0.0, 1000.0
+    whole = c.batch_tokens * (300 * costs[0] + 400 * costs[1] + 300 * costs[2]) / speed
+    for it in range(10, 1001, 10):
+        stage = (it > 300) + (it > 700)
+        flops = 10 * c.batch_tokens * costs[stage]
+        seconds = flops / speed + 0.01 * whole * (it in (10, 310, 710))
+        spent += flops / speed
+        left = pace.seconds_left(it, stage, flops, seconds)
+        if spent >= 0.2 * whole:
+            assert abs(left - (whole - spent)) <= 0.15 * (whole - spent) + 1e-6
+    assert left == 0
+
+
+def test_the_progress_line_fits(tmp_path):
+    """A hundred columns for a long run of many stages, in a ramp; and all of it is told."""
+    log, watch = RunLog(str(tmp_path), 1_000_000, 999_998), Watch.__new__(Watch)
+    watch.run = SimpleNamespace(stage=9, config=SimpleNamespace(stages=[{}] * 11), model=SimpleNamespace(
+        masks=SimpleNamespace(c=torch.tensor(0.354))))
+    text = watch.progress(10.98765, 12_345_678.9, 100 * 3600 + 5)
+    assert text == "stage 10/12, mask 0.35, loss 10.988, 12,345,679 tok/s, 100:00:05 left"
+    log.progress(text)
+    line = log.bar.format_meter(**{**log.bar.format_dict, "ncols": 100})
+    log.close()
+    assert len(line) <= 100 and f"999999/1000000, {text}" in line
+    watch.run.model.masks.c, watch.run.config.stages = None, []
+    assert watch.progress(2, 1000, 59.6) == "loss 2.000, 1,000 tok/s, 01:00 left"
+
+
+# -----------------------------------------------------------------------------
+# texts that the model writes
+
+def test_samples_go_to_the_log_and_change_nothing(data, tmp_path):
+    short = dict(data_dir=data, max_iters=20, stages=[], warmup_iters=1, eval_interval=5)
+    for name, every in (("with", 2), ("without", 0)):
+        train_here(out_dir=tmp_path / name, sample_interval=every, **short)
+    text = (tmp_path / "with" / "log.txt").read_text()
+    assert text.count("the model writes") == 3  # at 0, 10 and 20
+    assert not [c for c in text if unicodedata.category(c) == "Cc" and c not in "\n\t"]
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    assert "writes" not in (tmp_path / "without" / "log.txt").read_text()
+
+
+def test_no_control_characters():
+    assert printable("a\tb\n\x1b[2J\r\x00\x7f\x9b\udc80é\u200d") == "a\tb\n\ufffd[2J" + "\ufffd" * 5 + "é\u200d"
+
+
+@pytest.mark.parametrize("settings, words", [
+    (dict(model="bert"), "sample_interval=1: a bert model fills gaps"),
+    (dict(shard="fsdp"), "sample_interval=1: shard='fsdp' leaves no process the whole model")])
+def test_who_cannot_write(settings, words):
+    with pytest.raises(UserError, match=words):
+        from_dict({**TINY, "sample_interval": 1, **settings})
+
+
+def test_samples_go_to_tensorboard(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = from_dict({**TINY, "tensorboard": True, "out_dir": str(tmp_path)})
+    log = RunLog(str(tmp_path), 10, trackers=open_trackers(config))
+    log.sample("first\nsecond", 3)
+    log.close()
+    read, deadline = accumulator.EventAccumulator(str(tmp_path)), time.time() + 30
+    while not read.Reload().Tags()["tensors"] and time.time() < deadline:
+        time.sleep(0.1)
+    [found] = read.Tensors("sample/text_summary")
+    assert found.step == 3 and found.tensor_proto.string_val[0] == b"    first\n    second"
+    assert "first" not in (tmp_path / "log.txt").read_text()

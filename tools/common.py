@@ -5,9 +5,9 @@ import os
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from run.disk import written
 from run.errors import UserError
 from run.given import model_parser, number
-from run.writing import written
 
 
 def parser(doc, batch, limit, save):

@@ -5,10 +5,12 @@ What a trained model is worth: GPT on texts, last words and multiple choice, BER
     python -m tools.evaluate out/bert --tasks=mlm
 
     ppl:FILE       perplexity a token and bits a byte, on any text (.txt, .gz, .xz)
-    lambada:FILE   is the last word the likeliest? Lines {"context": ..., "continuation": ...},
-                   or {"text": ...}
-    choice:FILE    the likeliest of several ends. Lines {"query": ..., "choices": [...], "gold": 0},
-                   or {"context_options": [...], "continuation": ..., "gold": 0}
+    lambada:FILE   is the last word the likeliest? Lines {"context": ..., "continuation": ...}
+                   (CORE's language modeling), or {"text": ...}
+    choice:FILE    the likeliest of several ends. Lines {"query": ..., "choices": [...], "gold": 0}
+                   (query may be ctx or question; choices endings; gold label or answer, a number
+                   from 0, a letter or the choice's text), or {"context_options": [...],
+                   "continuation": ..., "gold": 0}: CORE's multiple choice and its schema
     mlm, mlm:DIR   masked-token accuracy on a dataset's val.bin (by default the run's own)
 
 A model is a checkpoint, a run's folder or a Hugging Face folder.
@@ -133,30 +135,24 @@ class Evaluator:
                     ppl=exp(sum(nats for nats, _ in scores) / len(rows)))
 
     def choice(self, path):
-        """acc_norm: by nats a byte of the choice, so that short choices have no advantage."""
-        rows, sizes, questions = [], [], []
+        """
+        acc: by the nats of the whole choice; acc_norm: by nats a character, as lm-evaluation-harness,
+        so that short choices have no advantage; acc_token: by nats a token, as CORE.
+        """
+        rows, chars, questions = [], [], []
         for where, line in read_jsonl(path, self.limit):
-            if isinstance(line, dict) and "context_options" in line:
-                contexts, end, gold = need(where, line, context_options=list, continuation=str,
-                                           gold=int)
-                pairs = [(c, end) for c in contexts]
-            else:
-                query, choices, gold = need(where, line, query=str, choices=list, gold=int)
-                pairs = [(query, c) for c in choices]
-            if not 0 <= gold < len(pairs):
-                raise UserError(f"{where}: gold={gold}, but there are {len(pairs)} choices")
-            if not all(isinstance(text, str) for p in pairs for text in p):
-                raise UserError(f"{where}: a choice that is no text")
+            pairs, gold = read_question(where, line)
             questions.append((len(rows), len(rows) + len(pairs), gold))
             rows += [self.pair(*p, where, " " if "context_options" in line else self.join)
                      for p in pairs]
-            sizes += [max(1, len(end.encode("utf-8", errors="replace"))) for _, end in pairs]
+            chars += [max(1, len(end)) for _, end in pairs]
         nats = [n for n, _ in self.nats(rows, "choice")]
-        norm = [n / size for n, size in zip(nats, sizes)]
-        right = [[min(range(a, b), key=by.__getitem__) - a == gold for a, b, gold in questions]
-                 for by in (nats, norm)]
-        acc, acc_norm = (sum(r) / len(r) for r in right)
-        return dict(n=len(questions), acc=acc, acc_norm=acc_norm)
+        tokens = [len(ids) - start for ids, start in rows]
+        scores = dict(acc=nats, acc_norm=[n / size for n, size in zip(nats, chars)],
+                      acc_token=[n / size for n, size in zip(nats, tokens)])
+        return dict(n=len(questions), **{name: sum(
+            min(range(a, b), key=by.__getitem__) - a == gold for a, b, gold in questions
+        ) / len(questions) for name, by in scores.items()})
 
     @torch.no_grad()
     def mlm(self, path):
@@ -192,6 +188,43 @@ class Evaluator:
 
 DECODERS = ("gpt", "llama")
 TASKS = dict(ppl=DECODERS, lambada=DECODERS, choice=DECODERS, mlm=("bert",))
+
+
+# what a question's parts are called by one dataset or another
+PARTS = dict(query=("query", "ctx", "question"), choices=("choices", "endings"),
+             gold=("gold", "label", "answer"))
+
+
+def read_question(where, line):
+    """([(context, end), ...], the number of the right one) of a multiple-choice line. UserError."""
+    if isinstance(line, dict):
+        line = {**line, **{part: line[name] for part, names in PARTS.items()
+                           for name in reversed(names) if name in line}}
+    if isinstance(line, dict) and "context_options" in line:
+        choices, end, gold = need(where, line, context_options=list, continuation=str,
+                                  gold=(int, str))
+        pairs = [(c, end) for c in choices]
+    else:
+        query, choices, gold = need(where, line, query=str, choices=list, gold=(int, str))
+        pairs = [(query, c) for c in choices]
+    if not all(isinstance(c, str) for c in choices):
+        raise UserError(f"{where}: a choice that is no text")
+    return pairs, which(where, gold, choices)
+
+
+def which(where, gold, choices):
+    """The number of the right choice, said as that, from 0, as a letter, from A, or as its text."""
+    meant = {gold}
+    if isinstance(gold, str):
+        meant = {i for i, c in enumerate(choices) if c == gold}
+        if re.fullmatch("[0-9]{1,4}|[A-Z]", gold):
+            meant.add(int(gold) if gold.isdigit() else ord(gold) - ord("A"))
+    meant &= {*range(len(choices))}
+    if len(meant) != 1:
+        fault = "is one by its number and another by its text" if meant else \
+            f"is none of the {len(choices)} choices"
+        raise UserError(f"{where}: gold={gold!r} {fault}: give the number of the right one, from 0")
+    return meant.pop()
 
 
 def exp(nats):

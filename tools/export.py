@@ -14,10 +14,12 @@ import sys
 import tempfile
 from dataclasses import asdict
 
-from data.tokenizer import GPT2_URL, get_tokenizer
+from data.tokenizer import GPT2_URL, JSON, get_tokenizer
 from run import hf
 from run.checkpoint import write_json
 from run.errors import Parser, UserError, exits_cleanly, first_line, library
+
+END = "<|endoftext|>"
 
 
 def export(model, meta, folder, source="the checkpoint"):
@@ -35,7 +37,11 @@ def export(model, meta, folder, source="the checkpoint"):
         # inside: what is beside a folder may be another disk
         with tempfile.TemporaryDirectory(prefix="tmp_", dir=folder) as aside:
             write_tokenizer(aside, tok, model.config.block_size)
-            write_json(os.path.join(aside, hf.OURS), dict(tokenizer=meta["tokenizer"], vocab_size=tok.vocab_size))
+            spec = meta["tokenizer"]
+            if tok.name == JSON:  # which has a file of its own
+                spec = dict(name=JSON, eot=tok.eot)
+            write_json(os.path.join(aside, hf.OURS), dict(
+                tokenizer=spec, vocab_size=tok.vocab_size, doc_end=model.config.doc_end))
             safetensors.save_file(hf.to_hf(model), os.path.join(aside, "model.safetensors"),
                                   metadata=dict(format="pt"))
             write_json(os.path.join(aside, "config.json"), hf_config(model, tok))
@@ -91,11 +97,27 @@ def hf_config(model, tok):
 
 def write_tokenizer(folder, tok, block_size):
     """tokenizer.json and tokenizer_config.json (and BERT's vocab.txt), if the library is here."""
+    if tok.name == JSON:  # as it came
+        text, special = tok.vocab, {}
+        if tok.eot is not None:
+            special["eos_token"] = tok.library.id_to_token(tok.eot)
+    else:
+        text, special = made_tokenizer(folder, tok)
+    if text:
+        with open(os.path.join(folder, JSON), "w", encoding="utf-8", newline="") as f:
+            f.write(text)
+        write_json(os.path.join(folder, "tokenizer_config.json"), {
+            "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
+            "clean_up_tokenization_spaces": False, **special})
+
+
+def made_tokenizer(folder, tok):
+    """What tokenizer.json is to hold for one of our own, and its special tokens."""
     try:
         import tokenizers
     except ImportError:
         print("no tokenizer files: they need the tokenizers library (pip install tokenizers)")
-        return
+        return "", {}
     if tok.name == "wordpiece":
         lib = tok.library
         lib.decoder = tokenizers.decoders.WordPiece()
@@ -111,23 +133,19 @@ def write_tokenizer(folder, tok, block_size):
         lib.decoder = tokenizers.decoders.ByteLevel()
     special = {f"{s}_token": f"[{s.upper()}]" for s in tok.special}
     ids = {f"[{s.upper()}]": i for s, i in tok.special.items()}
-    if tok.name == "gpt2":
-        special.update(bos_token="<|endoftext|>", eos_token="<|endoftext|>")
-        ids["<|endoftext|>"] = tok.eot
+    if tok.name in ("gpt2", "bytes"):  # what other tools start an empty context with, and stop at
+        special.update(bos_token=END, eos_token=END)
+        ids[END] = tok.eot
     lib.add_special_tokens(sorted(ids, key=ids.get))
     if tok.special:
         lib.post_processor = tokenizers.processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
             special_tokens=[(text, ids[text]) for text in ("[CLS]", "[SEP]")])
-    with open(os.path.join(folder, "tokenizer.json"), "w", encoding="utf-8") as f:
-        f.write(lib.to_str(pretty=True))
-    write_json(os.path.join(folder, "tokenizer_config.json"), {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
-        "clean_up_tokenization_spaces": False, **special})
+    return lib.to_str(pretty=True), special
 
 
 def byte_pairs(tok, alphabet):
-    """({token: id}, pairs to merge): GPT-2's own files; bytes are this without a pair."""
+    """({token: id}, pairs to merge): GPT-2's own files; bytes, but NUL, are this without a pair."""
     if tok.name == "gpt2":
         from tiktoken.load import read_file_cached
         lines = read_file_cached(GPT2_URL + "vocab.bpe").decode().splitlines()[1:]  # after a title
@@ -135,7 +153,8 @@ def byte_pairs(tok, alphabet):
             [tuple(line.split()) for line in lines]
     # a byte that can be seen stands for itself, the others for what comes after 255, in their order
     seen = {ord(c) for c in alphabet if ord(c) < 256}
-    return dict(zip(sorted(alphabet), [*sorted(seen), *sorted({*range(256)} - seen)])), []
+    ids = dict(zip(sorted(alphabet), [*sorted(seen), *sorted({*range(256)} - seen)]))
+    return {END if i == tok.eot else char: i for char, i in ids.items()}, []
 
 
 @exits_cleanly

@@ -1,34 +1,51 @@
 """
-Loss against time and against tokens, one curve a run, growth points marked; and when each run
-reached the same loss.
+The curves of runs: loss against time and tokens, growth points marked; masks, learning rate and
+gradient norm below; and how much sooner than a baseline each run reached the same loss.
 
     python -m tools.plot out/pystdlib_msg out/pystdlib_scratch --save=loss.png
+    python -m tools.plot out/mine --baseline=out/scratch --watch
 """
+import argparse
 import math
 import os
 import sys
+import time
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import LogFormatter  # noqa: E402
 
-from run.curves import curve, reaches  # noqa: E402
+from run.curves import crossing, curve, reaches  # noqa: E402
+from run.disk import written  # noqa: E402
 from run.errors import Parser, UserError, exits_cleanly  # noqa: E402
+from run.given import number, read_json  # noqa: E402
 from run.runlog import read_metrics  # noqa: E402
-from run.writing import written  # noqa: E402
+
+SIZES = ("n_layer", "n_head", "n_embd", "n_inner")
+# panels of the lower row: title, the event's key, the events that have it
+PANELS = (("mask of the new part", "mask", None), ("learning rate", "lr", "step"),
+          ("gradient norm, before clipping", "grad_norm", "step"))
 
 
-def read_run(folder):
-    """The events of a run. Says how many lines of metrics.jsonl were damaged and left out."""
+def read_run(folder, wait=False):
+    """
+    The events of a run. Says how many lines of metrics.jsonl were damaged and left out; a run without
+    an evaluation is an error, or with `wait` has no events yet.
+    """
     path = os.path.join(folder, "metrics.jsonl")
     if not os.path.isfile(path):
+        if wait and os.path.isdir(folder):
+            return []
         raise UserError(f"{folder}: no metrics.jsonl there: give the out_dir of a run")
     events = read_metrics(folder, damaged := [])
+    if not any(e["event"] == "eval" for e in events):
+        if wait:
+            return []
+        raise UserError(f"{folder}: no evaluation in metrics.jsonl yet: wait for the first")
     if damaged:
         print(f"{path}: {len(damaged)} damaged lines left out")
-    if not any(e["event"] == "eval" for e in events):
-        raise UserError(f"{folder}: no evaluation in metrics.jsonl yet: wait for the first")
     return events
 
 
@@ -43,48 +60,151 @@ def names(folders):
 
 
 def points(events, x, kind="eval", y="val_loss"):
-    """[(x, y)] of the events of a kind, without what is infinite or NaN."""
-    return [(e[x], e[y]) for e in events if e["event"] == kind and isinstance(e.get(y), float)
+    """[(x, y)] of the events of a kind (None: of any), without what is infinite or NaN."""
+    return [(e[x], e[y]) for e in events if kind in (None, e["event"]) and isinstance(e.get(y), float)
             and math.isfinite(e[y])]
 
+
+# -----------------------------------------------------------------------------
+# the lead over a baseline
+
+def pick_baseline(runs, given=None):
+    """The label of the run to compare the others with: as given, or the only one that never grew."""
+    still = [label for label, events in runs.items() if events and
+             not any(e["event"] == "grow" for e in events)]
+    return given or (still[0] if len(still) == 1 < len(runs) else None)
+
+
+def lead(events, base):
+    """
+    How far a run is ahead of another so far: (loss that both have reached, the run's seconds to it,
+    the other's, is the run as large by now), or None if that cannot be said. A loss counts from when
+    a run has the size that it has now.
+    """
+    events, base = ([e for e in run if points([e], "iter")] for run in (events, base))
+    if not events or not base:
+        return None
+    goal = max(run[-1]["val_loss"] for run in (events, base))
+    whole = all(events[-1].get(k) == base[-1].get(k) for k in SIZES) and events[-1].get("mask", 1) == 1
+    found = []
+    for run in (events, base):
+        c = curve(run)
+        at = reaches(c, "train_s", goal)
+        found.append(crossing(c["train_s"], c["val_loss"], goal) if at is None else at)
+    return (goal, *found, whole) if None not in found and min(found) > 0 else None
+
+
+def leads(runs, baseline):
+    """A line for each run that can be compared with the baseline."""
+    for label, events in runs.items():
+        found = lead(events, runs[baseline]) if baseline and label != baseline else None
+        if found:
+            goal, mine, theirs, whole = found
+            much = f"{theirs / mine:.2f}x sooner" if mine <= theirs else f"{mine / theirs:.2f}x later"
+            yield (f"{label}: {much} at {goal:.2f} than {baseline}" +
+                   ("" if whole else ", not of its size yet"))
+
+
+# -----------------------------------------------------------------------------
+# the picture
 
 def draw(ax, events, label, color, x, scale):
     for kind, y, look in (("eval", "val_loss", dict(lw=1.8, label=label)),
                           ("step", "loss", dict(lw=0.6, alpha=0.25))):
         found = points(events, x, kind, y)
         ax.plot([a / scale for a, _ in found], [b for _, b in found], "-", color=color, **look)
-    grown = [e for e in events if points([e], x, "grow", "val_loss_after")]
-    for i, e in enumerate(grown):
-        at = (e[x] / scale, e["val_loss_after"])
-        ax.plot(*at, "o", color=color, ms=6, mec="white", zorder=5)
-        below = dict(xytext=(-6, -6), ha="right", va="top")  # a falling curve leaves these free
-        above = dict(xytext=(6, 6), ha="left", va="bottom")
-        ax.annotate(f"{e['n_layer']}L {e['n_embd']}/{e['n_inner']}\n{e['n_head']} heads",
-                    at, textcoords="offset points", fontsize=7.5, color=color,
-                    **(below if i % 2 else above))
+    for at, after in points(events, x, "grow", "val_loss_after"):
+        ax.plot(at / scale, after, "o", color=color, ms=6, mec="white", zorder=5)
 
 
-def plot(runs, save):
-    """runs: {label: events}. Writes the picture to `save`."""
-    fig, axes = plt.subplots(1, 2, figsize=(12, 4.8), sharey=True)
+def mark_growths(ax, events, color, x, scale):
+    for e in events:
+        if e["event"] == "grow":
+            ax.axvline(e[x] / scale, color=color, lw=0.8, ls=":", alpha=0.7, zorder=0)
+
+
+def name_growths(ax, runs):
+    """What each growth led to, along its line; where two would stand on one another, only the first."""
+    taken, (left, right) = [], ax.get_xlim()
+    for i, events in enumerate(runs.values()):
+        for e in events:
+            at = e["tokens"] / 1e6
+            if e["event"] == "grow" and all(abs(at - t) > 0.025 * (right - left) for t in taken):
+                taken.append(at)
+                ax.text(at, 0.98, f"{e['n_layer']}L {e['n_embd']}/{e['n_inner']} {e['n_head']} heads",
+                        transform=ax.get_xaxis_transform(), rotation=90, ha="right", va="top",
+                        fontsize=7.5, color=f"C{i}")
+
+
+def small_panels(runs):
+    """[(title, key, kind)] of the lower row: those that there is something to draw in."""
+    grew = [events for events in runs.values() if any(e["event"] == "grow" for e in events)]
+    return [(title, y, kind) for title, y, kind in PANELS if any(
+        points(events, "tokens", kind, y) for events in (grew if y == "mask" else runs.values()))]
+
+
+def draw_small(ax, runs, title, y, kind):
+    for i, events in enumerate(runs.values()):
+        found = points(events, "tokens", kind, y)
+        ax.plot([a / 1e6 for a, _ in found], [b for _, b in found], "-", color=f"C{i}", lw=1,
+                alpha=0.8)
+        mark_growths(ax, events, f"C{i}", "tokens", 1e6)
+    ax.set_title(title, fontsize=9, loc="left")
+    ax.set_xlabel("tokens (millions)")
+    if y == "grad_norm" and any(b > 0 for a in ax.lines for b in a.get_ydata()):
+        ax.set_yscale("log")
+        for axis_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            axis_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))  # 0.6, no powers
+    elif y == "lr":
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.set_ylim(bottom=0)
+
+
+def show_lead(ax, runs, baseline, scale):
+    """What leads() says above the panel, and a line at that loss from one curve to the other."""
+    ax.set_title("\n".join(leads(runs, baseline)), fontsize=9, loc="left")
+    for i, (label, events) in enumerate(runs.items()):
+        if baseline and label != baseline and (found := lead(events, runs[baseline])):
+            ax.plot([found[1] / scale, found[2] / scale], [found[0]] * 2, "|--", color=f"C{i}", lw=1)
+
+
+def plot(runs, save, baseline=None):
+    """runs: {label: events}; baseline: one of the labels, or None. Writes the picture to `save`."""
+    small = small_panels(runs)
+    fig = plt.figure(figsize=(12, 7.6 if small else 4.8))
+    grid = fig.add_gridspec(2 if small else 1, 6, height_ratios=[1.9, 1][:2 if small else 1])
+    axes = [fig.add_subplot(grid[0, :3])]
+    axes.append(fig.add_subplot(grid[0, 3:], sharey=axes[0]))
     longest = max(e["train_s"] for events in runs.values() for e in events)
     unit, scale = ("minutes", 60) if longest < 7200 else ("hours", 3600)
     for i, (label, events) in enumerate(runs.items()):
-        draw(axes[0], events, label, f"C{i}", "train_s", scale)
-        draw(axes[1], events, label, f"C{i}", "tokens", 1e6)
+        for ax, x, s in ((axes[0], "train_s", scale), (axes[1], "tokens", 1e6)):
+            draw(ax, events, label, f"C{i}", x, s)
+            mark_growths(ax, events, f"C{i}", x, s)
     axes[0].set(xlabel=f"training time ({unit}, growth and compilation included)",
                 ylabel="loss (nats a token)")
     axes[1].set(xlabel="tokens (millions)")
+    show_lead(axes[0], runs, baseline, scale)
+    name_growths(axes[1], runs)
     found = [points(events, "iter") for events in runs.values()]
     low = min((p[-1][1] for p in found if p), default=0)
     high = max((p[0][1] for p in found if p), default=0)
     if high > low:  # the long fall from the first evaluation says little: show what follows
         axes[0].set_ylim(low - 0.05 * (high - low), low + 0.6 * (high - low))
+    axes[0].legend(title="validation (thin: training); dots: growth", fontsize=9, title_fontsize=8)
+    for n, panel in enumerate(small):
+        width = 6 // len(small)
+        axes.append(fig.add_subplot(grid[1, n * width:(n + 1) * width]))
+        draw_small(axes[-1], runs, *panel)
     for ax in axes:
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(title="validation (thin: training); dots: growth", fontsize=9, title_fontsize=8)
     fig.tight_layout()
+    write(fig, save)
+
+
+def write(fig, save):
+    """Whole or not at all, so that nobody who looks at it sees half a picture."""
     try:
         with written(save, "wb") as f:
             fig.savefig(f, dpi=130, format=os.path.splitext(save)[1][1:])
@@ -94,6 +214,9 @@ def plot(runs, save):
     finally:
         plt.close(fig)
 
+
+# -----------------------------------------------------------------------------
+# the script
 
 def report(runs):
     """A line a run: its final validation loss, and when, full-grown, it had the worst of those."""
@@ -112,20 +235,68 @@ def report(runs):
                + (f", {goal:.4f} after {reached:.0f} s" if reached else "") + left_out)
 
 
-@exits_cleanly
-def main():
-    p = Parser(description="Loss against time and against tokens.")
+def is_over(folder, events):
+    """Was a run's last iteration evaluated? One that says nothing of its length is over."""
+    path = os.path.join(folder, "config.json")
+    try:
+        end = read_json(path).get("max_iters", 0) if os.path.exists(path) else 0
+    except UserError:  # being written
+        return False
+    return any(e["event"] == "eval" and e["iter"] >= end for e in events)
+
+
+def watch(folders, show, every):
+    """
+    show(runs) every so many seconds, as long as any of the runs goes on and has something new to show;
+    ends with the last of them, or at Ctrl-C.
+    """
+    before = None
+    try:
+        while True:
+            runs = dict(zip(names(folders), [read_run(f, wait=True) for f in folders]))
+            now = [len(events) for events in runs.values()]
+            if now != before and any(now):
+                show({label: events for label, events in runs.items() if events})
+            elif not any(now) and before is None:
+                print("no evaluation yet: waiting for the first", flush=True)
+            before = now
+            if all(map(is_over, folders, runs.values())):
+                return
+            time.sleep(every)
+    except KeyboardInterrupt:
+        print("stopped watching")
+
+
+def parse(argv):
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("out_dirs", nargs="+", metavar="OUT_DIR", type=os.path.expanduser)
     p.add_argument("--save", type=os.path.expanduser,
                    help="file to write (default: loss.png in the first OUT_DIR)")
-    args = p.parse_args(sys.argv[1:])
-    folders = list(dict.fromkeys(os.path.normpath(f) for f in args.out_dirs))
-    runs = dict(zip(names(folders), map(read_run, folders)))
+    p.add_argument("--baseline", metavar="OUT_DIR", type=os.path.expanduser,
+                   help="the run to compare with (default: the only one that never grew)")
+    p.add_argument("--watch", action="store_true",
+                   help="draw again while the runs go on, until they are over or Ctrl-C")
+    p.add_argument("--every", type=number(float, 0.1), default=10, help="seconds between pictures")
+    return p.parse_args(argv)
+
+
+@exits_cleanly
+def main():
+    args = parse(sys.argv[1:])
+    given = [*args.out_dirs, *([args.baseline] if args.baseline else [])]
+    folders = list(dict.fromkeys(os.path.normpath(f) for f in given))
+    baseline = args.baseline and names(folders)[folders.index(os.path.normpath(args.baseline))]
     save = args.save or os.path.join(folders[0], "loss.png")
     save += "" if os.path.splitext(save)[1] else ".png"
-    plot(runs, save)
-    print(f"wrote {save}")
-    print("\n".join(report(runs)))
+
+    def show(runs):
+        base = pick_baseline(runs, baseline if baseline in runs else None)
+        plot(runs, save, base)
+        print("\n".join([f"wrote {save}", *report(runs), *leads(runs, base)]), flush=True)
+    if args.watch:
+        watch(folders, show, args.every)
+    else:
+        show(dict(zip(names(folders), map(read_run, folders))))
 
 
 if __name__ == "__main__":

@@ -22,26 +22,11 @@ from data.bin_writer import (  # noqa: E402
     script_parser,
     write_pieces,
 )
+from data.reading import open_dataset  # noqa: E402
 from data.tokenizer import load  # noqa: E402
-from run.errors import UserError  # noqa: E402
 
 VAL_SHARE = 0.0005  # nanoGPT's
 SEED = 2357
-
-
-def fetch(name):
-    """The documents, a sequence of dicts with "text"."""
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise UserError("OpenWebText needs the datasets library: pip install datasets, or use "
-                        "data/pystdlib, which needs no download") from None
-    try:
-        return load_dataset(name, split="train")
-    except Exception as e:  # no network, disk full, a dataset the installed version cannot read
-        old = " (datasets before 4.0 can run its script)" if "script" in str(e) else ""
-        raise UserError(f"cannot load {name}: {type(e).__name__}: {e}{old}: check the network and "
-                        "the disk, or name another copy with --dataset") from None
 
 
 def pieces(documents):
@@ -61,7 +46,7 @@ def main(argv=None):
     if already_there(args.out, args.force):
         return
     tok = load("gpt2", bert=args.bert)  # first, for it fails sooner than 50 GB of download
-    documents = fetch(args.dataset)
+    documents = open_dataset(args.dataset, streaming=False)
     with BinWriter(args.out, tok, args.dataset) as w:
         bar = tqdm(documents, unit=" documents", disable=None)
         write_pieces(w, pieces(bar), args.bert, args.workers)

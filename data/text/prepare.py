@@ -1,16 +1,21 @@
 """
 A text of your own into train.bin, val.bin and meta.json, streamed: memory stays the same however
 large the text, and all cores tokenize. Files of .txt, of .jsonl (a document a line) or of .parquet
-(a document a row), .txt and .jsonl also as .gz, .xz or .zst; or folders of them.
+(a document a row), .txt and .jsonl also as .gz, .xz or .zst; or folders of them; or a dataset of
+the Hugging Face hub, as it comes.
 
     python data/text/prepare.py --input FILE_OR_FOLDER [...] [--out=data/mine] [--field=text]
-        [--tokenizer=bytes|gpt2|wordpiece] [--vocab=vocab.txt] [--bert]
+        [--tokenizer=bytes|gpt2|wordpiece|FOLDER_OR_TOKENIZER.JSON] [--eot=TOKEN]
+        [--vocab=vocab.txt] [--bert]
         [--val FILE_OR_FOLDER ... | --val-fraction=0.01 [--val-within]] [--doc-sep=blank-line|file]
+    python data/text/prepare.py --dataset=OWNER/NAME[:CONFIG] [--split=train] [--column=text]
+        [--limit=DOCUMENTS] [...]
 
 A blank line ends a document of a .txt, and so does the end of the file; the tokenizer's eot follows
 each. With --bert (always with wordpiece) its sep follows each sentence. The rest is kept as it is.
 """
 import codecs
+import itertools
 import json
 import os
 import re
@@ -32,8 +37,8 @@ from data.bin_writer import (  # noqa: E402
     script_parser,
     write_pieces,
 )
-from data.reading import PACKED, open_text  # noqa: E402
-from data.tokenizer import cut, load  # noqa: E402
+from data.reading import PACKED, dataset_faults, open_dataset, open_text  # noqa: E402
+from data.tokenizer import cut, open_tokenizer  # noqa: E402
 from run.errors import UserError, library  # noqa: E402
 
 READ = (".txt", ".jsonl", ".parquet")
@@ -107,6 +112,15 @@ class Reader:
                         yield from in_pieces(text)
             else:
                 yield from split_documents(self.lines(path, JOB_CHARS), self.blank_line)
+
+    def dataset(self, name, split, limit):
+        """The same of a split of a dataset on the Hugging Face hub, or of its first `limit` documents."""
+        with dataset_faults(name):
+            for record in itertools.islice(open_dataset(name, split), limit):
+                text = self.text_of(record, f"--dataset={name}")
+                self.show(len(text))
+                if text.strip():
+                    yield from in_pieces(text)
 
     def lines(self, path, limit):
         """The file's lines with their newlines, longer ones in parts of `limit` characters."""
@@ -229,11 +243,17 @@ def length_to_split(reader, files, within):
 def parse(argv):
     parser = script_parser(__doc__, HERE)
     add = parser.add_argument
-    add("--input", nargs="+", required=True, help="text files, or folders of them")
-    add("--tokenizer", default="bytes", help="bytes, gpt2 or wordpiece")
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--input", nargs="+", default=[], help="text files, or folders of them")
+    group.add_argument("--dataset", help="of the Hugging Face hub: OWNER/NAME or OWNER/NAME:CONFIG")
+    add("--split", default="train", help="of --dataset")
+    add("--limit", type=int, help="only the first so many documents of --dataset")
+    add("--tokenizer", default="bytes",
+        help="bytes, gpt2, wordpiece, or a Hugging Face tokenizer.json or its folder")
+    add("--eot", help="the token of a tokenizer.json that ends a document (default: its eos_token)")
     add("--vocab", help="wordpiece's vocab.txt")
     add("--bert", action="store_true", help="mark the end of sentences, for BERT")
-    add("--field", default="text", help="of .jsonl and .parquet that holds the text")
+    add("--field", "--column", default="text", help="of .jsonl, .parquet, --dataset that holds the text")
     add("--val", nargs="+", help="text files or folders for validation")
     add("--val-fraction", type=float, default=0.01, help="share of documents for validation")
     add("--val-within", action="store_true",
@@ -245,6 +265,10 @@ def parse(argv):
     args = parser.parse_args(argv)
     if not args.val and not 0 < args.val_fraction < 1:
         parser.error(f"--val-fraction {args.val_fraction} must lie between 0 and 1")
+    if args.limit is not None and args.limit < 1:
+        parser.error(f"--limit {args.limit} must be at least 1")
+    if args.dataset and args.val_within:
+        parser.error("--val-within reads its texts twice: with --dataset leave it out")
     if args.tokenizer == "char":
         parser.error("--tokenizer char is for data/shakespeare_char: use bytes")
     return args
@@ -257,7 +281,7 @@ def choose_files(args):
         find_files(args.val or [], "--val", left_out)
     held_out = {os.path.realpath(path) for path in val}
     train = [path for path in train if os.path.realpath(path) not in held_out]
-    if not train:
+    if not train and not args.dataset:
         raise UserError("--val names all files of --input: leave some for training")
     if not val and args.doc_sep == "file" and len(train) > 1 and not args.val_within \
             and all(extensions(path)[0] not in READ[1:] for path in train):
@@ -267,7 +291,8 @@ def choose_files(args):
                             f"{len(train)} files fall into {splits.pop()}.bin: give --val FILE, "
                             "another --val-fraction or --val-within")
     n = len(train) + len(val)
-    print(f"reading {n} file{'s' * (n > 1)}" + (
+    what = [args.dataset] * bool(args.dataset) + [f"{n} file{'s' * (n > 1)}"] * bool(n)
+    print(f"reading {' and '.join(what)}" + (
         f", leaving out {left_out.total()} that are not {', '.join(READ)}: {counted(left_out)}"
         if left_out else ""))
     return train, val
@@ -280,20 +305,21 @@ def main(argv=None):
     if not args.force and (old := complete(args.out)):
         raise UserError(f"--out {args.out} already holds a dataset ({old['source']}): choose "
                         "another folder, or --force to replace it")
-    tok = load(args.tokenizer, args.vocab, args.bert)
+    tok = open_tokenizer(args.tokenizer, args.vocab, args.bert, args.eot)
     bert = args.bert or tok.name == "wordpiece"
     # bytes need no work: one process is faster than handing text around
     workers = args.workers or (1 if tok.name == "bytes" else os.cpu_count() or 1)
-    source = " ".join(args.input) + (" with --val " + " ".join(args.val) if args.val else "")
+    source = (args.dataset or " ".join(args.input)) + (" with --val " + " ".join(args.val) if args.val else "")
     how = args.field, args.doc_sep == "blank-line"
-    length = None if val else length_to_split(Reader(*how), train, args.val_within)
+    length = None if val or args.dataset else length_to_split(Reader(*how), train, args.val_within)
     if length and not args.val_within:
         print(f"there is but one document: its last {args.val_fraction:.2%} are for validation")
     total = sum(os.path.getsize(path) for path in train + val)
     with BinWriter(args.out, tok, source) as writer, \
-            tqdm(total=total, unit="B", unit_scale=True, disable=None) as bar:
+            tqdm(total=None if args.dataset else total, unit="B", unit_scale=True, disable=None) as bar:
         reader = Reader(*how, bar)
-        found = reader.documents(train)
+        found = reader.dataset(args.dataset, args.split, args.limit) if args.dataset else \
+            reader.documents(train)
         if val:
             write_pieces(writer, by_document(found, lambda number: "train"), bert, workers)
             found = reader.documents(val)
@@ -303,7 +329,7 @@ def main(argv=None):
         write_pieces(writer, by_document(found, split_of) if length is None else
                      by_length(found, max(1, int(length * (1 - args.val_fraction)))), bert, workers)
         if not any(writer.count.values()):
-            raise UserError(f"--input {' '.join(args.input)}: holds no text")
+            raise UserError(f"{source}: holds no text")
     if reader.bad:
         print(f"{reader.bad} bytes were not UTF-8 and became U+FFFD: is the text in another "
               "encoding?", file=sys.stderr)

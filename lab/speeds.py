@@ -1,0 +1,88 @@
+"""
+Seconds of a training step of every size of a study, plain and while a mask rises, on this machine:
+side by side in rounds, so that what disturbs the machine disturbs all of them. A study's seconds are
+its iterations at these speeds, whatever else ran while it trained.
+"""
+import os
+import statistics
+
+import torch
+
+from lab.costs import machine, make_step, seconds_of, vocab_of
+from lab.words import schedule_name, table
+from run import compiler
+from run.checkpoint import write_json
+from run.errors import UserError
+from run.given import read_json
+from run.ranks import Ranks
+
+ROUNDS = 9
+SECONDS = 0.5  # of each size in a round
+
+
+def key(sizes, before=None):
+    """The name of a size in speeds.json; before: of a step while the growth from there is masked."""
+    return schedule_name([(sizes, 0)]) + (" from " + schedule_name([(before, 0)]) if before else "")
+
+
+def sizes_of_study(study):
+    """{key: (sizes, before)} of everything that a study trains."""
+    found = {}
+    runs = [(n, None) for n in study.sizes] + [(n, study.grown_at[0]) for n in study.grown]
+    for rows in (study.costs(*run) for run in runs):
+        for before, row in zip([None, *rows], rows):
+            found[key(row["sizes"])] = row["sizes"], None
+            if row["ramp"]:
+                found[key(row["sizes"], before["sizes"])] = row["sizes"], before["sizes"]
+    return found
+
+
+def whole_step(config, sizes, before, device):
+    """A function that does a whole training step of such a model, on random tokens."""
+    rows = config.batch_tokens / config.block_size
+    micro = int(min(config.micro_batch, rows))
+    mode = compiler.choose(config.compile, device)[0]
+    step, _ = make_step(config, vocab_of(config), sizes, before, micro, device)
+    compiler.compile_model(step.model, mode)
+
+    def whole():
+        for _ in range(round(rows / micro) - 1):
+            step.forward_backward()
+        step()
+    return whole
+
+
+def measure_speeds(study):
+    """Measures and writes speeds.json in the study's folder; returns a table of it."""
+    config = study.config(study.target)
+    device = Ranks(config.device).device
+    steps = {k: whole_step(config, *v, device) for k, v in sizes_of_study(study).items()}
+    taken = {k: [] for k in steps}
+    for step in steps.values():
+        step()  # compiles
+    each = {k: max(1, round(SECONDS / seconds_of(step, device))) for k, step in steps.items()}
+    for _ in range(ROUNDS):
+        for k, step in steps.items():
+            taken[k].append(seconds_of(lambda: [step() for _ in range(each[k])], device) / each[k])
+    step_s = {k: [statistics.median(v), min(v), max(v)] for k, v in taken.items()}
+    os.makedirs(study.out, exist_ok=True)
+    where = f"{machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+    write_json(os.path.join(study.out, "speeds.json"), dict(machine=where, rounds=ROUNDS, step_s=step_s))
+    return table(["size", "ms a step", "least", "most"],
+                 [[k, *(f"{1e3 * s:.1f}" for s in v)] for k, v in step_s.items()]) + f"\n\n{where}"
+
+
+def read_speeds(study):
+    """What speeds.json has, or None."""
+    path = os.path.join(study.out, "speeds.json")
+    return read_json(path, machine=str, step_s=dict) if os.path.exists(path) else None
+
+
+def seconds_of_run(rows, speeds):
+    """Of a run of these stage costs; growing itself and compiling are left out."""
+    try:
+        return sum((r["iters"] - r["ramp"]) * speeds["step_s"][key(r["sizes"])][0] + (
+            r["ramp"] and r["ramp"] * speeds["step_s"][key(r["sizes"], before["sizes"])][0])
+            for before, r in zip([None, *rows], rows))
+    except KeyError as e:
+        raise UserError(f"speeds.json has no {e}: measure again with --speeds") from None

@@ -1,0 +1,115 @@
+"""
+Files that survive: written whole or not at all, flushed, checked by a checksum over all of them, tried
+again where a disk is full or a network's does not answer.
+"""
+import contextlib
+import hashlib
+import os
+import time
+import zipfile
+
+import torch
+
+SEAL = b"nanogrow sha256:"  # at a file's end, the digest of all before it follows
+PAUSES = (1, 4, 15)  # seconds before a failed write is tried again, and again
+
+
+class Sealed:
+    """A file to write to, in order, and the digest and size of what was written."""
+
+    def __init__(self, file):
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def __getattr__(self, name):  # flush, fileno, close
+        return getattr(self.file, name)
+
+    def write(self, data):
+        self.digest.update(data)
+        n = self.file.write(data)
+        self.size += n
+        return n
+
+    def tell(self):
+        return self.size
+
+
+def write_sealed(path, state):
+    """torch.save, sealed, and on the disk when this returns. Raises OSError, or torch's RuntimeError."""
+    remove(path)  # a killed run's may be a link to a good checkpoint: never write into it
+    with open(path, "wb") as f:
+        sealed = Sealed(f)
+        torch.save(state, sealed)
+        f.write(SEAL + sealed.digest.digest())
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def check_seal(path):
+    """Raise ValueError if the file is not what was written; an old one, unsealed, is a zip's matter."""
+    left = os.path.getsize(path) - len(SEAL) - 32
+    with open(path, "rb") as f:
+        f.seek(max(left, 0))
+        seal = f.read()
+    if not seal.startswith(SEAL):
+        with zipfile.ZipFile(path) as z:
+            if (damaged := z.testzip()) is not None:
+                raise ValueError(f"record {damaged} is damaged")
+    elif SEAL + sha256(path, left) != seal:
+        raise ValueError("its checksum is wrong")
+
+
+def sha256(path, size):
+    """The digest of a file's first `size` bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while size > 0 and (data := f.read(min(size, 1 << 20))):
+            digest.update(data)
+            size -= len(data)
+    return digest.digest()
+
+
+def patiently(work):
+    """work(), again after each of PAUSES seconds if it cannot write; then its error goes up."""
+    for pause in PAUSES:
+        try:
+            return work()
+        except (OSError, RuntimeError):  # torch reports a failed write as a RuntimeError
+            time.sleep(pause)
+    return work()
+
+
+def remove(path):
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
+
+
+def sync_dir(path):
+    """Flush a folder's names, where there is such a thing: some file systems cannot."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def written(path, mode="w"):
+    """
+    with written(path) as f: what is written goes aside, and takes the place of `path` when the block
+    is through: on a full disk, or any error in the block, what was there stays. An OSError names `path`.
+    """
+    special = os.path.exists(path) and not os.path.isfile(path)  # /dev/stdout, a pipe
+    aside = path if special else f"{path}.tmp"
+    try:
+        with open(aside, mode, encoding=None if "b" in mode else "utf-8") as f:
+            yield f
+        if not special:
+            os.replace(aside, path)
+    except OSError as e:
+        e.filename = path
+        raise
+    finally:
+        if not special:
+            with contextlib.suppress(OSError):
+                os.remove(aside)
