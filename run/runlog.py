@@ -175,10 +175,11 @@ def read_metrics(out_dir, damaged=None):
                 continue
             try:
                 e = json.loads(line)
-                numbers = [float(e[k]) for k in ("iter", "tokens", "train_s", "flops",
-                                                 *EVENTS.get(e["event"], ()))]
-                if not e["event"] or min(numbers[:4]) < 0:
+                if not (e["event"] and all(0 <= e[k] < 1e300 for k in ("iter", "tokens", "train_s",
+                                                                       "flops"))):
                     raise ValueError(line)
+                for key in EVENTS.get(e["event"], ()):
+                    float(e[key])  # which may be "nan"
                 events.append(e)
             except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
                 if damaged is None:

@@ -7,7 +7,6 @@ import ast
 import contextlib
 import importlib
 import io
-import json
 import os
 import re
 import resource
@@ -17,14 +16,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from fuzz_world import INTERNAL, READS, SCRIPTS, make_world, python
 from test_layers import FILES, MODULES, ROOT
 
 from run.errors import UserError
 from run.settings import TrainConfig
 
 hypothesis = pytest.importorskip("hypothesis")
+for needed in ("tokenizers", "safetensors", "scipy"):
+    pytest.importorskip(needed)
+from fuzz_world import INTERNAL, READS, SCRIPTS, WORD, make_world, spoilt  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 # whose files are among these: a module that reads another kind must bring a case
@@ -130,15 +130,6 @@ def check(world, script, argv):
 # -----------------------------------------------------------------------------
 # what is typed
 
-NASTY = ["", " ", "0", "-1", "1", "2", "1.5", "1e400", "nan", "-inf", "9" * 400, "1000000000", "1e15", "1e-320",
-         "true", "None", "[]", "[1]", "[[", "{", "a,b", ":", ",", "a:b", "learning_rate:1,2", "é", "\udcff", "a\nb",
-         "~", "~/h/x", "~no_such_user/x", "x.txt", "texts", "gone/x", "full", "run", "hf", "bert.pt", "a b", "@", "@x.txt",
-         "@gone", "%s", "{}", "cuda", "cuda:9", "meta", "cpu", "auto", "-", "--", "mlm", "ppl:", "dict(at=1)",
-         "[dict(at=1, n_layer=9)]", "[dict(at=1, n_layer=1000000000)]", "squad", "[{1: 2}]", "data/meta.json"]
-WORD = st.one_of(st.sampled_from(NASTY), st.text(st.characters(exclude_characters="/\0"), max_size=6),
-                 st.integers(-2, 99).map(str))
-
-
 def flags_of(script):
     """The names of its flags, as its --help lists them."""
     out = io.StringIO()
@@ -172,75 +163,6 @@ def typed(draw, argv, names):
             case "value" if at < len(argv):
                 argv[at] = re.sub(r"(?<==).*|^[^-].*", lambda m: word, argv[at], count=1)
     return argv
-
-
-# -----------------------------------------------------------------------------
-# what is read
-
-VALUES = st.one_of(st.none(), st.booleans(), st.integers(-2, 9), st.sampled_from([
-    10**400, -10**18, 2**63, 1e300, float("nan"), float("inf"), 0.5, "", "x", "\0", "é" * 99, "\ud800", "../x", [], {}, [[]],
-    [None], {"": 1}, "nan", "1", [1, 2], {"name": "x"}, {"name": ["x"]}]), st.text(max_size=5))
-
-
-def places(value, at=()):
-    """The way to each value within a value of JSON."""
-    yield at
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
-    for key, v in list(inner)[:40]:
-        yield from places(v, (*at, key))
-
-
-def changed(draw, value):
-    """A value of JSON with another somewhere in it, or without something."""
-    at = draw(st.sampled_from(list(places(value))))
-    new, drop = draw(VALUES), draw(st.booleans())
-    return put(value, at, new, drop)
-
-
-def put(value, at, new, drop):
-    if not at:
-        return new
-    inner = dict(value) if isinstance(value, dict) else list(value)
-    if len(at) == 1 and drop:
-        del inner[at[0]]
-    else:
-        inner[at[0]] = put(inner[at[0]], at[1:], new, drop)
-    return type(value)(inner) if isinstance(value, tuple) else inner
-
-
-def spoilt_bytes(draw, raw):
-    at = draw(st.integers(0, len(raw)))
-    return draw(st.sampled_from([
-        raw[:at], b"", raw[:at] + b"\0" + raw[at:], raw[:at] + b"\xff\xfe" + raw[at + 1:], raw + raw, b"\xef\xbb\xbf" + raw,
-        raw.decode("latin1").encode("utf-16"), b"[" * 100_000, raw.replace(b"\n", b"\r\n"), bytes(999),
-        raw[:at] + bytes([raw[at % len(raw)] ^ 4]) + raw[at + 1:], b"\n" + raw, raw[:at] + b"9" * 5000 + raw[at:]]))
-
-
-@st.composite
-def spoilt(draw, path, raw):
-    """The bytes of a file, changed: somewhere in its structure where it has one, else anywhere."""
-    if draw(st.integers(0, 2)) == 0:
-        return spoilt_bytes(draw, raw)
-    if path.endswith((".json", ".jsonl")):
-        lines = raw.decode().splitlines() if path.endswith("l") else [raw.decode()]
-        at = draw(st.integers(0, len(lines) - 1))
-        lines[at] = json.dumps(changed(draw, json.loads(lines[at])), ensure_ascii=draw(st.booleans()))
-        return "".join(line + "\n" for line in lines).encode(errors="surrogatepass")
-    if path.endswith(".py"):
-        names = {}
-        exec(raw, {}, names)
-        new = changed(draw, names)
-        return python(new).replace("nan", "float('nan')").replace("inf", "float('inf')").encode(
-            errors="surrogatepass") if isinstance(new, dict) else repr(new).encode(errors="surrogatepass")
-    if path.endswith(".pt"):
-        out = io.BytesIO()
-        torch.save(changed(draw, torch.load(io.BytesIO(raw), weights_only=True)), out)
-        return out.getvalue()
-    if path.endswith((".tsv", ".txt")):
-        cells = re.split(rb"([\t\n])", raw)
-        cells[draw(st.integers(0, len(cells) - 1))] = draw(WORD).encode(errors="surrogateescape")
-        return b"".join(cells)
-    return spoilt_bytes(draw, raw)
 
 
 # -----------------------------------------------------------------------------
