@@ -80,6 +80,7 @@ def test_other_ways_to_grow():
     assert change("net2net", "llama", start=start, **EVEN, noise=0) < EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, mode", [("gpt", "model"), ("qwen", "block")])
 def test_compiled(kind, mode):
     """The same loss, chunked where by block, and gradients as without torch.compile."""
