@@ -15,7 +15,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import LogFormatter  # noqa: E402
 
 from run.curves import crossing, curve, reaches  # noqa: E402
 from run.disk import written  # noqa: E402
@@ -153,8 +152,8 @@ def draw_small(ax, runs, title, y, kind):
     ax.set_xlabel("tokens (millions)")
     if y == "grad_norm" and any(b > 0 for a in ax.lines for b in a.get_ydata()):
         ax.set_yscale("log")
-        for axis_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            axis_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))  # 0.6, no powers
+        for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            set_formatter(lambda v, _: f"{v:g}" if f"{v:.0e}"[0] in "125" else "")  # 0.5, no powers
     elif y == "lr":
         ax.yaxis.set_major_formatter("{x:g}")
         ax.set_ylim(bottom=0)
