@@ -47,9 +47,10 @@ def gpt(tmp_path_factory):
 def slow_nats(model, ids, start, T, stride):
     """
     Nats of each of ids[start:] and whether it was the likeliest, one model call a token: tokens
-    are given all before them while that fits in T, later in groups of `stride` that share a start.
+    share a start with all of them if they fit in T; else they are given all before them while that
+    fits, later in groups of `stride` that share a start.
     """
-    first = max(T + 1, start + stride)  # ids before this are scored in the first window
+    first = len(ids) if len(ids) - start <= T else max(T + 1, start + stride)  # ids before this are scored in the first window
     for p in range(start, len(ids)):
         end = first if p < first else first + ((p - first) // stride + 1) * stride
         low = max(0, min(end, len(ids)) - T - 1)
@@ -76,6 +77,11 @@ def test_windows_score_each_id_once(T, stride, start, n):
         scored += piece[first:]
         assert first >= min(T - stride, piece[first] - 1)  # how much the first of them is given
     assert scored == ids[start:]
+
+
+def test_an_end_that_fits_is_one_window():
+    assert list(windows(list(range(9)), 6, 4, 2)) == [([4, 5, 6, 7, 8], 2)]
+    assert list(windows(list(range(9)), 5, 4, 2)) == [([4, 5, 6, 7, 8], 1)]
 
 
 @pytest.mark.parametrize("stride, batch", [(1, 4), (5, 1), (8, 4), (16, 1)])

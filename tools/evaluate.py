@@ -235,10 +235,11 @@ def exp(nats):
 def windows(ids, start, T, stride):
     """
     Pieces of at most T + 1 ids (T go in, T come out) that together score ids[start:] once each:
-    (piece, first scored position in it). After the first piece, each scores `stride` new ids, so
-    every one of them is given at least T - stride before it.
+    (piece, first scored position in it). What fits in T is one piece, with as much before it as there
+    is room, as lm-evaluation-harness has it. Else, after the first piece, each scores `stride` new
+    ids, so every one of them is given at least T - stride before it.
     """
-    stop = max(T + 1, start + stride)
+    stop = len(ids) if len(ids) - start <= T else max(T + 1, start + stride)
     while start < len(ids):
         stop = min(stop, len(ids))
         low = max(0, stop - T - 1)
