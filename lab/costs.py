@@ -289,7 +289,7 @@ def read_run(events):
         if e["event"] == last["event"] == "step" and shape(last) == shape(e) and \
                 e["iter"] > last["iter"]:
             seconds = (e["train_s"] - last["train_s"]) / (e["iter"] - last["iter"])
-            kind = clean if e["mask"] == last["mask"] == 1 else masked
+            kind = clean if e.get("mask", 1) == last.get("mask", 1) == 1 else masked
             kind.setdefault(shape(e), []).append(seconds)
         elif e["event"] == "compile" and e["iter"] == 1:
             start_s += e["first_step_s"]

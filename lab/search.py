@@ -103,7 +103,7 @@ class Search:
     def grown(self, run):
         """(iterations, losses) of a Stable at the target's size, without a mask."""
         seen = [e for e in self.runs.events(run.name) if e["event"] == "eval" and e["iter"] and
-                shape(e) == shape(self.target) and e["mask"] == 1]
+                shape(e) == shape(self.target) and e.get("mask", 1) == 1]
         return [e["iter"] for e in seen], [e["val_loss"] for e in seen]
 
     # -- predictions

@@ -38,7 +38,7 @@ class Clock:
         self.since = time.perf_counter()
 
 
-SIZES = ("n_layer", "n_embd", "n_head", "n_inner", "mask")
+SIZES = ("n_layer", "n_embd", "n_head", "n_inner")
 EVENTS = dict(eval=("val_loss",), step=SIZES, grow=SIZES, compile=(*SIZES, "first_step_s"))  # numbers
 
 

@@ -15,7 +15,7 @@ from tools import plot
 def make_run(folder, losses, damage=""):
     """A run's metrics.jsonl with a validation loss every ten iterations."""
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = dict(n_layer=1, n_head=1, n_embd=8, n_inner=16, mask=1.0)
+    sizes = dict(n_layer=1, n_head=1, n_embd=8, n_inner=16)
     lines = []
     for i, loss in enumerate(losses):
         at = dict(iter=10 * i, tokens=100 * i, train_s=5.0 * i, flops=1e6 * i, **sizes)
