@@ -111,7 +111,7 @@ def draw(ax, events, label, color, x, scale):
     for kind, y, look in (("eval", "val_loss", dict(lw=1.8, label=label)),
                           ("step", "loss", dict(lw=0.6, alpha=0.25))):
         found = points(events, x, kind, y)
-        ax.plot([a / scale for a, _ in found], [b for _, b in found], "-", color=color, **look)
+        ax.plot([a / scale for a, _ in found], [b for _, b in found], "-o" if len(found) == 1 else "-", color=color, **look)
     for at, after in points(events, x, "grow", "val_loss_after"):
         ax.plot(at / scale, after, "o", color=color, ms=6, mec="white", zorder=5)
 
