@@ -53,8 +53,10 @@ def world(tmp_path_factory):
     before = os.getcwd()
     os.chdir(tmp_path_factory.mktemp("world"))
     make_world()
+    house = sorted((ROOT / "data").rglob("*.bin"))
     yield {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()}
     os.chdir(before)
+    assert sorted((ROOT / "data").rglob("*.bin")) == house  # where scripts write if nobody says where
 
 
 def played(monkeypatch):
@@ -68,6 +70,8 @@ def played(monkeypatch):
                  "data.shakespeare_char.prepare.fetch", "data.tokenizer._gpt2_encoding",
                  "subprocess.Popen.__init__"):
         monkeypatch.setattr(name, no)
+    for name in ("text", "pystdlib", "shakespeare_char", "openwebtext"):
+        monkeypatch.setattr(f"data.{name}.prepare.HERE", os.path.abspath(f"new/{name}"))  # where they write
     monkeypatch.setattr("lab.frontier.measure", lambda *args: dict(step_s=1.0))
     monkeypatch.setattr("data.pystdlib.prepare.find_files", lambda root: ["ast.py", "bisect.py", "abc.py"])
     monkeypatch.setattr("data.openwebtext.prepare.open_dataset", lambda name, streaming: [dict(text="a\nb")] * 5000)

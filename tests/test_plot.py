@@ -178,9 +178,9 @@ def test_panels_and_words_of_the_picture(monkeypatch):
 
 
 def test_what_is_missing_is_left_out(monkeypatch, tmp_path):
-    """Runs without learning rates and norms in their metrics: the panels that there is data for, here the mask."""
+    """Runs without masks, learning rates and norms in their metrics: the panels that there is data for."""
     run = make_run(tmp_path / "r", [4.0, 3.0])
-    assert len(drawn(monkeypatch, run).axes) == 3
+    assert len(drawn(monkeypatch, run).axes) == 2
 
 
 # -----------------------------------------------------------------------------
