@@ -61,6 +61,7 @@ def test_a_killed_family_is_completed(out):
     assert [losses(branch(out, n)) for n in (1, 2, 3)] == whole
 
 
+@pytest.mark.slow
 def test_several_processes(out, data, tmp_path):
     train(data_dir=data, out_dir=str(tmp_path / "two"), torchrun=2, **SETTINGS)
     for n in (1, 2, 3):

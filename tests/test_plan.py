@@ -313,7 +313,7 @@ def check_found(folder, said, out):
         assert events(out, "eval")[-1]["val_loss"] == ends[max(ends)]
 
 
-@pytest.mark.parametrize("goal", [[], ["--goal=4.1"]])
+@pytest.mark.parametrize("goal", [[], pytest.param(["--goal=4.1"], marks=pytest.mark.slow)])
 def test_search(goal, toy, tmp_path, monkeypatch, capsys, in_process):
     """From the first run to found.py; started again, it runs nothing and says the same."""
     plan_here(monkeypatch, toy, "--search", *goal)
