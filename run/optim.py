@@ -81,7 +81,8 @@ def newton_schulz(x, coefficients, steps):
     """
     a, b, c = coefficients
     wide = x if x.size(1) <= x.size(2) else x.mT  # the smaller of the two Gram matrices
-    if 2 * wide.size(2) >= 3 * wide.size(1) and x.dtype.itemsize >= 4:
+    exact = x.dtype.itemsize >= 4 and x.device.type == "cpu"  # elsewhere float32 may be TF32
+    if exact and 2 * wide.size(2) >= 3 * wide.size(1):
         wide = small_side(wide @ wide.mT, coefficients, steps) @ wide
     else:
         for _ in range(steps):
@@ -94,7 +95,8 @@ def newton_schulz(x, coefficients, steps):
 def small_side(gram, coefficients, steps):
     """
     What all steps multiply a matrix by whose Gram matrix is `gram`, (N, a, a): each is a polynomial of
-    it, and so is the next one's. Fewer products where the matrix is long; 16 bits are too few for it.
+    it, and so is the next one's. Fewer products where the matrix is long, but errors of one step grow
+    with each of the next: formats of 16 bits, and TF32, are too coarse for it.
     """
     a, b, c = coefficients
     total = torch.eye(gram.size(1), dtype=gram.dtype, device=gram.device).expand_as(gram)

@@ -208,3 +208,14 @@ def test_kernels_of_a_step(dtype):
     assert len(kernels.names) <= 150, kernels.names
 
 
+
+
+@pytest.mark.parametrize("device, dtype, small", [
+    ("cpu", torch.float32, True), ("cpu", torch.float64, True), ("cpu", torch.bfloat16, False),
+    ("meta", torch.float32, False)])
+def test_the_small_side_is_for_exact_products(device, dtype, small, monkeypatch):
+    """Its errors grow from step to step: not in 16 bits, and not on GPUs, whose float32 may be TF32."""
+    taken = []
+    monkeypatch.setattr(optim, "small_side", lambda gram, *more: taken.append(1) or gram)
+    optim.newton_schulz(torch.ones(1, 4, 8, dtype=dtype, device=device), (3.4445, -4.775, 2.0315), 5)
+    assert bool(taken) == small
