@@ -55,7 +55,7 @@ class Run:
         self.loader = LOADERS[config.model](config, self.meta, self.vocab_size, self.ranks.rank,
                                             self.ranks.world)
         self.feeder = ThreadPoolExecutor(1)
-        with checkpoint.believed(config.out_dir if self.saved else None):
+        with checkpoint.believed(config.goes_on_from() if self.saved else None):
             self.begin()
         self.bad_run = torch.zeros((), device=self.device)  # non-finite steps in a row
         self.wrap()
@@ -312,7 +312,7 @@ def start_to_end(config, stop=None):
     finish_stages leaves to be done (none if the run was stopped), and the signal that stopped it or None.
     """
     run = Run(config)
-    with checkpoint.believed(run.config.out_dir if run.saved else None):
+    with checkpoint.believed(config.goes_on_from() if run.saved else None):
         watch = Watch(run, stop)
     try:
         train(run, watch)

@@ -4,7 +4,6 @@ and meta.json, which says what they are. Shared by the prepare scripts.
 
 A document reaches the writer in pieces (split, text, ends), so that none need fit in memory.
 """
-import argparse
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from multiprocessing import parent_process
 import numpy as np
 
 from data.tokenizer import JSON, cut, get_tokenizer
-from run.errors import Parser, UserError, exits_cleanly
+from run.errors import Parser, UserError, exits_cleanly, number
 
 JOB_CHARS = 1 << 20  # characters tokenized at a time: the most a piece of a document should have
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -150,12 +149,7 @@ def script_parser(doc, out):
     return parser
 
 
-def n_workers(text):
-    """For argparse's `type`: processes that tokenize."""
-    n = int(text)
-    if not 1 <= n <= 1024:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1 and at most 1024")
-    return n
+n_workers = number(int, 1, 1024)  # for argparse's `type`: processes that tokenize
 
 
 def in_pieces(text):

@@ -42,9 +42,8 @@ from lab.costs import measure as measure_growth
 from lab.words import table
 from model import MODELS
 from run import compiler, hf
-from run.checkpoint import write_json
-from run.errors import Parser, UserError, exits_cleanly, library
-from run.given import number
+from run.disk import write_json
+from run.errors import Parser, UserError, exits_cleanly, library, number
 from run.optim import make_optimizers
 from run.precision import known_peak, pick_dtype
 from run.ranks import Ranks, hold_memory

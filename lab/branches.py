@@ -6,7 +6,8 @@ import os
 import time
 
 from lab.children import TRAIN, Job, ended, side_by_side
-from run.checkpoint import numbered, write_json
+from run.checkpoint import numbered
+from run.disk import write_json
 from run.errors import UserError
 from run.given import read_json
 

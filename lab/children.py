@@ -15,8 +15,7 @@ import time
 import torch
 
 from run.checkpoint import make_out_dir
-from run.errors import Parser, UserError
-from run.given import number
+from run.errors import Parser, UserError, number
 from run.runlog import read_metrics
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

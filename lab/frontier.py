@@ -23,8 +23,7 @@ from lab.frontier_report import write_report
 from lab.speeds import measure_speeds
 from lab.words import clock, human, table
 from run.arguments import read_file
-from run.errors import UserError, exits_cleanly
-from run.given import number
+from run.errors import UserError, exits_cleanly, number
 from run.settings import from_dict
 
 EXPERIMENT = dict(settings=dict, ladder=dict, starts=dict, grown=dict, target=str, budgets=list,

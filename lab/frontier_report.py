@@ -12,7 +12,7 @@ from lab.costs import machine, stage_costs, vocab_of
 from lab.speeds import read_speeds, seconds_of_run
 from lab.verdict import interval, picture, plus_minus, ratio_interval, times
 from lab.words import human, table
-from run.checkpoint import write_json
+from run.disk import write_json
 from run.errors import UserError
 
 BEYOND = 2  # how many times beyond its ends a curve of loss over cost is believed

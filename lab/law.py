@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from lab.words import human, table
-from run.errors import Parser, UserError, exits_cleanly, library
-from run.given import need, number, read_json
+from run.errors import Parser, UserError, exits_cleanly, library, number
+from run.given import need, read_json
 
 WORTH = 1.15  # less than this is not worth a growth: seeds differ by as much
 
@@ -186,10 +186,15 @@ BESIROGLU = Law(E=1.8172, A=482.01, B=2085.43, a=0.3478, b=0.3658, embeddings=Tr
                 of="Besiroglu et al. 2024, Chinchilla's runs on English web text")
 
 
+def enough(points):
+    """Are there points for all five numbers of a law?"""
+    return len(points) >= 5 and all(len({p[i] for p in points}) >= 3 for i in (0, 1))
+
+
 def fit(points):
     """The Law of points [(N, D, loss), ...]: Huber's loss on log residuals, as in the paper above."""
     N, D, L = (np.array(v, dtype=float) for v in zip(*points)) if points else ([], [], [])
-    if len(points) < 5 or len(set(N)) < 3 or len(set(D)) < 3:
+    if not enough(points):
         raise UserError(f"a loss law has 5 numbers, and cannot be had from {len(points)} points of "
                         f"{len(set(N))} sizes and {len(set(D))} token counts: finish more runs")
     least_squares = library("scipy.optimize", "scipy").least_squares

@@ -3,7 +3,6 @@ The runs of a search: stable ones, which grow but whose learning rate never fall
 them. Each is train.py in a folder of its own and begins at another's checkpoint, so nothing is
 trained twice. Started again with the same arguments, each goes on where it stopped.
 """
-import json
 import os
 import shutil
 import time
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 
 from lab.children import TRAIN, Child, interrupt_on_sigterm, places, side_by_side, stop, wait_for
 from run import checkpoint
-from run.disk import written
+from run.disk import write_json
 from run.errors import UserError
 from run.given import read_json
 from run.runlog import read_metrics
@@ -59,8 +58,7 @@ class Runs:
 
     def save(self):
         self.left()
-        with written(self.path) as f:
-            json.dump(self.state, f, indent=1)
+        write_json(self.path, self.state)
 
     def events(self, name):
         try:

@@ -11,7 +11,7 @@ import torch
 from lab.costs import machine, make_step, seconds_of, vocab_of
 from lab.words import schedule_name, table
 from run import compiler
-from run.checkpoint import write_json
+from run.disk import write_json
 from run.errors import UserError
 from run.given import read_json
 from run.ranks import Ranks

@@ -2,13 +2,11 @@
 How the commands of lab/ say what they found: tables, quantities, times, schedules.
 """
 import itertools
-import json
 import os
 
 from matplotlib.ticker import EngFormatter
 
-from run.checkpoint import write_json
-from run.disk import written
+from run.disk import write_json, written
 
 SHORT = {"n_embd": "hidden", "n_head": "heads", "n_inner": "FFN", "n_layer": "layers"}
 
@@ -25,7 +23,6 @@ def write_report(folder, text, report):
     """text as report.md, the dict as report.json."""
     with written(os.path.join(folder, "report.md")) as f:
         f.write(text + "\n")
-    report = json.loads(json.dumps(report), parse_constant=str)  # JSON has no Infinity
     write_json(os.path.join(folder, "report.json"), report)
 
 

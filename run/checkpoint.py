@@ -6,7 +6,6 @@ folder beside it, which it names. One run at a time owns an out_dir.
 """
 import contextlib
 import errno
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from model import MODELS
 from run import together
-from run.disk import check_seal, patiently, remove, sync_dir, write_sealed, written
+from run.disk import check_seal, patiently, remove, sync_dir, write_sealed
 from run.errors import UserError, first_line, is_out_of_memory
 
 LATEST, BEST, PARTS = "ckpt.pt", "best.pt", "parts_"
@@ -205,11 +204,6 @@ def load_model(path, device="cpu"):
     model = cls(config_cls(**state["model_config"]))
     model.load_state_dict(with_values(state.pop("model")))
     return model.to(device).eval(), state
-
-
-def write_json(path, content):
-    with written(path) as f:
-        json.dump(content, f, indent=1, ensure_ascii=False)
 
 
 def make_out_dir(out_dir):

@@ -4,6 +4,7 @@ again where a disk is full or a network's does not answer.
 """
 import contextlib
 import hashlib
+import json
 import os
 import time
 import zipfile
@@ -113,3 +114,11 @@ def written(path, mode="w"):
         if not special:
             with contextlib.suppress(OSError):
                 os.remove(aside)
+
+
+def write_json(path, content):
+    """The file `path` of `content`; what is infinite or NaN becomes text, for JSON has no such numbers."""
+    content = json.loads(json.dumps(content), parse_constant=str)
+    with written(path) as f:
+        json.dump(content, f, indent=1, ensure_ascii=False)
+        f.write("\n")

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import importlib
+import math
 import os
 import sys
 
@@ -20,6 +21,23 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise UserError(f"{message}: see --help")
+
+
+def number(kind, low, high=None):
+    """For argparse's `type`: an int or float from `low` to `high`, both included, and finite."""
+    most = high or (2**53 if kind is int else sys.float_info.max)
+
+    def read(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= most:
+            raise argparse.ArgumentTypeError(
+                f"{text[:60]}: must be a {'whole' if kind is int else 'finite'} number, at least "
+                f"{low:g}" + (f" and at most {high:g}" if high else ""))
+        return value
+    return read
 
 
 def exits_cleanly(main):

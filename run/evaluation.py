@@ -73,7 +73,7 @@ def write(run, tokenizer):
     try:
         with torch.compiler.set_stance("force_eager"), run.autocast():
             ids = run.model.generate(torch.tensor([start], device=run.device),
-                                     min(SAMPLE_TOKENS, c.block_size), 0.8, 50)[0, len(start):].tolist()
+                                     min(SAMPLE_TOKENS, c.block_size), 0.8, 50, eot)[0, len(start):].tolist()
     except RuntimeError as e:  # no memory, logits that are no numbers: costs the text, not the run
         return f"(nothing: {first_line(e)})"
     finally:

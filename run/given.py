@@ -1,9 +1,7 @@
 """What a user gives, as arguments and in files: read, checked, one line where it is wrong."""
 import argparse
 import json
-import math
 import os
-import sys
 
 import torch
 
@@ -19,23 +17,6 @@ def model_parser(doc):
                    help="a checkpoint file, a run's folder or a Hugging Face folder")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=device)
     return p
-
-
-def number(kind, low, high=None):
-    """For argparse's `type`: an int or float from `low` to `high`, both included, and finite."""
-    most = high or (2**53 if kind is int else sys.float_info.max)
-
-    def read(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= most:
-            raise argparse.ArgumentTypeError(
-                f"{text[:60]}: must be a {'whole' if kind is int else 'finite'} number, at least "
-                f"{low:g}" + (f" and at most {high:g}" if high else ""))
-        return value
-    return read
 
 
 def device(name):

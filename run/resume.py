@@ -52,8 +52,7 @@ def branch_point(config, meta):
 
 def check_resume(state, config, meta, free=FREE):
     """Say what changed since the checkpoint; refuse what would make it another run."""
-    where = config.init_from if config.branches() else config.out_dir
-    need(where, state, config=dict, meta=dict, iter=int, stage=int, tokens=int, flops=(int, float))
+    need(config.goes_on_from(), state, config=dict, meta=dict, iter=int, stage=int, tokens=int, flops=(int, float))
     if {k: meta.get(k) for k in ("tokenizer", "vocab_size")} != \
             {k: state["meta"].get(k) for k in ("tokenizer", "vocab_size")}:
         names = [tokenizer_of(m)[0] for m in (meta, state["meta"])]

@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
+from model import GROWABLE
 from run.errors import UserError, library
 
 
@@ -38,8 +39,8 @@ class Clock:
         self.since = time.perf_counter()
 
 
-SIZES = ("n_layer", "n_embd", "n_head", "n_inner")
-EVENTS = dict(eval=("val_loss",), step=SIZES, grow=SIZES, compile=(*SIZES, "first_step_s"))  # numbers
+# the numbers that an event of a kind must have, besides those of all
+EVENTS = dict(eval=("val_loss",), step=GROWABLE, grow=GROWABLE, compile=(*GROWABLE, "first_step_s"))
 
 
 class Pace:

@@ -130,6 +130,10 @@ class TrainConfig:
         """Does this run go on from another one's checkpoint?"""
         return self.init_from.endswith(".pt")
 
+    def goes_on_from(self):
+        """The folder or the checkpoint that a run which goes on has its state from."""
+        return self.init_from if self.branches() else self.out_dir
+
     def head_fraction(self):
         """The share of a sequence's positions that the vocabulary head is computed on."""
         return self.mask_frac if self.model == "bert" else 1.0

@@ -2,20 +2,19 @@
 A run's own source beside its config, so that a result can be traced to what made it: source.zip with
 the modules the run has loaded, its config file, its command line, and git's commit and changes.
 """
-import contextlib
 import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 import zlib
 
 import torch
 
+from run.disk import written
 from run.errors import first_line
 
 HOUSE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
@@ -82,16 +81,10 @@ def holds(path, files):
 
 
 def write_zip(path, files):
-    """Aside, then in its place, so that none is left half written. Dates say nothing: all 1980."""
-    try:
-        with zipfile.ZipFile(path + ".tmp", "w") as z:
-            for name, content in files.items():
-                z.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-        os.replace(path + ".tmp", path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(path + ".tmp")
-        raise
+    """Dates say nothing: all 1980."""
+    with written(path, "wb") as f, zipfile.ZipFile(f, "w") as z:
+        for name, content in files.items():
+            z.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
 
 
 def git_state():
@@ -106,17 +99,13 @@ def git_state():
     if done.returncode:
         return None, None, f"no git commit in it ({first_line(done.stderr)})"
     commit = done.stdout.split()[0]
-    with subprocess.Popen(["git", "-C", HOUSE, "diff", "--no-ext-diff", "--no-textconv", "--no-color",
-                           "HEAD", "--", "."], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                          **how) as process:
-        timer = threading.Timer(PATIENCE, process.kill)
-        timer.start()
-        changes = process.stdout.read(LIMIT + 1)
-        if len(changes) > LIMIT:
-            process.kill()
-    timer.cancel()
-    if len(changes) > LIMIT:
-        return commit, None, f"git's changes since the commit are more than {LIMIT >> 20} MiB: left out"
-    if process.returncode:
+    try:
+        diff = subprocess.run(["git", "-C", HOUSE, "diff", "--no-ext-diff", "--no-textconv", "--no-color",
+                               "HEAD", "--", "."], capture_output=True, timeout=PATIENCE, **how)
+    except (OSError, subprocess.TimeoutExpired):
+        diff = None
+    if diff is None or diff.returncode:
         return commit, None, "git's changes since the commit could not be had: left out"
-    return commit, changes, None
+    if len(diff.stdout) > LIMIT:
+        return commit, None, f"git's changes since the commit are more than {LIMIT >> 20} MiB: left out"
+    return commit, diff.stdout, None

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.tokenizer import get_tokenizer
 from grow import describe, sizes_of
-from run import checkpoint
+from run import checkpoint, disk
 from run.arguments import finishing
 from run.errors import UserError
 from run.evaluation import evaluate, write
@@ -50,7 +50,7 @@ class Watch:
         if run.warning:
             self.log.say(run.warning)
         if run.ranks.rank == 0:
-            checkpoint.write_json(os.path.join(config.out_dir, "config.json"),
+            disk.write_json(os.path.join(config.out_dir, "config.json"),
                                   dict(asdict(config), resolved=run.resolved()))
             if lost := keep_source(config.out_dir, run.iter, bool(saved) and "metrics_bytes" in saved):
                 self.log.say(lost)

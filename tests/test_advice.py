@@ -4,14 +4,14 @@ import json
 import pytest
 from test_plan import plan_here
 
-from lab import plan as planner
+from lab import advice
 from lab.law import BESIROGLU, Law, read_law
-from run import checkpoint
+from run import disk
 
 
 def test_advice(monkeypatch, capsys, tmp_path):
     """Which law, both columns, units; by a law that is given, for a small model that is given."""
-    monkeypatch.setattr(planner, "STUDY", str(tmp_path))
+    monkeypatch.setattr(advice, "STUDY", str(tmp_path))
     ask = ["config/pystdlib_msg.py", "--dry", "--vocab_size=256"]
     plan_here(monkeypatch, *ask)
     said = capsys.readouterr().out
@@ -19,7 +19,7 @@ def test_advice(monkeypatch, capsys, tmp_path):
     assert "To be trained: Grow if" in said and "There already: Grow" in said
     assert len(said.partition("Grow?")[2].splitlines()) < 20
     own = dict(E=1, A=1000, B=0.1, a=0.3, b=0.3, vocab_size=256, of="a toy")
-    checkpoint.write_json(str(tmp_path / "law.json"), own)  # the study's
+    disk.write_json(str(tmp_path / "law.json"), own)  # the study's
     plan_here(monkeypatch, *ask)
     said = capsys.readouterr().out
     assert "Law: a toy, per token of 256 ids." in said and "To be trained: Do not grow" in said

@@ -10,12 +10,11 @@ from types import SimpleNamespace
 import pytest
 from runs import ENV, ROOT, events, make_data
 
-from lab import branches, children, frontier_report, speeds
-from lab import plan as planner
+from lab import advice, branches, children, frontier_report, speeds
 from lab.costs import compute, stage_costs
 from lab.frontier import Study, plan
 from lab.law import WORTH, Law
-from run import checkpoint
+from run import disk
 from run.arguments import read_file
 from run.errors import UserError
 from run.settings import from_dict
@@ -182,7 +181,7 @@ def test_seconds_are_iterations_at_measured_speeds(study, monkeypatch):
         "1L_16_1h_32 from 1L_8_1h_16", "2L_16_2h_32 from 1L_16_1h_32", "2L_16_2h_32 from 1L_16_2h_32"}
     assert all(0 < low <= median <= high for median, low, high in found["step_s"].values())
     found["step_s"] = {k: [0.5 if " from " in k else 0.1 * int(k[0]), 0, 9] for k in found["step_s"]}
-    checkpoint.write_json(path, found)
+    disk.write_json(path, found)
     play_all(study)
     text = frontier_report.write_report(study)
     with open(os.path.join(study.out, "report.json")) as f:
@@ -198,21 +197,21 @@ def test_seconds_are_iterations_at_measured_speeds(study, monkeypatch):
     rows = {(r["name"], r["budget"]): r for r in report["rows"]}
     assert rows["two", 10]["target_s"] == pytest.approx([1, 1, 1], abs=0.01) and "measured side by" in text
     del found["step_s"]["4L_16_2h_32"]
-    checkpoint.write_json(path, found)
+    disk.write_json(path, found)
     with pytest.raises(UserError, match="has no '4L_16_2h_32': measure again with --speeds"):
         frontier_report.write_report(study)
 
 
 def said_of(folder, configs, monkeypatch):
     """For each (budget, config of a run there): (budget, does the study say grow?, the planner's words)."""
-    monkeypatch.setattr(planner, "STUDY", str(folder))
+    monkeypatch.setattr(advice, "STUDY", str(folder))
     with open(os.path.join(folder, "report.json")) as f:
         rows = json.load(f)["rows"]
     out = []
     for budget, config in configs:
         mean, low, _ = max(r["target"] for r in rows if "recipe" in r and r["budget"] == budget)
         args = SimpleNamespace(law="", small=None)
-        text = planner.show_advice(config, stage_costs(config, 256), 256, args)
+        text = advice.show_advice(config, stage_costs(config, 256), 256, args)
         assert f"at {budget:g} a weight" in text
         verdict = text.partition("To be trained: ")[2].splitlines()[0]
         out.append((budget, mean >= WORTH and not (low is not None and low < 1), verdict))

@@ -28,7 +28,7 @@ from fuzz_world import INTERNAL, READS, SCRIPTS, WORD, make_world, spoilt  # noq
 from hypothesis import strategies as st  # noqa: E402
 
 # whose files are among these: a module that reads another kind must bring a case
-READERS = {"sample", "lab.law", "lab.bench", "lab.plan", "lab.speeds", "lab.children", "lab.campaign", "lab.branches", "lab.probes", "data.dataset",
+READERS = {"sample", "lab.law", "lab.bench", "lab.advice", "lab.speeds", "lab.children", "lab.campaign", "lab.branches", "lab.probes", "data.dataset",
            "data.bin_writer", "data.tokenizer", "data.text.prepare", "data.shakespeare_char.prepare", "run.checkpoint",
            "run.hf", "run.arguments", "run.runlog", "run.given", "tools.evaluate", "tools.glue", "tools.plot"}
 READING = r"\b(json\.loads?|read_json|read_jsonl|read_metrics|read_text|torch\.load|load_file|Unpickler)\("

@@ -1,13 +1,12 @@
 """What evaluating and fine-tuning share: batches of rows, a table, the result's file."""
-import json
 import os
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from run.disk import written
-from run.errors import UserError
-from run.given import model_parser, number
+from run.disk import write_json
+from run.errors import UserError, number
+from run.given import model_parser
 
 
 def parser(doc, batch, limit, save):
@@ -50,11 +49,8 @@ def save_result(result, save, checkpoint, name):
     """Write the JSON result to `save`, or beside the checkpoint; returns where."""
     folder = checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint)
     save = save or os.path.join(folder, name)
-    result = json.loads(json.dumps(result), parse_constant=str)  # JSON has no Infinity and no NaN
     try:
-        with written(save) as f:
-            json.dump(result, f, indent=1)
-            f.write("\n")
+        write_json(save, result)
     except OSError as e:
         raise UserError(f"{save}: cannot be written ({e.strerror}): give --save=FILE") from None
     return save

@@ -28,9 +28,9 @@ from tqdm import tqdm
 from data.loader import BertLoader, read_meta
 from data.reading import read_text
 from data.tokenizer import get_tokenizer
-from run.errors import UserError, exits_cleanly
+from run.errors import UserError, exits_cleanly, number
 from run.evaluation import scores
-from run.given import need, number, read_jsonl
+from run.given import need, read_jsonl
 from run.hf import kind_of, open_model, same_tokenizer
 from run.settings import TrainConfig
 from tools.common import batches, pad, parser, save_result, table

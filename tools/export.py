@@ -16,7 +16,7 @@ from dataclasses import asdict
 
 from data.tokenizer import GPT2_URL, JSON, get_tokenizer
 from run import hf
-from run.checkpoint import write_json
+from run.disk import write_json
 from run.errors import Parser, UserError, exits_cleanly, first_line, library
 
 END = "<|endoftext|>"

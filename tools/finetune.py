@@ -24,8 +24,7 @@ from tqdm import tqdm
 
 from data.tokenizer import get_tokenizer
 from grow import role
-from run.errors import UserError, exits_cleanly
-from run.given import number
+from run.errors import UserError, exits_cleanly, number
 from run.hf import kind_of, open_model
 from tools.common import batches, pad, parser, save_result, table
 from tools.glue import TASKS, metric, read_glue, read_squad, squad_metrics

@@ -16,13 +16,18 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+from model import GROWABLE  # noqa: E402
 from run.curves import crossing, curve, reaches  # noqa: E402
 from run.disk import written  # noqa: E402
-from run.errors import Parser, UserError, exits_cleanly  # noqa: E402
-from run.given import number, read_json  # noqa: E402
+from run.errors import (  # noqa: E402
+    Parser,
+    UserError,
+    exits_cleanly,
+    number,  # noqa: E402
+)
+from run.given import read_json  # noqa: E402
 from run.runlog import read_metrics  # noqa: E402
 
-SIZES = ("n_layer", "n_head", "n_embd", "n_inner")
 # panels of the lower row: title, the event's key, the events that have it
 PANELS = (("mask of the new part", "mask", None), ("learning rate", "lr", "step"),
           ("gradient norm, before clipping", "grad_norm", "step"))
@@ -84,7 +89,7 @@ def lead(events, base):
     if not events or not base:
         return None
     goal = max(run[-1]["val_loss"] for run in (events, base))
-    whole = all(events[-1].get(k) == base[-1].get(k) for k in SIZES) and events[-1].get("mask", 1) == 1
+    whole = all(events[-1].get(k) == base[-1].get(k) for k in GROWABLE) and events[-1].get("mask", 1) == 1
     found = []
     for run in (events, base):
         c = curve(run)
@@ -111,7 +116,8 @@ def draw(ax, events, label, color, x, scale):
     for kind, y, look in (("eval", "val_loss", dict(lw=1.8, label=label)),
                           ("step", "loss", dict(lw=0.6, alpha=0.25))):
         found = points(events, x, kind, y)
-        ax.plot([a / scale for a, _ in found], [b for _, b in found], "-o" if len(found) == 1 else "-", color=color, **look)
+        ax.plot([a / scale for a, _ in found], [b for _, b in found], "-o" if len(found) == 1 else "-",
+                color=color, **look)
     for at, after in points(events, x, "grow", "val_loss_after"):
         ax.plot(at / scale, after, "o", color=color, ms=6, mec="white", zorder=5)
 

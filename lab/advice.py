@@ -1,0 +1,135 @@
+"""
+Whether to grow, before a run: by a loss law, the user's own, the study's or a published one, and by
+what the study measured nearest. lab.plan shows it.
+"""
+import argparse
+import math
+import os
+from dataclasses import asdict, replace
+
+from lab.children import ROOT
+from lab.costs import stage_costs, vocab_of
+from lab.law import BESIROGLU, advise, enough, fit, fit_three, read_law
+from lab.verdict import times
+from lab.words import human, table
+from run.disk import write_json
+from run.errors import UserError, number
+from run.given import read_json
+from run.runlog import read_metrics
+from run.settings import from_dict
+
+STUDY = os.path.join(ROOT, "results", "frontier")
+NEAR = 1.5  # times as many tokens a weight: so far what the study measured there counts
+
+
+def run_point(out_dir):
+    """(stage costs, tokens, last validation loss, vocabulary) of a finished run."""
+    values = read_json(os.path.join(out_dir, "config.json"), max_iters=int)
+    resolved = values.pop("resolved", {})
+    config = from_dict(values)
+    evals = [e for e in read_metrics(out_dir) if e["event"] == "eval"]
+    if not evals or evals[-1]["iter"] != config.max_iters or type(evals[-1]["val_loss"]) is not float:
+        raise UserError(f"{out_dir}: is not finished, or diverged")
+    vocab_size = resolved.get("vocab_size") or vocab_of(config)
+    return stage_costs(config, vocab_size), evals[-1]["tokens"], evals[-1]["val_loss"], vocab_size
+
+
+def fit_ladder(runs, save):
+    """A law from finished runs of fixed sizes, written to `save`."""
+    points, vocab = [], set()
+    for out_dir in runs:
+        rows, tokens, loss, size = run_point(out_dir)
+        if len(rows) > 1:
+            raise UserError(f"{out_dir}: grew: a ladder is of runs from scratch")
+        points.append((rows[0]["weights"], tokens, loss))
+        vocab.add(size)
+    if len(vocab) > 1:
+        raise UserError(f"the runs have vocabularies of {sorted(vocab)}: a law is of one tokenizer's "
+                        "tokens")
+    of = f"{len(points)} runs of {len({n for n, _, _ in points})} sizes"
+    if not enough(points):
+        of += f", too few for the exponents, which are those of {BESIROGLU.of}"
+    law = replace(fit(points) if enough(points) else fit_three(points, BESIROGLU), of=of, vocab_size=vocab.pop())
+    write_json(save, asdict(law))
+    off = max(abs(law.loss(n, d) / loss - 1) for n, d, loss in points)
+    print(f"{law}, from {of}; farthest off by {off:.1%}. Wrote {save}")
+
+
+def find_law(path, vocab_size):
+    """A user's law, the study's for its tokens, or a published one."""
+    ours = os.path.join(STUDY, "law.json")
+    if path:
+        return read_law(path)
+    law = read_law(ours) if os.path.exists(ours) else BESIROGLU
+    return law if law.vocab_size == vocab_size else BESIROGLU
+
+
+def small_one(text):
+    """For argparse's `type`: the folder of a run, or [weights] or [weights, tokens]."""
+    try:
+        return text if os.path.isdir(text) else [number(float, 1)(part) for part in text.split(",", 1)]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text}: is no run's folder, no WEIGHTS and no "
+                                         "WEIGHTS,TOKENS") from None
+
+
+def find_small(given, law, rows):
+    """(weights, tokens) of a model that is there: as small_one() has it, else the config's start."""
+    if type(given) is str:
+        stages, tokens, _, _ = run_point(given)
+        return law.counted(stages[-1]["params"], stages[-1]["weights"]), tokens
+    first, *grown = (law.counted(r["params"], r["weights"]) for r in rows)
+    usual = first if grown and first < grown[-1] else (grown or [first])[-1] / 4
+    N, *D = given or [usual]
+    return N, (D or [law.balanced_tokens(N)])[0]
+
+
+def nearest(report, ratio, key):
+    """The best grown run of a report.json, by row[key], at the budget nearest to `ratio`."""
+    rows = [r for r in report["rows"] if "recipe" in r and r[key]] if report else []
+    return max(rows, default=None, key=lambda r: (-abs(math.log(r["budget"] / ratio)), r[key][0]))
+
+
+def advise_by(law, N, D, small=None, report=None):
+    """law.advise(), by what the study measured where that is near and of these tokens; and its row."""
+    keys = ("given_target", "given_best") if small else ("target", "best")
+    row = nearest(report, D / N, keys[0])
+    near = row and report["law"] == asdict(law) and abs(math.log(row["budget"] * N / D)) < math.log(NEAR)
+    return dict(advise(law, N, D, small, [row[k] for k in keys] if near else None), row=row)
+
+
+def show_advice(config, rows, vocab_size, args):
+    """Whether to grow, with a small model to be trained and with one that is there, in a screen."""
+    if config.model == "bert":
+        return "Whether to grow: loss laws are of models that predict the next token, not of BERT."
+    law, last = find_law(args.law, vocab_size), rows[-1]
+    N = law.counted(last["params"], last["weights"])
+    D = sum(r["tokens"] * r["flops"] for r in rows) / last["flops"]  # for the same compute
+    small, path = find_small(args.small, law, rows), os.path.join(STUDY, "report.json")
+    report = read_json(path, rows=list, law=(dict, type(None))) if os.path.exists(path) else None
+    both = [advise_by(law, N, D, s, report) for s in (None, small)]
+    lines = [[f"{what}, against {whom}", *(
+        f"{a[key]:.2f}x" if a[key] < math.inf else "it is there" for a in both)] for what, whom, key in (
+        ("ideal growth", "the target", "against_target"),
+        ("ideal growth", f"the best fixed size, {human(both[0]['best_size'])}", "against_best"))]
+    lines.append(["best single growth, against the target", *(
+        f"{one['saves']:.2f}x, from {human(one['small'])} " + (
+            "at once" if one["at"] < 0.005 else "at the end" if one["at"] > 0.995 else
+            f"at {one['at']:.0%} of the compute")
+        if (one := a["one"]) else "-" for a in both)])
+    for whom, *keys in (("target", "target", "given_target"), ("best fixed size", "best", "given_best")):
+        lines.append([f"measured, against the {whom}", *(
+            f"{times(a['row'][k])} at {a['row']['budget']:g} a weight, {a['row']['name']}"
+            if a["row"] else "not measured yet" for a, k in zip(both, keys))])
+    own = law.vocab_size == vocab_size
+    out = [f"Grow? {both[0]['fits']}", f"Law: {law.of}, per token of " + (
+        f"{vocab_size:,} ids." if own else "another tokenizer: a guess, which --fit makes better."), "",
+        table(["less compute to its loss", "small model to be trained",
+               f"there already: {human(small[0])}, {human(small[1])} tokens"], lines), "",
+        f"To be trained: {both[0]['words']}", f"There already: {both[1]['words']}"]
+    if row := both[0]["row"]:
+        r = row["recipe"]
+        grown = "; ".join(f"at {at:.0%} of the compute {sizes}" for at, sizes in r["growths"])
+        out.append(f"Best measured: {row['name']}: {r['start']}, {grown} ({r['operator']}), decay "
+                   f"{row['decay']:.0%}: {os.path.join(os.path.relpath(STUDY), row['config'])}")
+    return "\n".join(out)
