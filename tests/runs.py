@@ -3,7 +3,6 @@ import contextlib
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,14 +69,11 @@ def started_here(args, check, settings):
 def train_here(*args, **settings):
     """train.py in this process, to its end; its lock on out_dir goes with it."""
     from train import main
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     argv, sys.argv = sys.argv, ["train.py", *args, *flags(**settings)]
     try:
         main.__wrapped__()
     finally:
         sys.argv = argv
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 

@@ -11,7 +11,6 @@ import os
 import re
 import resource
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def test_no_script_and_no_reader_is_forgotten():
     assert found == SCRIPTS.keys() | INTERNAL
     readers = {m for m, text in MODULES.items() if re.search(READING, text)}
     # that dump what json writes, and read it at once
-    assert readers - {"lab.words", "lab.speedrun", "lab.frontier_report", "tools.common", "tools.export"} == \
+    assert readers - {"run.disk", "tools.export"} == \
         READERS | TALKS
 
 
@@ -89,7 +88,6 @@ def start(script, argv):
     module = importlib.import_module(script[:-3].replace("/", "."))
     end = next(node for node in ast.parse(Path(module.__file__).read_text()).body
                if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     code, err, had = 0, io.StringIO(), sys.argv
     sys.argv = [script, *argv]
     try:
@@ -99,8 +97,6 @@ def start(script, argv):
         code = e.code or 0
     finally:
         sys.argv = had
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     return code, err.getvalue()
 
 
