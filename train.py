@@ -158,7 +158,7 @@ class Run:
     def step(self, batch):
         """One step of training on this rank's rows. Returns the loss and gradient norm, 0-D."""
         c = self.config
-        scale = learning_rate(c, self.iter, self.last_growth())
+        scale = learning_rate(c, self.iter)
         for o in self.optimizers:
             for g in o.param_groups:
                 g["lr"] = g["peak_lr"] * scale

@@ -1,23 +1,23 @@
-# BERT on the same bytes as pystdlib_msg, grown in all four dimensions. About ten minutes on two
-# CPU cores. A "sentence" of this data is a line, a document a file.
+# BERT on the same bytes as pystdlib_msg, grown in all four dimensions. A few minutes on two CPU
+# cores. A "sentence" of this data is a line, a document a file.
 model = "bert"
 data_dir = "data/pystdlib"
 out_dir = "out/pystdlib_bert_msg"
 
-block_size = 256
-n_layer, n_embd, n_inner, n_head, head_dim = 2, 128, 512, 4, 32
+block_size = 128
+n_layer, n_embd, n_inner, n_head, head_dim = 2, 64, 256, 2, 32
 stages = [
-    dict(at=400, n_embd=192, n_inner=768),
-    dict(at=600, n_head=6),
-    dict(at=750, n_layer=6),
+    dict(at=500, n_embd=128, n_inner=512),
+    dict(at=650, n_head=4),
+    dict(at=800, n_layer=4),
 ]
 ramp_iters = 60
 
-max_iters = 1700
-batch_tokens = 4096
+max_iters = 1800
+batch_tokens = 2048
 micro_batch = 16
 optimizer = "muon"
-muon_learning_rate = 0.01
+muon_learning_rate = 0.02
 learning_rate = 1e-3  # AdamW's, for embeddings, heads and vectors
 warmup_iters = 100
 decay_frac = 0.5

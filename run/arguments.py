@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 
 from model import GROWABLE
 from run import checkpoint, hf
-from run.errors import UserError
+from run.errors import UserError, say_once
 from run.given import need, read_json
 from run.settings import OWN_STARTS, TrainConfig, from_dict, plain_name, unknown
 
@@ -44,8 +44,11 @@ def from_args(argv):
 
 
 def known_settings(had):
-    """Those of an older version's that there still are."""
+    """Those of an older version's that there still are; says which others it had set."""
     known = {f.name for f in fields(TrainConfig)}
+    gone = [f"{k}={v!r}" for k, v in had.items() if v and k not in known and k != "resolved"]
+    if gone:
+        say_once(f"without {', '.join(gone)}: there is no such setting any more")
     return {k: v for k, v in had.items() if k in known}
 
 
@@ -103,9 +106,9 @@ def recorded(files, given):
     had = read_json(path)
     old = known_settings(had)
     for key in sorted(values.keys() & old.keys() - given.keys() - {"out_dir", "init_from"}):
-        if values[key] != old[key] and int(os.environ.get("RANK", 0)) == 0:
-            print(f"resuming with the run's own {key}={old[key]!r}, not {files[0]}'s "
-                  f"{values[key]!r}: give --{key}=... to change it")
+        if values[key] != old[key]:
+            say_once(f"resuming with the run's own {key}={old[key]!r}, not {files[0]}'s "
+                     f"{values[key]!r}: give --{key}=... to change it")
     if not os.path.isdir(str(old.get("data_dir"))):  # the run was started from another folder
         there = had["resolved"].get("data_dir", "") if isinstance(had.get("resolved"), dict) else ""
         if os.path.isdir(str(there)):

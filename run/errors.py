@@ -16,6 +16,12 @@ class UserError(Exception):
         super().__init__(" ".join(str(message).splitlines()))  # what is quoted may hold newlines
 
 
+def say_once(line):
+    """Print, but of the processes that torchrun started on the first alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with errors of one line."""
 

@@ -23,11 +23,9 @@ AT_ONCE = dict(cpu=1 << 18)
 AT_ONCE_ELSEWHERE = 1 << 25
 
 
-def learning_rate(config, it, last_growth):
+def learning_rate(config, it):
     """The learning rate of iteration `it`, as a share of the peak."""
     scale = min(1.0, (it + 1) / config.warmup_iters) if config.warmup_iters else 1.0
-    if last_growth is not None and config.rewarm_iters:
-        scale *= min(1.0, (it - last_growth + 1) / config.rewarm_iters)
     low = config.min_lr_frac
     if config.schedule == "cosine":
         done = max(0, it - config.warmup_iters) / max(1, config.max_iters - config.warmup_iters)

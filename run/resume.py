@@ -1,10 +1,9 @@
 """Whether a run goes on from a checkpoint, and from which; what a resumed run may change."""
-import os
 from dataclasses import fields
 
 from data.tokenizer import tokenizer_of
 from run import checkpoint
-from run.errors import UserError
+from run.errors import UserError, say_once
 from run.given import need
 from run.settings import TrainConfig
 
@@ -14,9 +13,8 @@ FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "sa
         "max_bad_steps", "data_dir", "zero1", "shard", "compile_ahead", "tensorboard", "wandb",
         "sample_interval", "finish_stages"}
 # what a branch may change besides: what is still to come
-AHEAD = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "rewarm_iters", "learning_rate",
-         "muon_learning_rate", "weight_decay", "grad_clip", "grow_when", "ramp_iters", "init", "depth",
-         "operator", "dropout"}
+AHEAD = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "learning_rate", "muon_learning_rate",
+         "weight_decay", "grad_clip", "grow_when", "ramp_iters", "init", "depth", "operator", "dropout"}
 
 
 def saved_state(config, meta, restarted=False):
@@ -75,5 +73,4 @@ def check_resume(state, config, meta, free=FREE):
         if f.name not in free and not later:
             raise UserError(f"{f.name}={new!r}: the checkpoint was trained with {old!r}; resume "
                             "with that, or start anew in another out_dir")
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"resuming with {f.name}={new!r}, which was {old!r}")
+        say_once(f"resuming with {f.name}={new!r}, which was {old!r}")

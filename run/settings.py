@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 
 from grow import DEPTHS, INITS, grown_config, sizes_of
 from model import GROWABLE, MODELS
-from run.errors import UserError
+from run.errors import UserError, say_once
 from run.operators import OPERATORS, refusal
 
 OWN_STARTS = ("scratch", "resume", "auto")
@@ -72,7 +72,6 @@ class TrainConfig:
     decay_frac: float = 0.25        # wsd: share of the run at its end over which the rate decays
     decay_iters: int = 0            # the same in iterations, instead of decay_frac
     min_lr_frac: float = 0.0        # the rate at the end, as a share of the peak
-    rewarm_iters: int = 0           # after each growth the rate climbs back from 0 over these
     weight_decay: float = 0.1       # on matrices only
     beta1: float = 0.9
     beta2: float = 0.95
@@ -181,8 +180,7 @@ def from_dict(values):
     config = TrainConfig(**typed)
     if config.zero1:
         config.zero1, config.shard = False, "fsdp"
-        if int(os.environ.get("RANK", 0)) == 0:
-            print("zero1=True is shard='fsdp' now, which shards weights and gradients too")
+        say_once("zero1=True is shard='fsdp' now, which shards weights and gradients too")
     check(config)
     return config
 

@@ -78,6 +78,17 @@ def test_resume_from_the_folder_alone(tmp_path, monkeypatch):
         assert json.load(f)["resolved"]["data_dir"] == str(data)
 
 
+def test_settings_that_are_no_more_are_said(tmp_path, capsys, monkeypatch):
+    """Of a run by an older version: those it had set, once, not what was off."""
+    (tmp_path / "config.json").write_text(json.dumps(dict(
+        max_iters=7, rewarm_iters=10, muon_old_block="", resolved=dict(device="cpu"))))
+    assert from_args(["--resume", str(tmp_path)]).max_iters == 7
+    assert capsys.readouterr().out == "without rewarm_iters=10: there is no such setting any more\n"
+    monkeypatch.setenv("RANK", "1")
+    from_args(["--resume", str(tmp_path)])
+    assert capsys.readouterr().out == ""
+
+
 def test_a_branch_is_a_run_of_its_own(tmp_path):
     """A decay from a checkpoint of the stable phase equals a run that was planned so, to the last bit."""
     data, trunk = make_data(tmp_path / "data"), tmp_path / "trunk"

@@ -90,13 +90,12 @@ def test_learning_rate_schedules():
     from run.optim import learning_rate
     from run.settings import from_dict
     c = from_dict(dict(max_iters=100, warmup_iters=10, decay_frac=0.2))
-    lr = [learning_rate(c, i, None) for i in range(100)]
+    lr = [learning_rate(c, i) for i in range(100)]
     assert lr[0] == 0.1 and lr[9:81] == [1.0] * 72 and lr[90] == 0.5 and lr[99] == pytest.approx(.05)
     c = from_dict(dict(max_iters=100, warmup_iters=10, schedule="cosine", min_lr_frac=0.1))
-    assert learning_rate(c, 10, None) == 1 and learning_rate(c, 100, None) == pytest.approx(0.1)
-    c = from_dict(dict(max_iters=100, warmup_iters=0, schedule="constant", rewarm_iters=10))
-    assert [learning_rate(c, i, 50) for i in (50, 54, 59, 70)] == [0.1, 0.5, 1.0, 1.0]
-    assert learning_rate(c, 5, None) == 1.0
+    assert learning_rate(c, 10) == 1 and learning_rate(c, 100) == pytest.approx(0.1)
+    c = from_dict(dict(max_iters=100, warmup_iters=0, schedule="constant"))
+    assert [learning_rate(c, i) for i in (0, 50, 99)] == [1.0] * 3
 
 
 def test_bad_steps_are_skipped(data, tmp_path, monkeypatch):

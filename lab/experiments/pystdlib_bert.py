@@ -1,0 +1,9 @@
+# BERT grown in all four dimensions, against the same target from scratch: about equal compute, rates
+# tuned on both sides, three seeds, float32. An hour and a half on one thread.
+settings = dict(dtype="float32")
+seeds = [1, 2, 3]
+
+_rates = dict(muon_learning_rate=[0.01, 0.02, 0.04])
+contestants = {
+    "from scratch": dict(config="config/pystdlib_bert_scratch.py", sweep=_rates),
+    "MSG": dict(config="config/pystdlib_bert_msg.py", sweep=_rates, against="from scratch")}
