@@ -81,8 +81,8 @@ def test_resume_from_the_folder_alone(tmp_path, monkeypatch):
 def test_settings_that_are_no_more_are_said(tmp_path, capsys, monkeypatch):
     """Of a run by an older version: those it had set, once, not what was off."""
     (tmp_path / "config.json").write_text(json.dumps(dict(
-        max_iters=7, rewarm_iters=10, muon_old_block="", resolved=dict(device="cpu"))))
-    assert from_args(["--resume", str(tmp_path)]).max_iters == 7
+        max_iters=70, rewarm_iters=10, muon_old_block="", resolved=dict(device="cpu"))))
+    assert from_args(["--resume", str(tmp_path)]).max_iters == 70
     assert capsys.readouterr().out == "without rewarm_iters=10: there is no such setting any more\n"
     monkeypatch.setenv("RANK", "1")
     from_args(["--resume", str(tmp_path)])
