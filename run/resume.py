@@ -57,6 +57,11 @@ def check_resume(state, config, meta, free=FREE):
         raise UserError(f"data_dir={config.data_dir}: made with tokenizer {names[0]} "
                         f"({meta['vocab_size']} ids), but the checkpoint was trained with {names[1]} "
                         f"({state['meta']['vocab_size']} ids)" + " of its own" * (names[0] == names[1]))
+    for key in ("eot", "sep"):
+        if meta.get(key) != state["meta"].get(key):
+            raise UserError(f"data_dir={config.data_dir}: its meta.json has {key}={meta.get(key)}, but the "
+                            f"checkpoint was trained with {state['meta'].get(key)}: put that back, or start "
+                            "anew in another out_dir")
     if meta["fingerprint"] != state["meta"].get("fingerprint", meta["fingerprint"]):
         raise UserError(f"data_dir={config.data_dir}: holds other data than the checkpoint was trained "
                         "on: give the folder of that with --data_dir, or start anew in another out_dir")

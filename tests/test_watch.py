@@ -2,6 +2,7 @@
 What is done to a run: when it is saved and when it must not be, what may not cost a run, what its
 progress line says, and the texts that it writes.
 """
+import json
 import os
 import signal
 import subprocess
@@ -14,9 +15,12 @@ import pytest
 import torch
 from runs import ENV, ROOT, TINY, events, flags, losses, make_data, train, train_here
 
+from data.dataset import read_meta
 from run import checkpoint
+from run.arguments import from_args
 from run.errors import UserError, is_out_of_memory
 from run.evaluation import printable
+from run.resume import saved_state
 from run.runlog import Pace, RunLog, open_trackers
 from run.settings import from_dict
 from run.watch import Watch
@@ -124,6 +128,11 @@ def test_other_data_in_the_same_place(data, tmp_path):
         done = train("--resume", data_dir=mine, out_dir=out, max_iters=9, stages=[], warmup_iters=1,
                      check=False)
         assert done.returncode == 2 and "other data than the checkpoint" in done.stderr
+    (mine / "train.bin").write_bytes(whole)
+    meta = json.loads((mine / "meta.json").read_text())
+    (mine / "meta.json").write_text(json.dumps({**meta, "eot": 10}))  # documents end elsewhere
+    with pytest.raises(UserError, match="its meta.json has eot=10, but the checkpoint was trained with"):
+        saved_state(from_args(["--resume", str(out)]), {**read_meta(str(mine)), "fingerprint": ""})
 
 
 # -----------------------------------------------------------------------------
