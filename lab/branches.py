@@ -29,7 +29,8 @@ class Branch(Job):
 
     def command(self):
         if numbered(self.out_dir):
-            return [*TRAIN, self.out_dir, "--resume", f"--max_iters={self.last}"]
+            return [*TRAIN, self.out_dir, "--resume", f"--max_iters={self.last}",
+                    f"--stages={self.values.get('stages', [])}"]
         start = self.after.checkpoint() if self.after else "scratch"
         return [*TRAIN, *(f"--{k}={v}" for k, v in self.values.items()),
                 f"--init_from={start}", f"--out_dir={self.out_dir}"]

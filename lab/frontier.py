@@ -150,7 +150,8 @@ class Study:
         for i, p in enumerate(p for p in points if p <= at):
             flops = self.spent(name, budget, p) - self.spent(name, budget,
                                                              points[i - 1] if i else begin)
-            values = dict(self.values(name, stages, seed, own), schedule="constant", max_iters=p,
+            before = [s for s in stages if s["at"] < p]  # a growth at p is the branch's
+            values = dict(self.values(name, before, seed, own), schedule="constant", max_iters=p,
                           keep_checkpoints=10**6)
             job = Branch(out_dir, values, flops, job, tuple(points))
         return job

@@ -30,7 +30,7 @@ TINY = dict(
     grown={"early": dict(start="one", growths=[(0.1, dict(n_layer=2))], operator="stack"),
            "late": dict(start="one", growths=[(0.8, dict(n_layer=2))]),
            "steps": dict(start="narrow", growths=[(0.2, dict(n_embd=16, n_inner=32)),
-                                                  (0.4, dict(n_head=2, n_layer=2))])})
+                                                  (0.5, dict(n_head=2, n_layer=2))])})
 LAW = Law(E=1.0, A=20, B=60, a=0.4, b=0.4)
 
 
@@ -337,7 +337,7 @@ def test_a_killed_job_starts_again(tmp_path, monkeypatch):
     assert "--init_from=scratch" in job.start(place)
     assert not os.path.exists(job.path("metrics.jsonl"))
     open(job.path("ckpt_0000002.pt"), "w").close()
-    assert job.start(place)[2:] == [job.out_dir, "--resume", "--max_iters=5"]
+    assert job.start(place)[2:] == [job.out_dir, "--resume", "--max_iters=5", "--stages=[]"]
     open(job.path("ckpt_0000007.pt"), "w").close()
     job.keep = (5, 7)
     with pytest.raises(UserError, match="is past iteration 5, where the experiment branches off now"):

@@ -7,7 +7,7 @@ settings = dict(
     optimizer="muon", learning_rate=2e-3, eval_interval=50, eval_seqs=512, dtype="float32")
 seeds = [1, 2, 3]
 
-_rates = dict(muon_learning_rate=[0.02, 0.04, 0.08])
+_rates = dict(muon_learning_rate=[0.01, 0.02, 0.04, 0.08])
 contestants = {
     "GPT": dict(n_inner=512, sweep=_rates),
     "Llama": dict(model="llama", n_inner=344, sweep=_rates, against="GPT")}
