@@ -193,8 +193,9 @@ def settings_of(path):
         state = glance(path)
         return {k: state[k] for k in ("config", "iter", "stage")}
     except (OSError, LookupError, TypeError):
-        load(path, values=False)  # says what is wrong
-        raise
+        with believed(path):
+            load(path, values=False)  # says what is wrong, or what follows does
+            raise
 
 
 def load_model(path, device="cpu"):

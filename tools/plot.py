@@ -19,12 +19,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from model import GROWABLE  # noqa: E402
 from run.curves import crossing, curve, reaches  # noqa: E402
 from run.disk import written  # noqa: E402
-from run.errors import (  # noqa: E402
-    Parser,
-    UserError,
-    exits_cleanly,
-    number,  # noqa: E402
-)
+from run.errors import Parser, UserError, exits_cleanly, number  # noqa: E402
 from run.given import read_json  # noqa: E402
 from run.runlog import read_metrics  # noqa: E402
 
