@@ -111,3 +111,11 @@ def test_a_resume_reads_what_it_uses(tmp_path):
                           capture_output=True, text=True)
     loaded, used = json.loads(done.stdout)
     assert loaded < 20 and used < 180, (loaded, used)  # MiB, of 160
+
+
+def test_a_branch_of_what_is_no_checkpoint(tmp_path):
+    """Whole, but without what a branch must know: one line."""
+    path = str(tmp_path / "ckpt_0000004.pt")
+    disk.write_sealed(path, dict(model_config={}, config={}, stage=0))
+    with pytest.raises(UserError, match="not a whole checkpoint of this project .KeyError: 'iter'"):
+        checkpoint.settings_of(path)
