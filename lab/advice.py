@@ -106,7 +106,9 @@ def show_advice(config, rows, vocab_size, args):
     N = law.counted(last["params"], last["weights"])
     D = sum(r["tokens"] * r["flops"] for r in rows) / last["flops"]  # for the same compute
     small, path = find_small(args.small, law, rows), os.path.join(STUDY, "report.json")
-    report = read_json(path, rows=list, law=(dict, type(None))) if os.path.exists(path) else None
+    report = None
+    if os.path.exists(path):
+        report = read_json(path, rows=list, target=dict, law=(dict, type(None)))
     both = [advise_by(law, N, D, s, report) for s in (None, small)]
     lines = [[f"{what}, against {whom}", *(
         f"{a[key]:.2f}x" if a[key] < math.inf else "it is there" for a in both)] for what, whom, key in (
@@ -128,7 +130,11 @@ def show_advice(config, rows, vocab_size, args):
                f"there already: {human(small[0])}, {human(small[1])} tokens"], lines), "",
         f"To be trained: {both[0]['words']}", f"There already: {both[1]['words']}"]
     if row := both[0]["row"]:
-        r = row["recipe"]
+        r, weights = row["recipe"], report["target"]["weights"]
+        if report["law"] == asdict(law):
+            allowed = law.savings(weights, row["budget"] * weights)["against_target"]
+            out.append(f"At {row['budget']:g} tokens a weight, where the law allows {allowed:.2f}x against "
+                       f"the target, {row['target'][0]:.2f}x was measured.")
         grown = "; ".join(f"at {at:.0%} of the compute {sizes}" for at, sizes in r["growths"])
         out.append(f"Best measured: {row['name']}: {r['start']}, {grown} ({r['operator']}), decay "
                    f"{row['decay']:.0%}: {os.path.join(os.path.relpath(STUDY), row['config'])}")

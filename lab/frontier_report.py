@@ -236,6 +236,7 @@ def write_report(study):
 def draw(study, found, best, rows, save):
     """Left: final loss over compute, sizes, envelope and grown runs. Right: against the envelope."""
     hues = dict(zip(study.names, plt.cm.turbo(np.linspace(0.05, 0.95, len(study.names)))))
+    budgets = sorted({b for _, b in found})
     with picture(save, 2, (5.4,)) as axes:
         left, right = axes[0]
         for name in study.names:
@@ -256,12 +257,12 @@ def draw(study, found, best, rows, save):
             for r in mine:
                 if r["best"][1]:
                     right.plot([r["budget"]] * 2, r["best"][1:], lw=1, alpha=0.5, color=hues[name])
-        right.plot(study.budgets, [1] * len(study.budgets), "k:", lw=1)
+        right.axhline(1, color="k", ls=":", lw=1)
         right.set(xscale="log", yscale="log", xlabel="tokens a weight of the target",
                   ylabel="compute multiplier against the best size from scratch")
-        left.set_xticks([study.flops(b) for b in study.budgets],
-                        [f"{study.flops(b) / 1e12:.3g}\n{b:g}" for b in study.budgets])
-        right.set_xticks(study.budgets, [f"{b:g}" for b in study.budgets])
+        left.set_xticks([study.flops(b) for b in budgets],
+                        [f"{study.flops(b) / 1e12:.3g}\n{b:g}" for b in budgets])
+        right.set_xticks(budgets, [f"{b:g}" for b in budgets])
         for ax in (left, right):
             ax.minorticks_off()
             low, high = ax.get_ylim()

@@ -153,6 +153,7 @@ def advise(law, N, D, small=None, measured=None):
     law's savings(), one (one_growth()), grow (True or False), fits and words (sentences).
     """
     s, chance = law.savings(N, D, small), False
+    there = s["against_target"] == np.inf
     target, best, ratio, how = s["against_target"], s["against_best"], s["for_budget"], "at most"
     if measured:
         (target, low, _), how = measured[0], "measured"
@@ -164,7 +165,7 @@ def advise(law, N, D, small=None, measured=None):
     fits = f"{human(N)} weights on {human(D)} tokens ({D / N:.3g} a weight) are {fits} this compute " \
         "wants."
     size, gains = f"{human(s['best_size'])} weights", f"{target:.3g}x against the target from scratch"
-    if target == np.inf:
+    if there:
         words = "Grow: what is there is better already than the target from scratch would be."
     elif chance or target < WORTH:
         words = f"Do not grow ({gains}, {how}): train the target from scratch"
@@ -174,7 +175,7 @@ def advise(law, N, D, small=None, measured=None):
                  f"from scratch ({best:.3g}x against those).")
     else:
         words = f"Grow ({gains}, {best:.3g}x against {size}, the best fixed size; {how})."
-    return dict(s, one=law.one_growth(N, D, small) if target < np.inf else None, fits=fits, words=words,
+    return dict(s, one=None if there else law.one_growth(N, D, small), fits=fits, words=words,
                 grow=target >= WORTH and not chance)
 
 
