@@ -380,7 +380,7 @@ def test_real_runs_are_interrupted_and_resumed(tmp_path, monkeypatch):
 def test_the_experiments_are_ready_to_run(name, monkeypatch):
     """Every experiment passes the checks, and its runs cost what the file says."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(costs, "read_meta", lambda data_dir: dict(vocab_size=256))
+    monkeypatch.setattr(costs, "read_meta", lambda data_dir: dict(vocab_size=256, tokenizer="bytes"))
     campaign = Campaign(speedrun.read_experiment([str(ROOT / "lab/experiments" / f"{name}.py")]), "out")
     if name == "pystdlib_found":  # three arms, and the search's own seed among three
         assert len(set(campaign.seeds)) == 3 == len(campaign.contestants)
