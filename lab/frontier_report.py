@@ -218,7 +218,7 @@ def write_report(study):
         make_table(rows, best), "", finished(study, found),
         f"Target {study.target}, {human(study.weights)} weights; 95 % t-intervals over seeds. "
         f"Machine: {where}. {took}.", "",
-        f"Law from scratch: {fitted}."
+        f"Law from scratch: {fitted}. By it alone, before any growth was tried:"
         if fitted else f"No law yet: {why}.", *verdicts(study, fitted), "",
         *(f"Caution: {c}." for c in said)])
     sweeps = {n: {j.values[study.rate_key]: j.final() for j in study.sweep(n)}
@@ -242,7 +242,9 @@ def draw(study, found, best, rows, save):
         for name in study.names:
             xs = [(study.flops(b), mean_loss(found[name, b])) for b in study.budgets_of(name)
                   if (name, b) in found]
-            left.plot(*zip(*xs) if xs else ([], []), "o-" if name in study.ladder else "D", ms=4,
+            if not xs:
+                continue
+            left.plot(*zip(*xs), "o-" if name in study.ladder else "D", ms=4,
                       lw=1, color=hues[name], label=name)
         left.plot([study.flops(b) for b in sorted(best)],
                   [mean_loss(found[best[b], b]) for b in sorted(best)], "k", lw=4, alpha=0.25, zorder=0,

@@ -176,7 +176,7 @@ def advise(law, N, D, small=None, measured=None):
     else:
         words = f"Grow ({gains}, {best:.3g}x against {size}, the best fixed size; {how})."
     return dict(s, one=None if there else law.one_growth(N, D, small), fits=fits, words=words,
-                grow=target >= WORTH and not chance)
+                grow=bool(there or target >= WORTH and not chance))
 
 
 # "Training Compute-Optimal Large Language Models", Hoffmann et al. 2022, arXiv 2203.15556, approach 3

@@ -44,11 +44,8 @@ def from_args(argv):
 
 
 def known_settings(had):
-    """Those of an older version's that there still are; says which others it had set."""
+    """Those of an older version's that there still are; check_resume() says which others it had."""
     known = {f.name for f in fields(TrainConfig)}
-    gone = [f"{k}={v!r}" for k, v in had.items() if v and k not in known and k != "resolved"]
-    if gone:
-        say_once(f"without {', '.join(gone)}: there is no such setting any more")
     return {k: v for k, v in had.items() if k in known}
 
 

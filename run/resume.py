@@ -68,6 +68,9 @@ def check_resume(state, config, meta, free=FREE):
     if config.max_iters < state["iter"]:
         raise UserError(f"max_iters={config.max_iters}: the checkpoint is at iteration "
                         f"{state['iter']} already; raise max_iters")
+    gone = state["config"].keys() - {f.name for f in fields(TrainConfig)}
+    if said := [f"{k}={state['config'][k]!r}" for k in sorted(gone) if state["config"][k]]:
+        say_once(f"going on without {', '.join(said)}: there is no such setting any more")
     done = state["stage"]
     for f in fields(TrainConfig):
         old, new = state["config"].get(f.name, f.default), getattr(config, f.name)

@@ -51,7 +51,7 @@ class Watch:
             self.log.say(run.warning)
         if run.ranks.rank == 0:
             disk.write_json(os.path.join(config.out_dir, "config.json"),
-                                  dict(asdict(config), resolved=run.resolved()))
+                            dict(asdict(config), resolved=run.resolved()))
             if lost := keep_source(config.out_dir, run.iter, bool(saved) and "metrics_bytes" in saved):
                 self.log.say(lost)
         self.note("start", **run.resolved())

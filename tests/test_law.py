@@ -131,6 +131,8 @@ def test_advice_of_made_up_laws():
     assert not at_best["grow"] and at_best["against_target"] < 1.05 and "as many as" in at_best["fits"]
     there = law.advise(CHINCHILLA, 1e9, 1e7, small=(9e8, 1e12))
     assert there["grow"] and "better already" in there["words"] and there["one"] is None
+    seen = law.advise(CHINCHILLA, 1e9, 1e7, small=(9e8, 1e12), measured=((0.9, 0.8, 1.0), (0.9, 0.8, 1.0)))
+    assert [seen[k] for k in ("grow", "words", "one")] == [there[k] for k in ("grow", "words", "one")]
     with pytest.raises(UserError, match="a model only grows"):
         law.advise(CHINCHILLA, 1e9, 1e10, small=(1e9, 1e10))
 

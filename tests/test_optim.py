@@ -208,8 +208,6 @@ def test_kernels_of_a_step(dtype):
     assert len(kernels.names) <= 150, kernels.names
 
 
-
-
 @pytest.mark.parametrize("device, dtype, small", [
     ("cpu", torch.float32, True), ("cpu", torch.float64, True), ("cpu", torch.bfloat16, False),
     ("meta", torch.float32, False)])

@@ -4,8 +4,12 @@ import json
 import pytest
 from runs import TINY, events, losses, make_data, train, train_here
 
+from data.dataset import read_meta
+from run import checkpoint
 from run.arguments import from_args
+from run.disk import write_sealed
 from run.errors import UserError
+from run.resume import saved_state
 from run.settings import from_dict
 from run.watch import Watch
 from train import Run
@@ -79,14 +83,24 @@ def test_resume_from_the_folder_alone(tmp_path, monkeypatch):
 
 
 def test_settings_that_are_no_more_are_said(tmp_path, capsys, monkeypatch):
-    """Of a run by an older version: those it had set, once, not what was off."""
-    (tmp_path / "config.json").write_text(json.dumps(dict(
-        max_iters=70, rewarm_iters=10, muon_old_block="", resolved=dict(device="cpu"))))
-    assert from_args(["--resume", str(tmp_path)]).max_iters == 70
-    assert capsys.readouterr().out == "without rewarm_iters=10: there is no such setting any more\n"
-    monkeypatch.setenv("RANK", "1")
-    from_args(["--resume", str(tmp_path)])
-    assert capsys.readouterr().out == ""
+    """Of a run by an older version: those it had set, once, not what was off; resumed and branched."""
+    data, out = make_data(tmp_path / "data"), tmp_path / "out"
+    train_here(data_dir=data, out_dir=out, max_iters=4, stages=[], warmup_iters=1)
+    path = str(out / "ckpt_0000004.pt")
+    state = checkpoint.load(path)
+    state["config"].update(rewarm_iters=10, muon_old_block="")
+    write_sealed(path, state)
+    said = "going on without rewarm_iters=10: there is no such setting any more\n"
+    meta = {**read_meta(str(data)), "fingerprint": state["meta"]["fingerprint"]}
+    for argv in (["--resume", str(out)], [f"--init_from={path}", f"--out_dir={tmp_path}/branch"]):
+        config = from_args(argv)
+        capsys.readouterr()
+        saved_state(config, meta)
+        assert said in capsys.readouterr().out
+        monkeypatch.setenv("RANK", "1")
+        saved_state(config, meta)
+        assert capsys.readouterr().out == ""
+        monkeypatch.delenv("RANK")
 
 
 def test_a_branch_is_a_run_of_its_own(tmp_path):

@@ -19,7 +19,7 @@ import math
 import os
 import re
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
@@ -28,6 +28,7 @@ from tqdm import tqdm
 from data.loader import BertLoader, read_meta
 from data.reading import read_text
 from data.tokenizer import get_tokenizer
+from run.arguments import known_settings
 from run.errors import UserError, exits_cleanly, number
 from run.evaluation import scores
 from run.given import need, read_jsonl
@@ -157,8 +158,7 @@ class Evaluator:
     @torch.no_grad()
     def mlm(self, path):
         """On rows of a dataset's val.bin, masked as in training."""
-        known, saved = {f.name for f in fields(TrainConfig)}, self.info["config"]
-        config = TrainConfig(**{k: v for k, v in saved.items() if k in known})
+        config = TrainConfig(**known_settings(self.info["config"]))
         T = self.config.block_size
         config = replace(config, data_dir=path or config.data_dir, block_size=T,
                          micro_batch=self.batch, batch_tokens=self.batch * T,
