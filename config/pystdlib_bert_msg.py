@@ -1,5 +1,5 @@
-# BERT on the same bytes as pystdlib_msg, grown in all four dimensions. A few minutes on two CPU
-# cores. A "sentence" of this data is a line, a document a file.
+# BERT on the same bytes as pystdlib_msg, grown in all four dimensions. About seven minutes on
+# one CPU core. A "sentence" of this data is a line, a document a file.
 model = "bert"
 data_dir = "data/pystdlib"
 out_dir = "out/pystdlib_bert_msg"
