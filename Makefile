@@ -14,6 +14,7 @@ train: $(VENV)/ready data/pystdlib/meta.json
 
 test: $(VENV)/ready
 	$(TEST)
+	$(if $(wildcard /dev/nvidia0),$(RUN) -m pytest -q tests/test_gpu.py --gpu)
 
 # with the optional packages that some tests compare with, and the tests that take minutes
 test-all: $(VENV)/extra

@@ -1,10 +1,14 @@
 import functools
+import importlib.util
 import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run side by side, on tiny models
+if "--gpu" not in sys.argv:  # the same tests on every machine; those of test_gpu.py want one
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 from runs import make_data
@@ -21,6 +25,21 @@ def signals():
     """Scripts that were started in this process, be it by fixtures, leave handlers of their own."""
     for number, handler in HANDLERS.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def optional_packages():
+    """A test that comes to need an optional package skips where it is not installed."""
+    from run import errors
+
+    def import_module(name):
+        root = name.partition(".")[0]
+        if root not in sys.modules and importlib.util.find_spec(root) is None:
+            pytest.skip(f"needs {root}")
+        return importlib.import_module(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(errors, "importlib", SimpleNamespace(import_module=import_module))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +63,7 @@ def graphs_only(monkeypatch):
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+    parser.addoption("--gpu", action="store_true", help="with tests/test_gpu.py alone: let it see the GPU")
 
 
 def pytest_configure(config):

@@ -5,12 +5,13 @@ import sys
 
 import numpy as np
 import pytest
-from scipy.integrate import quad
-from scipy.optimize import brentq, minimize_scalar
 
 from lab import law
 from lab.law import CHINCHILLA, Law
 from run.errors import UserError
+
+integrate, optimize = map(pytest.importorskip, ("scipy.integrate", "scipy.optimize"))
+quad, brentq, minimize_scalar = integrate.quad, optimize.brentq, optimize.minimize_scalar
 
 
 def balanced_at(c, ratio):

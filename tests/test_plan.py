@@ -333,6 +333,7 @@ def test_search(goal, toy, tmp_path, monkeypatch, capsys, in_process):
 
 def test_a_search_that_is_stopped_goes_on(toy, tmp_path):
     """Stopped in a run, that run is saved, and goes on from there; the budget counts on."""
+    pytest.importorskip("scipy")
     command = [sys.executable, "-m", "lab.plan", toy, "--search", "--max_iters=100000"]
     first = subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, text=True,
                              stderr=subprocess.DEVNULL)
