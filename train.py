@@ -55,6 +55,7 @@ class Run:
         self.loader = LOADERS[config.model](config, self.meta, self.vocab_size, self.ranks.rank,
                                             self.ranks.world)
         self.feeder = ThreadPoolExecutor(1)
+        self.feeder.submit(int)  # its thread is there to hear signals, whatever this one waits for
         with checkpoint.believed(config.goes_on_from() if self.saved else None):
             self.begin()
         self.bad_run = torch.zeros((), device=self.device)  # non-finite steps in a row
@@ -315,7 +316,8 @@ def start_to_end(config, stop=None):
     with checkpoint.believed(config.goes_on_from() if run.saved else None):
         watch = Watch(run, stop)
     try:
-        train(run, watch)
+        with compiler.undisturbed():
+            train(run, watch)
     finally:
         watch.close()  # the progress bar, too: an error is a line of its own
         sys.stdout.flush()

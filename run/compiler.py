@@ -6,9 +6,11 @@ recompiles; running into Dynamo's recompile limit is an error here, never silent
 torch._dynamo is imported in functions, for its import makes the folder of the compile cache, and
 dies where that cannot be made; torch's optimizers import it too. choose() sees to that first.
 """
+import contextlib
 import functools
 import glob
 import os
+import signal
 import struct
 import tempfile
 import warnings
@@ -84,13 +86,30 @@ def spare_dir():
 def broken(device_type):
     """None if torch.compile works on the device, else the first line of what it says."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), undisturbed():
             warnings.simplefilter("ignore")
             x = torch.ones(8, device=device_type)
             torch.compile(lambda x: x.sin() + 1, fullgraph=True)(x)
         return None
     except Exception as e:  # no compiler, no Triton, an unsupported platform, ...
         return first_line(e)[:200] + next((f": {todo}" for sign, todo in REMEDIES if sign in str(e)), "")
+
+
+@contextlib.contextmanager
+def undisturbed():
+    """
+    What this thread starts in here, compilers above all, is deaf to signals to stop: a terminal or a
+    scheduler sends them to all processes of a run, which goes on to the end of its step, and without its
+    compiler fails or waits forever. The run itself hears them on its other threads.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    had = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, had)
 
 
 def sweep_cache():

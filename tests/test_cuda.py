@@ -134,7 +134,8 @@ class MakeBelieve(TorchFunctionMode):
 def strict(monkeypatch):
     """The make-believe device is there for the time of a test."""
     for name, value in dict(is_available=True, is_bf16_supported=True, device_count=1,
-                            set_device=None, get_device_name="a GPU").items():
+                            set_device=None, get_device_name="a GPU",
+                            is_current_stream_capturing=False).items():
         monkeypatch.setattr(torch.cuda, name, lambda *a, _value=value, **kw: _value)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *a: self)
     monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self, *a: True)
