@@ -39,8 +39,7 @@ def start(config, sizes, grown, rows, vocab_size, device, dtype):
 def start_next(run):
     """Start making the graphs of a run's next growth, once a machine; the process, or None."""
     c, stage = run.config, run.next_stage()
-    wanted = c.compile_ahead == "on" or \
-        c.compile_ahead == "auto" and run.device.type in ("cpu", "cuda")
+    wanted = c.compile_ahead == "on" or c.compile_ahead == "auto" and run.device.type == "cpu"
     if stage is None or run.compile != "block" or not wanted or run.ranks.local:
         return None
     if stage.get("operator", c.operator) != "msg":

@@ -94,7 +94,7 @@ class TrainConfig:
     dtype: str = "auto"             # "auto", "float32", "bfloat16", "float16"
     compile: str = "auto"           # "block", "model", "none", or "auto": block where it works
     compile_ahead: str = "auto"     # make the next stage's graphs while this one trains: "on", "off",
-                                    # or "auto": on CPUs and CUDA (a second process on the device)
+                                    # or "auto": on CPUs (on a GPU it was no gain)
     shard: str = "none"             # several processes: "none", the whole model in each (DDP), or
                                     # "fsdp", shards of it, its gradients and optimizer state
     zero1: bool = False             # the former name of shard="fsdp"

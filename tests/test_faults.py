@@ -16,7 +16,7 @@ import pytest
 import torch
 from runs import ENV, ROOT, Driver, events, flags, losses, make_data, train
 
-from run import checkpoint
+from run import checkpoint, compiler
 from run.disk import written
 from run.errors import UserError, exits_cleanly
 
@@ -121,6 +121,34 @@ def test_signal_saves_and_says_how_to_go_on(number, data, whole, tmp_path):
     assert run.returncode == 0 and "--resume" in said, said
     train("--resume", data_dir=data, out_dir=out)
     assert losses(out) == losses(whole[0])
+
+
+def test_compilers_are_deaf_to_the_signals_of_a_run():
+    with compiler.undisturbed():
+        child = subprocess.Popen([sys.executable, "-c", "print(1, flush=True); input(); print(2)"],
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child.stdout.readline()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        child.send_signal(number)
+    assert child.communicate("\n", timeout=30)[0] == "2\n" and child.returncode == 0
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM}
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_while_compiling(data, tmp_path):
+    """As from a terminal or a scheduler, to the whole group, with the first graphs half made."""
+    out, cache = str(tmp_path / "out"), tmp_path / "cache"
+    run = subprocess.Popen(
+        [sys.executable, "train.py", *flags(data_dir=data, out_dir=out, compile="block")], cwd=ROOT,
+        env={**ENV, "TORCHINDUCTOR_CACHE_DIR": str(cache)}, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, process_group=0)
+    while not (os.path.exists(os.path.join(out, "metrics.jsonl")) and
+               b"g++" in subprocess.run(["pgrep", "-ag", str(run.pid)], capture_output=True).stdout):
+        assert run.poll() is None, run.stdout.read()
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGTERM)
+    said = run.communicate(timeout=120)[0]
+    assert run.returncode == 0 and "--resume" in said, said
 
 
 def test_damaged_checkpoints(driver, data, whole, tmp_path):

@@ -27,8 +27,9 @@ def fresh_graphs():
     compiler.forget_graphs()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("kind, compiled", [
+    *((kind, False) for kind in CASES), ("gpt", True),
+    *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in list(CASES)[1:])])
 def test_function_preserved(kind, compiled):
     """All four dimensions in float64, on the device's own kernels."""
     model = make(kind).to(DEVICE)
@@ -54,8 +55,9 @@ def test_as_on_the_cpu(kind):
 
 
 @pytest.mark.parametrize("model, optimizer, dtype", [
-    ("gpt", "muon", "bfloat16"), ("bert", "adamw", "float16"), ("llama", "muon", "float32"),
-    ("llama", "adamw", "bfloat16")])
+    ("gpt", "muon", "bfloat16"), ("bert", "adamw", "float16"),
+    *(pytest.param("llama", *how, marks=pytest.mark.slow) for how in (("muon", "float32"),
+                                                                    ("adamw", "bfloat16")))])
 def test_a_step_never_waits_for_the_device(model, optimizer, dtype, tmp_path):
     """Compiled, over a growth of all dimensions and its ramp."""
     data = str(make_data(tmp_path / "data"))
@@ -71,7 +73,7 @@ def test_a_step_never_waits_for_the_device(model, optimizer, dtype, tmp_path):
                 run.grow()
             run.move_mask()
             data = run.pinned(run.loader.batch(it))
-            quiet = it not in (0, 3, 8)  # the first step of a graph is its making
+            quiet = it not in (0, 3, 7)  # these make graphs: the start's, the masked, the clean one
             torch.cuda.set_sync_debug_mode("error" if quiet else "default")
             seen.append(run.step(data)[0])
             torch.cuda.set_sync_debug_mode("default")
@@ -106,7 +108,7 @@ def test_a_run_in_processes_of_its_own(torchrun, tmp_path):
     train("--resume", torchrun=torchrun, env=SEES, **settings)
     start = events(out, "start")[-1]
     assert start["device"] == "cuda:0" and start["dtype"] == "bfloat16" and start["compile"] == "block"
-    ends = [e["loss"] for e in events(out, "train")]
+    ends = [e["loss"] for e in events(out, "step")]
     assert ends[-1] < ends[0] and len(events(out, "grow")) == 3
     train("--resume", **dict(settings, device="cpu", dtype="float32", compile="none", max_iters=62))
     assert events(out, "eval")[-1]["iter"] == 62
@@ -119,7 +121,9 @@ def test_killed_and_resumed(tmp_path):
         out = str(tmp_path / name)
         for i, stop in enumerate(stops):
             train(*["--resume"] * (i > 0), out_dir=out, data_dir=data, max_iters=stop,
-                  decay_iters=10, **dict(GPU, compile="none"))
-        logged.append(losses(out))
-    for a, b in zip(*logged):
-        assert a[:3] == b[:3] and math.isclose(a[3], b[3], rel_tol=0.02), (a, b)
+                  schedule="constant", **dict(GPU, compile="none"))
+        logged.append({e[:3]: e[3] for e in losses(out)})
+    whole, cut = logged
+    assert whole.keys() <= cut.keys()  # which was evaluated where it was cut, too
+    for what in whole:
+        assert math.isclose(whole[what], cut[what], rel_tol=0.02), what
