@@ -13,3 +13,5 @@ stages = [
 ]
 max_iters = 1700
 ramp_iters = 60
+decay_frac = 0.5
+eval_interval = 100
