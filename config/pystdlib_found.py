@@ -14,4 +14,5 @@ stages = [
 max_iters = 1700
 ramp_iters = 60
 decay_frac = 0.5
+muon_learning_rate = 0.02
 eval_interval = 100

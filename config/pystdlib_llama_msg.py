@@ -13,4 +13,5 @@ stages = [
 ramp_iters = 40
 max_iters = 1000
 decay_frac = 0.5
+muon_learning_rate = 0.02
 eval_interval = 100

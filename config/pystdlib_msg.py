@@ -1,6 +1,5 @@
 # The main job: a small GPT on the source text of Python's own standard library, byte by byte, that
-# spends five sixths of its iterations on 2 layers and the rest on 6. (gpt2_msg.py grows all four
-# dimensions.)
+# has 2 layers for 650 of its 750 iterations and then 6. (gpt2_msg.py grows all four dimensions.)
 data_dir = "data/pystdlib"
 out_dir = "out/pystdlib_msg"
 
@@ -8,16 +7,16 @@ out_dir = "out/pystdlib_msg"
 block_size = 256
 n_layer, n_embd, n_inner, n_head, head_dim = 2, 192, 768, 6, 32
 # ... and how it grows: at iteration `at`, to these sizes
-stages = [dict(at=550, n_layer=6)]
+stages = [dict(at=650, n_layer=6)]
 ramp_iters = 20
 
-max_iters = 660
+max_iters = 750
 batch_tokens = 4096
 micro_batch = 16
 optimizer = "muon"
-muon_learning_rate = 0.02
+muon_learning_rate = 0.04
 learning_rate = 2e-3  # AdamW's, for embeddings and vectors
 warmup_iters = 50
-decay_frac = 1 / 6  # from the growth on
+decay_frac = 1 / 3
 eval_interval = 50
 eval_seqs = 256
