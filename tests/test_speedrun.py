@@ -388,11 +388,11 @@ def test_the_experiments_are_ready_to_run(name, monkeypatch):
         assert campaign.seeds == [1]
     else:
         assert campaign.seeds == [1, 2, 3] and len(campaign.contestants) >= (
-            2 if name in ("gpt_or_llama", "pystdlib_bert") else 4)
+            2 if name in ("gpt_or_llama", "pystdlib_bert", "pystdlib_main") else 4)
     text = speedrun.plan(campaign)
     assert all(c in text for c in campaign.contestants)
     grows_late = name.startswith("ablate_") or name in (
-        "pystdlib_found", "pystdlib_schedules", "pystdlib_evidence", "pystdlib_large")
+        "pystdlib_found", "pystdlib_main", "pystdlib_schedules", "pystdlib_evidence", "pystdlib_large")
     for c in campaign.contestants.values():  # growth in the stable phase, or late on purpose
         config = campaign.run(c, {}, 1).config
         for stage in config.stages:

@@ -5,7 +5,8 @@
 ablation = True
 config = "config/pystdlib_msg.py"
 seeds = [1337, 1, 2]
-settings = dict(warmup_iters=50, ramp_iters=24, eval_interval=28, eval_seqs=64, log_interval=7,
+settings = dict(n_layer=2, n_embd=128, n_inner=512, n_head=4, muon_learning_rate=0.02, decay_frac=0.5,
+                warmup_iters=50, ramp_iters=24, eval_interval=28, eval_seqs=64, log_interval=7,
                 dtype="bfloat16")
 contestants = {
     "from scratch": dict(n_layer=6, n_embd=192, n_inner=768, n_head=6, stages=[], max_iters=600,
