@@ -99,8 +99,8 @@ def broken(device_type):
 def undisturbed():
     """
     What this thread starts in here, compilers above all, is deaf to signals to stop: a terminal or a
-    scheduler sends them to all processes of a run, which goes on to the end of its step, and without its
-    compiler fails or waits forever. The run itself hears them on its other threads.
+    scheduler sends them to all processes of a run, which goes on to the end of its step and cannot
+    without its compiler. The run itself hears them on its other threads.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield

@@ -87,7 +87,7 @@ def test_a_step_never_waits_for_the_device(model, optimizer, dtype, tmp_path):
 
 @pytest.mark.parametrize("model, optimizer", [("gpt", "muon"), ("bert", "adamw"), ("llama", "muon")])
 def test_learns_as_on_the_cpu(model, optimizer, tmp_path):
-    """A run that grows in all dimensions, in float32: the losses of the same run on the CPU."""
+    """A run that grows in all dimensions: the same losses as on the CPU, but for TF32's products."""
     data, logged = str(make_data(tmp_path / "data")), {}
     common = dict(data_dir=data, model=model, optimizer=optimizer, dropout=0.0, compile="none")
     for device in ("cpu", "cuda"):
@@ -114,8 +114,8 @@ def test_a_run_in_processes_of_its_own(torchrun, tmp_path):
     assert events(out, "eval")[-1]["iter"] == 62
 
 
-def test_killed_and_resumed(tmp_path):
-    """Over in the middle of a ramp, then longer: the losses of a run that was not cut."""
+def test_a_run_in_two_parts(tmp_path):
+    """Ended in the middle of a ramp, resumed: the losses of a run in one, but for sums in any order."""
     data, logged = str(make_data(tmp_path / "data")), []
     for name, stops in (("whole", [60]), ("cut", [45, 60])):
         out = str(tmp_path / name)
