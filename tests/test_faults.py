@@ -134,6 +134,36 @@ def test_compilers_are_deaf_to_the_signals_of_a_run():
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM}
 
 
+BUSY = """
+from run.compiler import undisturbed
+from concurrent.futures import ThreadPoolExecutor
+import signal
+def heard(number, frame):
+    signal.signal(number, signal.SIG_DFL)
+    print("heard", flush=True)
+signal.signal(signal.SIGINT, heard)
+feeder = ThreadPoolExecutor(1)
+feeder.submit(int)
+with undisturbed():
+    print("busy", flush=True)
+    while True:
+        pass
+"""
+
+
+def test_a_run_hears_what_its_compilers_do_not():
+    """As in Run and Watch: by its other thread, and a second Ctrl-C kills."""
+    run = subprocess.Popen([sys.executable, "-c", BUSY], cwd=ROOT, env=ENV, stdout=subprocess.PIPE, text=True)
+    assert run.stdout.readline() == "busy\n"
+    run.send_signal(signal.SIGINT)
+    assert run.stdout.readline() == "heard\n"
+    run.send_signal(signal.SIGINT)
+    try:
+        assert run.wait(timeout=30) == -signal.SIGINT
+    finally:
+        run.kill()
+
+
 @pytest.mark.slow
 def test_a_signal_to_all_processes_while_compiling(data, tmp_path):
     """As from a terminal or a scheduler, to the whole group, with the first graphs half made."""
