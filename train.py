@@ -22,7 +22,7 @@ import torch
 from data.loader import LOADERS, fingerprint, padded, read_meta, vocab_needed
 from grow import describe, set_mask
 from model import GROWABLE, MODELS
-from run import ahead, checkpoint, compiler, hf, shard
+from run import checkpoint, compiler, hf, shard
 from run.arguments import family, from_args
 from run.errors import UserError, exits_cleanly, first_line, is_out_of_memory
 from run.operators import OPERATORS
@@ -118,7 +118,6 @@ class Run:
         """Compile the model, then DDP or FSDP: at the start, and again after every growth."""
         compiler.compile_model(self.model, self.compile)
         self.parallel = shard.wrap(self.model, self.ranks, self.mesh)
-        self.compiling = ahead.start_next(self)
         self.flops_per_token = self.model.flops_per_token(self.config.head_fraction())
 
     # -- a checkpoint
@@ -215,14 +214,9 @@ class Run:
         return at if self.grown_at is None else self.grown_at
 
     def grow(self):
-        """
-        Grow to the next stage, and make anew all that hangs on the model: optimizers, graphs, DDP.
-        Returns seconds: of waiting for graphs made ahead, of growing, of wrapping.
-        """
-        c, stage, times = self.config, self.next_stage(), [time.perf_counter()]
+        """Grow to the next stage, and make anew all that hangs on the model: optimizers, graphs, DDP."""
+        c, stage = self.config, self.next_stage()
         sizes = {k: v for k, v in stage.items() if k in GROWABLE}
-        ahead.finish(self.compiling)
-        times.append(time.perf_counter())
         torch.manual_seed(hash((c.seed, self.iter)))  # the same new weights on all ranks
         self.parallel = None
         if set(sizes) != {"n_layer"}:
@@ -232,11 +226,8 @@ class Run:
             self.model, self.optimizers = operator(
                 self.model, self.optimizers, **sizes, init=stage.get("init", c.init),
                 depth=c.depth_of(stage))
-        times.append(time.perf_counter())
         self.stage, self.grown_at, self.grow_at = self.stage + 1, self.iter, None
         self.wrap()
-        times.append(time.perf_counter())
-        return [b - a for a, b in zip(times, times[1:])]
 
     def move_mask(self):
         """

@@ -180,12 +180,11 @@ def growth(config, device, dtype):
 
 def cost_of_growth(events):
     """
-    What growing added to a run, from its metrics: seconds by part (waiting for graphs made ahead,
-    moving weights and moments, wrapping, first steps beyond a plain one, masked steps beyond
-    clean ones) and the run's seconds of training, "total".
+    What growing added to a run, from its metrics: seconds by part (growing itself, first steps beyond a
+    plain one, masked steps beyond clean ones) and the run's seconds of training, "total".
     """
     run, growths = read_run(events), [e for e in events if e["event"] == "grow"]
-    parts = {k: sum(e.get(k, 0.0) for e in growths) for k in ("wait_s", "grow_s", "wrap_s")}
+    parts = dict(grow_s=sum(e.get("grow_s", 0.0) for e in growths))
     later = [e for e in events if e["event"] == "compile" and growths and e["iter"] > growths[0]["iter"]]
     parts["compile_s"] = sum(max(0.0, e["first_step_s"] - run["step_s"].get(shape(e), 0.0))
                              for e in later)
@@ -207,8 +206,7 @@ def show_cost(out_dir):
     print(f"{out_dir}: {total:.1f} s of training, of which growing took {sum(parts.values()):.1f} s, "
           f"{sum(parts.values()) / max(total, 1e-9):.1%}")
     print("\n".join(f"  {seconds:8.2f} s  {what}" for what, seconds in zip((
-        "waiting for graphs still being made ahead", "moving weights and optimizer state",
-        "wrapping in torch.compile and DDP", "first steps, beyond a plain step",
+        "growing, and wrapping anew", "first steps, beyond a plain step",
         "masked steps, beyond clean ones"), parts.values())))
 
 
@@ -253,8 +251,8 @@ def measure(args):
 def growth_costs(args):
     """What growth() says: with an empty cache of graphs, and with all of them there."""
     grown = {}
-    with tempfile.TemporaryDirectory() as cache:  # the second time all graphs are on disk, as
-        for how in ("cold", "graphs made ahead"):  # ahead.py leaves them for a run
+    with tempfile.TemporaryDirectory() as cache:  # the second time all graphs are on disk
+        for how in ("cold", "cached"):
             said = start("growth", args, TORCHINDUCTOR_CACHE_DIR=cache).communicate()[0].splitlines()
             grown[how] = json.loads(said[-1]) if said else {}
     return grown

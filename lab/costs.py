@@ -280,8 +280,7 @@ def read_run(events):
     """
     What a run's metrics say: evaluations `iters`, `losses`, `seconds` (of training, growth and
     compilation included); `step_s` and `masked_s`, structure -> seconds of a step (medians);
-    `compile_s` at the start and `grow_s` at a growth (seconds of first steps beyond a plain one, and
-    of waiting for graphs made ahead).
+    `compile_s` at the start and `grow_s` at a growth (seconds of first steps beyond a plain one).
     A structure is the tuple (n_layer, n_embd, n_head, n_inner).
     """
     clean, masked, start_s, grow_s, last = {}, {}, 0.0, 0.0, dict(event="")
@@ -294,7 +293,7 @@ def read_run(events):
         elif e["event"] == "compile" and e["iter"] == 1:
             start_s += e["first_step_s"]
         elif e["event"] in ("compile", "grow"):
-            grow_s += e.get("first_step_s", 0.0) + e.get("wait_s", 0.0)
+            grow_s += e.get("first_step_s", 0.0) + e.get("wait_s", 0.0)  # once waited for the compiler
         if e["event"] in ("step", "compile", "grow"):
             last = e
     growths = sum(e["event"] == "grow" for e in events)

@@ -93,8 +93,6 @@ class TrainConfig:
     device: str = "auto"            # "auto", "cpu", "cuda", "cuda:1", "mps"
     dtype: str = "auto"             # "auto", "float32", "bfloat16", "float16"
     compile: str = "auto"           # "block", "model", "none", or "auto": block where it works
-    compile_ahead: str = "auto"     # make the next stage's graphs while this one trains: "on", "off",
-                                    # or "auto": on CPUs (on a GPU it was no gain)
     shard: str = "none"             # several processes: "none", the whole model in each (DDP), or
                                     # "fsdp", shards of it, its gradients and optimizer state
     zero1: bool = False             # the former name of shard="fsdp"
@@ -152,7 +150,7 @@ LLAMA_ALONE = ("kv_group", "rope_theta", "tie", "qk_norm", "norm_eps")
 CHOICES = dict(model=tuple(MODELS), init=INITS, depth=DEPTHS, optimizer=("adamw", "muon"),
                operator=tuple(OPERATORS), schedule=("wsd", "cosine", "constant"),
                grow_when=("iters", "rate"), gelu=("", "tanh", "exact"),
-               compile=("auto", "block", "model", "none"), compile_ahead=("auto", "on", "off"),
+               compile=("auto", "block", "model", "none"),
                shard=("none", "fsdp"), dtype=("auto", "float32", "bfloat16", "float16"))
 AT_LEAST = dict.fromkeys(("block_size", "n_head", "n_embd", "n_inner", "head_dim", "kv_group",
                           "rope_theta", "max_iters", "batch_tokens", "micro_batch", "eval_interval",

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -113,15 +114,6 @@ class Watch:
             if checkpoint.exists(out_dir) else "no checkpoint was written yet"
         return UserError(f"loss was infinite or NaN {where}: lower learning_rate; {good}")
 
-    def log_growth(self, before, after, wait_s, grow_s, wrap_s):
-        """before, after: validation losses; seconds of waiting for graphs, growing, wrapping."""
-        model = self.run.model
-        self.note("grow", val_loss_before=before, val_loss_after=after, val_loss=after,
-                  wait_s=wait_s, grow_s=grow_s, wrap_s=wrap_s, params=model.num_params(), mask=0.0)
-        self.log.say(f"iter {self.run.iter}: grown to {describe(sizes_of(model.config))}, "
-                     f"{model.num_params():,} parameters; val loss {before:.4f} -> {after:.4f}, "
-                     f"{wait_s + grow_s + wrap_s:.2f} s")
-
     def evaluate(self, batches=None):
         """Validation scores, of so many batches of each rank or of all."""
         with self.clock.paused():
@@ -175,8 +167,15 @@ class Watch:
         run = self.run
         before = self.loss if self.evaluated == run.iter else self.evaluate()["val_loss"]
         had = self.evaluate(1)["val_loss"]
-        seconds = run.grow()
-        self.log_growth(before, before + self.evaluate(1)["val_loss"] - had, *seconds)
+        started = time.perf_counter()
+        run.grow()
+        grow_s, model = time.perf_counter() - started, run.model
+        after = before + self.evaluate(1)["val_loss"] - had
+        self.note("grow", val_loss_before=before, val_loss_after=after, val_loss=after, grow_s=grow_s,
+                  params=model.num_params(), mask=0.0)
+        self.log.say(f"iter {run.iter}: grown to {describe(sizes_of(model.config))}, "
+                     f"{model.num_params():,} parameters; val loss {before:.4f} -> {after:.4f}, "
+                     f"{grow_s:.2f} s")
 
     def save_is_due(self):
         c, it = self.run.config, self.run.iter

@@ -54,7 +54,6 @@ SCRIPTS = {
     "tools/export.py": ["run", "new/hf"],
     "tools/finetune.py": ["run", "CoLA", "--save=new/t.json", "--seeds=1"],
     "tools/plot.py": ["run", "other", "--save=new/p.png"]}
-INTERNAL = {"run/ahead.py"}  # started by train.py alone, with what train.py writes
 
 
 def case(files, script, *args):

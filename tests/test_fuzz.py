@@ -23,7 +23,7 @@ from run.settings import TrainConfig
 hypothesis = pytest.importorskip("hypothesis")
 for needed in ("tokenizers", "safetensors", "scipy"):
     pytest.importorskip(needed)
-from fuzz_world import INTERNAL, READS, SCRIPTS, WORD, make_world, spoilt  # noqa: E402
+from fuzz_world import READS, SCRIPTS, WORD, make_world, spoilt  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 # whose files are among these: a module that reads another kind must bring a case
@@ -31,12 +31,12 @@ READERS = {"sample", "lab.law", "lab.bench", "lab.advice", "lab.speeds", "lab.ch
            "data.bin_writer", "data.tokenizer", "data.text.prepare", "data.shakespeare_char.prepare", "run.checkpoint",
            "run.hf", "run.arguments", "run.runlog", "run.given", "tools.evaluate", "tools.glue", "tools.plot"}
 READING = r"\b(json\.loads?|read_json|read_jsonl|read_metrics|read_text|torch\.load|load_file|Unpickler)\("
-TALKS = {"lab.bench", "run.ahead", "data.reading"}  # to a child of its own, or only defines it
+TALKS = {"lab.bench", "data.reading"}  # to a child of its own, or only defines it
 
 
 def test_no_script_and_no_reader_is_forgotten():
     found = {str(f.relative_to(ROOT)) for f in FILES if 'if __name__ == "__main__"' in f.read_text()}
-    assert found == SCRIPTS.keys() | INTERNAL
+    assert found == SCRIPTS.keys()
     readers = {m for m, text in MODULES.items() if re.search(READING, text)}
     # that dump what json writes, and read it at once
     assert readers - {"run.disk", "tools.export"} == \

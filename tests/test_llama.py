@@ -7,10 +7,9 @@ from runs import events, losses, make_data, train_here
 from test_grow import VARIANTS, batch, difference, make, outputs
 
 from grow import grow
-from run import ahead, compiler, hf
+from run import hf
 from run.arguments import from_args
 from run.errors import UserError
-from run.settings import from_dict
 from tools.export import export
 
 META = dict(tokenizer=dict(name="bytes", bert=False), vocab_size=256, dtype="uint8", eot=0, sep=10)
@@ -36,19 +35,6 @@ def test_a_run(optimizer, tmp_path):
     assert pick[0] == pick[1]
     changes = [abs(e["val_loss_after"] - e["val_loss_before"]) for e in events(whole, "grow")]
     assert len(changes) == 2 and max(changes) < 1e-5
-
-
-def test_graphs_made_ahead(monkeypatch, graphs_only):
-    """What ahead.py is told is the run's own model."""
-    jobs, before = [], compiler.graphs()
-    monkeypatch.setattr(ahead.subprocess, "Popen", lambda command, **how: jobs.append(command[-1]))
-    config = from_dict(dict(model="llama", n_head=3, kv_group=3, head_dim=16, rope_theta=50.0,
-                            tie=False, qk_norm=True, n_layer=1, n_embd=16, n_inner=16, block_size=32,
-                            batch_tokens=64, micro_batch=2))
-    ahead.start(config, dict(n_layer=1, n_head=3, n_embd=16, n_inner=16), dict(n_head=6, n_layer=2),
-                2, 64, "cpu", torch.float32)
-    ahead.make(json.loads(*jobs))
-    assert compiler.graphs() == before + 3  # an old block's and a new one's under the mask; one without
 
 
 @pytest.mark.parametrize("choices", CHOICES, ids=str)

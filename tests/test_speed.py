@@ -1,21 +1,19 @@
 """What must cost nothing: the loader, and graphs that are compiled more often than they should."""
-import json
 import math
 import os
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import ENV, ROOT, losses, make_data, train
+from runs import ENV, losses, make_data, train
 
 from data.loader import LOADERS, read_meta, vocab_needed
-from grow import grow, set_mask, sizes_of
+from grow import sizes_of
 from lab import bench
 from model import GPT, MODELS, GPTConfig
-from run import ahead, compiler
+from run import compiler
 from run.settings import from_dict
 
 
@@ -50,64 +48,20 @@ def test_the_recompile_limit_is_an_error(monkeypatch, graphs_only):
         model(torch.zeros(1, 5, dtype=torch.long))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model, doc_mask", [("gpt", False), ("bert", False), ("llama", False), ("llama", True)])
-def test_graphs_made_ahead_are_those_of_the_run(model, doc_mask, tmp_path, monkeypatch):
-    """What ahead.py compiles in its own process, a run's process then finds in the disk cache."""
-    if compiler.broken("cpu"):
-        pytest.skip("torch.compile does not work here")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    config = tiny(model, doc_mask)
-    sizes = dict(n_layer=2, n_head=1, n_embd=16, n_inner=32)
-    process = ahead.start(config, sizes, dict(GROWN), config.micro_batch, 64, "cpu", torch.float32)
-    assert process.wait(timeout=300) == 0
-    done = subprocess.run([sys.executable, "-c", f"import test_speed; test_speed.grow_and_run({model!r}, {doc_mask})"],
-                          cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"},
-                          capture_output=True, text=True, check=True)
-    cache = json.loads(done.stdout.splitlines()[-1])
-    assert any(v for k, v in cache.items() if "cache_hit" in k), cache
-    assert not any(v for k, v in cache.items() if "cache_miss" in k), cache
-
-
-GROWN = dict(n_embd=32, n_layer=3)
-
-
-def tiny(model, doc_mask):
-    return from_dict(dict(model=model, block_size=32, batch_tokens=128, micro_batch=4, n_layer=2,
-                          n_head=1, n_embd=16, n_inner=32, head_dim=16, doc_mask=doc_mask))
-
-
-def grow_and_run(model, doc_mask):
-    """Print what torch.compile's caches had for a model that grew, masked and clean."""
-    from torch._dynamo.utils import counters
-    net, _ = grow(MODELS[model][0](tiny(model, doc_mask).model_config(64)), **GROWN)
-    compiler.compile_model(net, "block")
-    set_mask(net, 0.3)
-    batch = dict(idx=torch.randint(64, (4, 32)))
-    if model == "bert":
-        batch.update(segments=torch.zeros_like(batch["idx"]), keep=batch["idx"] < 99)
-    for _ in range(2):
-        out = net.hidden(**batch)
-        (out if torch.is_tensor(out) else out[0]).sum().backward()
-        set_mask(net, 1)
-    print(json.dumps({**counters["aot_autograd"], **counters["inductor"]}))
-
-
 def test_what_growing_cost_a_run():
     """bench.py --run, on a run worked out by hand: steps of 1 s, masked ones of 1.5 s."""
     def event(kind, it, train_s, n_layer=1, mask=1.0, **more):
         return dict(event=kind, iter=it, train_s=train_s, mask=mask, n_layer=n_layer, n_embd=8,
                     n_head=1, n_inner=8, **more)
     run = [event("compile", 1, 9.0, first_step_s=9.0), event("step", 2, 10.0), event("step", 4, 12.0),
-           event("grow", 4, 13.0, 2, 0.0, wait_s=0.5, grow_s=0.3, wrap_s=0.2),
+           event("grow", 4, 13.0, 2, 0.0, grow_s=0.5),
            event("compile", 5, 17.0, 2, 0.5, first_step_s=4.0), event("step", 6, 18.5, 2, 0.5),
            event("step", 8, 21.5, 2, 0.9), event("ramp_end", 9, 23.0, 2),
            event("compile", 10, 26.0, 2, first_step_s=3.0), event("step", 12, 28.0, 2),
            event("step", 14, 30.0, 2)]
     cost = bench.cost_of_growth(run)
     assert cost.pop("total") == 30.0
-    assert cost == pytest.approx(dict(wait_s=0.5, grow_s=0.3, wrap_s=0.2, compile_s=(4 - 1) + (3 - 1),
+    assert cost == pytest.approx(dict(grow_s=0.5, compile_s=(4 - 1) + (3 - 1),
                                       masked_s=5 * 0.5))
 
 

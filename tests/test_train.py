@@ -6,8 +6,6 @@ import pytest
 import torch
 from runs import TINY, events, losses, train
 
-from run import ahead
-
 
 @pytest.fixture(scope="module")
 def one(data, tmp_path_factory):
@@ -69,13 +67,11 @@ def test_checkpoint_opens_everywhere(one):
     assert not any("_orig_mod" in k or "module." in k for k in model.state_dict())
 
 
-def test_compiled_run_and_its_graphs(data, one, tmp_path, monkeypatch, graphs_only):
+def test_compiled_run_and_its_graphs(data, one, tmp_path, graphs_only):
     """
-    Block by block: no recompile along a ramp, one graph a state of the model, which is asked for ahead.
+    Block by block: no recompile along a ramp, one graph a state of the model.
     All but the code for the machine, which takes longest and is for test_loss.py and test_speed.py.
     """
-    asked = []
-    monkeypatch.setattr(ahead, "start", lambda config, sizes, grown, *more: asked.append(grown))
     out = str(tmp_path / "out")
     train(data_dir=data, out_dir=out, dropout=0.0, compile="block")
     got = [(e["iter"], e["graphs"]) for e in events(out, "compile")]
@@ -83,7 +79,6 @@ def test_compiled_run_and_its_graphs(data, one, tmp_path, monkeypatch, graphs_on
     # depth: the gate's graph, and none when it goes
     assert got == [(1, 2), (13, 2), (20, 1), (25, 2), (32, 1), (41, 1)]
     assert max(abs(x[3] - y[3]) for x, y in zip(losses(out), losses(one[0]))) < 1e-3
-    assert asked == [{k: v for k, v in stage.items() if k != "at"} for stage in TINY["stages"]]
 
 
 def test_learning_rate_schedules():
