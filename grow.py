@@ -18,27 +18,21 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from model import GROWABLE
 from run.parts import WIDTH_AXES
 
-INITS = ("normal", "zero", "copy")
-DEPTHS = ("stack", "interleave", "top-random")
-COPY_NOISE = 0.1  # noise on copied units, as a share of the copied tensor's standard deviation
-
 
 def grow(model, optimizer=None, *, n_layer=None, n_head=None, n_embd=None, n_inner=None,
-         init="normal", depth="stack", masked=True):
+         init=None, interleave=False, masked=True):
     """
     Grow `model`, and `optimizer` with it, to the given sizes. At the moment of growth the model
-    computes the same function as before, whatever `init` and `depth` are: call `set_mask` to let
-    the new weights in.
+    computes the same function as before, whatever `init` does: call `set_mask` to let the new
+    weights in. New layers are copies of the old ones; from no layer, they are random.
 
     optimizer: a torch optimizer or a list of them. State shaped like its parameter (moments,
     momentum) travels with the old weights; for newborn ones momentum starts at zero, and means of
     squared gradients at the old ones' level; a wholly new parameter has no state at all, so its
     bias correction starts afresh too.
-    init: the new weights of grown axes: "normal" (each parameter's own initial distribution),
-    "zero", "copy" (the old units again, in order, plus a little noise), or a function
-    (new, old, spec) -> None that fills the tensor `new`; `old` is None for a new layer.
-    depth: the new layers: "stack" (copies of the old layers, in order, on top), "interleave"
-    (each copy right after its source) or "top-random" (fresh layers on top).
+    init: the new weights of grown axes, a function (new, old, spec) -> None that fills the tensor
+    `new`; `old` is None for a random layer. None: each parameter's own initial distribution.
+    interleave: new layers go each right after its source; else on top, in order.
     masked: False leaves the masks out and lets `init` decide the old entries too. That changes
     the function unless `init` sees to it: for experiments with other growth operators.
 
@@ -53,15 +47,11 @@ def grow(model, optimizer=None, *, n_layer=None, n_head=None, n_embd=None, n_inn
     if model.masks.c is not None:
         raise ValueError(f"asked to grow to {describe(wanted)} while the ramp of the last growth "
                          "is still on: end it first with set_mask(model, 1)")
-    if not (callable(init) or init in INITS):
-        raise ValueError(f"init={init!r}: must be one of {', '.join(INITS)}, or a function")
-    if depth not in DEPTHS:
-        raise ValueError(f"depth={depth!r}: must be one of {', '.join(DEPTHS)}")
     optimizers = [] if optimizer is None else \
         optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
 
     with torch.no_grad():
-        layers = layer_sources(model.config.n_layer, config.n_layer, depth)
+        layers = layer_sources(model.config.n_layer, config.n_layer, interleave)
         new = _grow_tensors(model, config, optimizers, layers, init, masked)
     if masked:
         first = next(new.parameters())
@@ -100,17 +90,17 @@ def grown_config(config, **sizes):
     return replace(config, **sizes)
 
 
-def layer_sources(n_old, n_new, depth):
+def layer_sources(n_old, n_new, interleave=False):
     """
-    Where each of the n_new layers comes from: (old layer, or None for a fresh one; is it new?).
-    >>> layer_sources(2, 4, "stack")
+    Where each of the n_new layers comes from: (old layer, or None for a random one; is it new?).
+    >>> layer_sources(2, 4)
     [(0, False), (1, False), (0, True), (1, True)]
-    >>> layer_sources(2, 4, "interleave")
+    >>> layer_sources(2, 4, interleave=True)
     [(0, False), (0, True), (1, False), (1, True)]
     """
-    if depth == "top-random" or n_old == 0:
-        return [(i, False) if i < n_old else (None, True) for i in range(n_new)]
-    if depth == "stack":
+    if n_old == 0:
+        return [(None, True)] * n_new
+    if not interleave:
         return [(i % n_old, i >= n_old) for i in range(n_new)]
     sources = [i * n_old // n_new for i in range(n_new)]
     return [(s, i > 0 and sources[i - 1] == s) for i, s in enumerate(sources)]
@@ -147,25 +137,6 @@ def describe(sizes):
 
 def fill_normal(new, old, spec):
     new.normal_(spec.mean, spec.std)
-
-
-def fill_zero(new, old, spec):
-    """Matrices zero; vectors as ever (a LayerNorm weight of zero would be a dead channel)."""
-    new.zero_() if new.dim() > 1 else fill_normal(new, old, spec)
-
-
-def fill_copy(new, old, spec):
-    """Coordinate j of a grown axis is coordinate j mod n of the old one, plus noise."""
-    if old is None or old.numel() == 0:
-        fill_normal(new, old, spec)
-        return
-    source = old
-    for axis, n in enumerate(old.shape):
-        # heads are whole multiples of head_dim, so j mod n copies a head onto a head
-        index = torch.arange(new.size(axis), device=old.device) % n
-        source = source.index_select(axis, index)
-    noise = COPY_NOISE * old.float().std(correction=0) if old.dim() > 1 else 0.0
-    new.normal_().mul_(noise).add_(source)
 
 
 def fill_state(new, old, spec):
@@ -206,8 +177,6 @@ def _newborn(old, new, layers):
 
 def _grow_tensors(model, config, optimizers, layers, init, masked):
     """A model of `config` with the old tensors in it; empties `model`, re-points the optimizers."""
-    fill = init if callable(init) else \
-        dict(normal=fill_normal, zero=fill_zero, copy=fill_copy)[init]
     with torch.device("meta"):
         new = type(model)(config)
     specs, shapes = new.specs(), {n: p.shape for n, p in new.named_parameters()}
@@ -228,8 +197,9 @@ def _grow_tensors(model, config, optimizers, layers, init, masked):
     for source in sorted(heirs, key=lambda s: -old[s].numel() if s else 0):
         p = old.get(source)
         for name, is_new in heirs[source]:
-            tensor = grow_tensor(None if p is None else p.detach(), specs[name], shapes[name], fill,
-                                 some.device, some.dtype, keep_old=masked or not callable(init))
+            tensor = grow_tensor(None if p is None else p.detach(), specs[name], shapes[name],
+                                 init or fill_normal, some.device, some.dtype,
+                                 keep_old=masked or init is None)
             tensor = share_out(tensor, some)
             if is_new and p is not None and tensor.shape == p.shape:
                 tensor = tensor.clone()

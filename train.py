@@ -223,9 +223,7 @@ class Run:
             compiler.forget_graphs()  # their shapes will not come back; new layers reuse a graph
         operator, _ = OPERATORS[stage.get("operator", c.operator)]
         with self.fits(self.stage + 1):
-            self.model, self.optimizers = operator(
-                self.model, self.optimizers, **sizes, init=stage.get("init", c.init),
-                depth=c.depth_of(stage))
+            self.model, self.optimizers = operator(self.model, self.optimizers, **sizes)
         self.stage, self.grown_at, self.grow_at = self.stage + 1, self.iter, None
         self.wrap()
 

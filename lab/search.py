@@ -62,7 +62,7 @@ class Search:
         self.worth_it = lambda path: worth_it(config, vocab_size, path, law)
         self.start, self.target = config.sizes()[0], config.sizes()[-1]
         self.extras = {k: v for stage in config.stages for k, v in stage.items()
-                       if k in ("ramp_iters", "init", "depth", "operator")}
+                       if k in ("ramp_iters", "operator")}
         self.ramp = config.ramp_of(self.extras)
         self.every = max(1, config.max_iters // EVALS)  # iterations between evaluations
         self.early = 2 * self.every * max(1, round(EARLY * config.max_iters / (2 * self.every)))

@@ -3,7 +3,7 @@ Is growing faster? One command runs contestants x seeds, tunes the baselines, pi
 interrupted, and reports wall-clock and compute to the baseline's final loss, with intervals.
 
     python -m lab.speedrun lab/experiments/pystdlib_evidence.py --parallel=2
-    python -m lab.speedrun config/pystdlib_scratch.py "config/pystdlib_msg.py init=zero" \\
+    python -m lab.speedrun config/pystdlib_scratch.py "config/pystdlib_msg.py operator=stack" \\
         --seeds=1,2,3 --sweep=muon_learning_rate:0.02,0.04,0.08 --out=out/mine
 
 An experiment file is plain Python, like those in config/: `contestants`, a dict of name -> settings

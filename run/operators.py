@@ -3,7 +3,7 @@ The other ways to grow a Transformer, each a few lines over grow.py, to compare 
 None has a mask or a ramp: all of the larger model counts at once.
 
     operator     grows   how                                            keeps the function
-    direct       all     old weights in the corner, the rest by `init`  never
+    direct       all     old weights in the corner, the rest random    never
     net2net      width   units split: copied, outgoing weights shared   n_inner and n_head; n_embd
                                                                         only if split evenly
     aki          width   as net2net, new units from the layer above     never
@@ -28,22 +28,20 @@ SPLIT_NOISE = 0.01  # on the copies of split units, as a share of their tensor's
 WIDTH = tuple(k for k, axis in GROWABLE.items() if axis in WIDTH_AXES)
 
 
-def direct(model, optimizer=None, *, init="normal", depth="stack", **sizes):
-    """Old weights in the corner, new ones as `init` says, nothing hidden: grow() without masks."""
-    return grow(model, optimizer, **sizes, init=init, depth=depth, masked=False)
+def direct(model, optimizer=None, **sizes):
+    """
+    Old weights in the corner, random ones beside them, nothing hidden: grow() without masks. Of layers
+    alone it is StackBERT, G_stack: the layers again, in order, on top; random ones from n_layer = 0.
+    """
+    return grow(model, optimizer, **sizes, masked=False)
 
 
-def stack(model, optimizer=None, *, n_layer, init=None, depth=None):
-    """StackBERT, G_stack: the layers again, in order, on top; random ones from n_layer = 0."""
-    return grow(model, optimizer, n_layer=n_layer, depth="stack", masked=False)
-
-
-def interleave(model, optimizer=None, *, n_layer, init=None, depth=None):
+def interleave(model, optimizer=None, *, n_layer):
     """Each layer's copy right after it."""
-    return grow(model, optimizer, n_layer=n_layer, depth="interleave", masked=False)
+    return grow(model, optimizer, n_layer=n_layer, interleave=True, masked=False)
 
 
-def net2net(model, optimizer=None, *, init=None, depth=None, noise=SPLIT_NOISE, **sizes):
+def net2net(model, optimizer=None, *, noise=SPLIT_NOISE, **sizes):
     """
     Net2WiderNet: a new unit is a copy of an old one, and all that read a unit which is there k
     times weigh it 1/k. LayerNorm sees an old coordinate k times in its statistics: the function
@@ -79,7 +77,7 @@ def net2net(model, optimizer=None, *, init=None, depth=None, noise=SPLIT_NOISE, 
     return model, optimizer
 
 
-def aki(model, optimizer=None, *, init=None, depth=None, **sizes):
+def aki(model, optimizer=None, **sizes):
     """
     bert2BERT's advanced knowledge initialisation: split as net2net, then the new units of each
     layer are replaced by the same new units of the layer above, which breaks the symmetry.
@@ -97,7 +95,7 @@ def aki(model, optimizer=None, *, init=None, depth=None, **sizes):
     return model, optimizer
 
 
-def zero_output(model, optimizer=None, *, init=None, depth="stack", **sizes):
+def zero_output(model, optimizer=None, **sizes):
     """
     New parts compute but what they write is zero, so nothing changes (pre-LN): a new layer's
     output projections are 0, nothing reads new heads and FFN units. For n_embd, LEMON's average
@@ -129,8 +127,8 @@ def zero_output(model, optimizer=None, *, init=None, depth="stack", **sizes):
         if new.dim() == 2 and writes in ("vocab", "position", "segment"):
             new[:, old.size(1):] = old.mean(1, keepdim=True) * share
 
-    layers = layer_sources(old.n_layer, sizes.get("n_layer", old.n_layer), depth)
-    model, optimizer = grow(model, optimizer, **sizes, init=fill, depth=depth, masked=False)
+    layers = layer_sources(old.n_layer, sizes.get("n_layer", old.n_layer))
+    model, optimizer = grow(model, optimizer, **sizes, init=fill, masked=False)
     with torch.no_grad():
         for m in model.modules():
             if isinstance(m, LayerNorm) and m.bias is not None:
@@ -144,7 +142,7 @@ def zero_output(model, optimizer=None, *, init=None, depth="stack", **sizes):
 
 # name -> (function, sizes it grows); "msg" is the method of this repository
 OPERATORS = {"msg": (grow, tuple(GROWABLE)), "direct": (direct, tuple(GROWABLE)),
-             "net2net": (net2net, WIDTH), "aki": (aki, WIDTH), "stack": (stack, ("n_layer",)),
+             "net2net": (net2net, WIDTH), "aki": (aki, WIDTH), "stack": (direct, ("n_layer",)),
              "interleave": (interleave, ("n_layer",)),
              "zero_output": (zero_output, tuple(GROWABLE))}
 

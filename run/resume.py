@@ -14,7 +14,7 @@ FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "sa
         "sample_interval", "finish_stages"}
 # what a branch may change besides: what is still to come
 AHEAD = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "learning_rate", "muon_learning_rate",
-         "weight_decay", "grad_clip", "grow_when", "ramp_iters", "init", "depth", "operator", "dropout"}
+         "weight_decay", "grad_clip", "grow_when", "ramp_iters", "operator", "dropout"}
 
 
 def saved_state(config, meta, restarted=False):

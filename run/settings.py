@@ -8,14 +8,13 @@ import re
 import sys
 from dataclasses import dataclass, field, fields
 
-from grow import DEPTHS, INITS, grown_config, sizes_of
+from grow import grown_config, sizes_of
 from model import GROWABLE, MODELS
 from run.errors import UserError, say_once
 from run.operators import OPERATORS, refusal
 
 OWN_STARTS = ("scratch", "resume", "auto")
-STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "init", "depth", "operator", "rate",
-              "micro_batch")
+STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "operator", "rate", "micro_batch")
 
 
 @dataclass
@@ -57,8 +56,6 @@ class TrainConfig:
                                     # by so many iterations of decay from the checkpoint before the
                                     # growth, in out_dir/stage_1, stage_2 ... ("wsd" or "constant")
     ramp_iters: int = 100           # iterations over which a growth's mask rises from 0 to 1
-    init: str = "normal"            # new width weights: normal, zero or copy
-    depth: str = "stack"            # new layers: stack, interleave or top-random
     operator: str = "msg"           # how to grow: "msg", or one of its rivals in run/operators.py
     # optimization
     max_iters: int = 2000
@@ -140,14 +137,10 @@ class TrainConfig:
             return 0  # no mask, no ramp
         return stage.get("ramp_iters", self.ramp_iters)
 
-    def depth_of(self, stage):
-        operator = stage.get("operator", self.operator)
-        return operator if operator in DEPTHS else stage.get("depth", self.depth)
-
 
 PATHS = ("out_dir", "data_dir", "init_from")
 LLAMA_ALONE = ("kv_group", "rope_theta", "tie", "qk_norm", "norm_eps")
-CHOICES = dict(model=tuple(MODELS), init=INITS, depth=DEPTHS, optimizer=("adamw", "muon"),
+CHOICES = dict(model=tuple(MODELS), optimizer=("adamw", "muon"),
                operator=tuple(OPERATORS), schedule=("wsd", "cosine", "constant"),
                grow_when=("iters", "rate"), gelu=("", "tanh", "exact"),
                compile=("auto", "block", "model", "none"),

@@ -64,7 +64,7 @@ def test_what_the_others_do_not_keep(kind):
 @pytest.mark.parametrize("kind", ["gpt", "llama", "qwen"])
 def test_zero_output(kind):
     assert change("zero_output", kind, n_inner=33, n_head=4, n_layer=5) < EXACT
-    assert change("zero_output", kind, n_layer=5, depth="interleave") < EXACT
+    assert change("zero_output", kind, n_layer=5) < EXACT
     every = dict(n_inner=33, n_head=4, n_embd=20, n_layer=5)
     assert change("zero_output", kind, **every, eps=0.0) < EXACT
     # the norm's eps is not to scale
@@ -76,10 +76,10 @@ def test_zero_output(kind):
 def test_zero_and_one_layer_growth():
     """From no layer all are random, from one all are copies of it; neither keeps the function."""
     one = make("gpt", n_layer=1)
-    grown, _ = operators.stack(copy.deepcopy(one), n_layer=4)
+    grown, _ = operators.direct(copy.deepcopy(one), n_layer=4)
     for block in grown.blocks:
         assert all(torch.equal(p, q) for p, q in zip(block.parameters(), one.blocks[0].parameters()))
-    grown, _ = operators.stack(make("gpt", n_layer=0), n_layer=3)
+    grown, _ = operators.direct(make("gpt", n_layer=0), n_layer=3)
     assert not torch.equal(grown.blocks[0].mlp.fc.weight, grown.blocks[1].mlp.fc.weight)
     for n in (0, 1):
         assert change("stack", start=dict(n_layer=n), n_layer=3) > BROKEN

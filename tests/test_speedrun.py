@@ -194,9 +194,9 @@ def test_configs_with_settings_behind_them_and_spaces_in_them(tmp_path):
     path = tmp_path / "my configs" / "a b.py"
     path.parent.mkdir()
     path.write_text("n_layer = 2")
-    made = speedrun.read_experiment([str(path), f"{path} init=zero n_layer=3"])["contestants"]
-    assert made == {"a b": dict(config=str(path)), "a b init=zero n_layer=3": dict(
-        config=str(path), init="zero", n_layer=3, against="a b")}
+    made = speedrun.read_experiment([str(path), f"{path} operator=stack n_layer=3"])["contestants"]
+    assert made == {"a b": dict(config=str(path)), "a b operator=stack n_layer=3": dict(
+        config=str(path), operator="stack", n_layer=3, against="a b")}
     assert speedrun.sweep_of("learning_rate:1e-3,2e-3") == ("learning_rate", [1e-3, 2e-3])
     Campaign(dict(speedrun.read_experiment([str(path)]), ablation=True), "out")
 
