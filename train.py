@@ -36,9 +36,8 @@ from run.watch import Watch
 
 class Run:
     """What a run is: a model on its way to its target size, its optimizers, its counters."""
-    # steps, stages, tokens and FLOPs behind us; steps skipped; iteration of the last growth, and of
-    # the next where growth goes by rate
-    PROGRESS = dict(iter=0, stage=0, tokens=0, flops=0.0, bad=0, grown_at=None, grow_at=None)
+    # steps, stages, tokens and FLOPs behind us; steps skipped
+    PROGRESS = dict(iter=0, stage=0, tokens=0, flops=0.0, bad=0)
 
     def __init__(self, config):
         self.config, self.ranks, self.lock = config, Ranks(config.device), None
@@ -206,12 +205,7 @@ class Run:
 
     def growth_is_due(self):
         stage = self.next_stage()
-        return stage is not None and self.iter in (self.grow_at, stage["at"])
-
-    def last_growth(self):
-        """The iteration of the last growth, or None."""
-        at = self.config.stages[self.stage - 1]["at"] if self.stage else None
-        return at if self.grown_at is None else self.grown_at
+        return stage is not None and self.iter == stage["at"]
 
     def grow(self):
         """Grow to the next stage, and make anew all that hangs on the model: optimizers, graphs, DDP."""
@@ -224,7 +218,7 @@ class Run:
         operator, _ = OPERATORS[stage.get("operator", c.operator)]
         with self.fits(self.stage + 1):
             self.model, self.optimizers = operator(self.model, self.optimizers, **sizes)
-        self.stage, self.grown_at, self.grow_at = self.stage + 1, self.iter, None
+        self.stage += 1
         self.wrap()
 
     def move_mask(self):
@@ -235,7 +229,7 @@ class Run:
         if self.model.masks.c is None:
             return False
         stage = self.config.stages[self.stage - 1]
-        value = (self.iter - self.last_growth() + 1) / max(1, self.config.ramp_of(stage))
+        value = (self.iter - stage["at"] + 1) / max(1, self.config.ramp_of(stage))
         set_mask(self.model, min(1.0, value))
         return value >= 1
 

@@ -79,7 +79,7 @@ class Search:
     # -- runs
 
     def train(self, name, path, until, start, enough=lambda: False, **settings):
-        settings = dict(path[0][0], stages=stages_of(path, self.extras), grow_when="iters",
+        settings = dict(path[0][0], stages=stages_of(path, self.extras),
                         log_interval=max(1, min(self.config.log_interval, self.every // 4)),
                         eval_interval=self.every, **settings)
         self.runs.run(name, settings, until, start, enough)

@@ -14,7 +14,7 @@ FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "sa
         "sample_interval", "finish_stages"}
 # what a branch may change besides: what is still to come
 AHEAD = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "learning_rate", "muon_learning_rate",
-         "weight_decay", "grad_clip", "grow_when", "ramp_iters", "operator", "dropout"}
+         "weight_decay", "grad_clip", "ramp_iters", "operator", "dropout"}
 
 
 def saved_state(config, meta, restarted=False):
@@ -44,7 +44,7 @@ def branch_point(config, meta):
     state = checkpoint.load(config.init_from, values=False)
     with checkpoint.believed(config.init_from):
         check_resume(state, config, meta, FREE | AHEAD)
-    own = ("metrics_bytes", "best", "evaluated", "saved", "pace", "kept")
+    own = ("metrics_bytes", "best", "evaluated", "saved", "kept")
     return {k: v for k, v in state.items() if k not in own}
 
 

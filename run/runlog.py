@@ -55,7 +55,7 @@ class Pace:
     def seconds_left(self, it, stage, flops, seconds):
         """
         Of training, from iteration `it` after `stage` growths, given the FLOPs and seconds since the
-        last call. A growth that comes by rate is taken to come at its latest.
+        last call.
         """
         self.speeds.append(flops / max(seconds, 1e-9))
         ends, left = [*(s["at"] for s in self.config.stages), self.config.max_iters], 0.0

@@ -14,7 +14,7 @@ from run.errors import UserError, say_once
 from run.operators import OPERATORS, refusal
 
 OWN_STARTS = ("scratch", "resume", "auto")
-STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "operator", "rate", "micro_batch")
+STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "operator", "micro_batch")
 
 
 @dataclass
@@ -50,8 +50,6 @@ class TrainConfig:
     norm_eps: float = 1e-5          # of the RMSNorms
     # growth: [dict(at=600, n_inner=768), dict(at=900, n_layer=6, n_embd=192, ramp_iters=50), ...]
     stages: list = field(default_factory=list)
-    grow_when: str = "iters"        # "iters": at `at`; "rate": when the next stage learns faster per
-                                    # second, `at` at the latest (run/watch.py, weigh_growth)
     finish_stages: int = 0          # 0, or: after the run each size that it grew from is finished too,
                                     # by so many iterations of decay from the checkpoint before the
                                     # growth, in out_dir/stage_1, stage_2 ... ("wsd" or "constant")
@@ -142,8 +140,7 @@ PATHS = ("out_dir", "data_dir", "init_from")
 LLAMA_ALONE = ("kv_group", "rope_theta", "tie", "qk_norm", "norm_eps")
 CHOICES = dict(model=tuple(MODELS), optimizer=("adamw", "muon"),
                operator=tuple(OPERATORS), schedule=("wsd", "cosine", "constant"),
-               grow_when=("iters", "rate"), gelu=("", "tanh", "exact"),
-               compile=("auto", "block", "model", "none"),
+               gelu=("", "tanh", "exact"), compile=("auto", "block", "model", "none"),
                shard=("none", "fsdp"), dtype=("auto", "float32", "bfloat16", "float16"))
 AT_LEAST = dict.fromkeys(("block_size", "n_head", "n_embd", "n_inner", "head_dim", "kv_group",
                           "rope_theta", "max_iters", "batch_tokens", "micro_batch", "eval_interval",
@@ -260,9 +257,6 @@ def check_stages(config):
             if key not in STAGE_KEYS:
                 raise UserError(f"{what}: " + unknown(key, STAGE_KEYS,
                                                       f"{', '.join(STAGE_KEYS)} are known"))
-            if key == "rate":
-                check_rate(what, value)
-                continue
             allowed = CHOICES.get(key)
             if allowed and value not in allowed:
                 raise UserError(f"{what}: {key}={value!r}: must be one of {', '.join(allowed)}")
@@ -296,20 +290,8 @@ def check_stages(config):
 
 def check_finish(config, what, at):
     """A decay can only start where the learning rate is at its peak, and stages are where they were."""
-    if config.grow_when == "rate":
-        raise UserError(f"finish_stages={config.finish_stages}: not with grow_when='rate', for nobody "
-                        "knows yet where the branches start: leave one of them out")
     steady = config.max_iters - (config.decay_span() if config.schedule == "wsd" else 0)
     if config.schedule == "cosine" or not config.warmup_iters <= at <= steady:
         raise UserError(f"finish_stages={config.finish_stages}: {what} grows at {at}, when the learning "
                         "rate is not at its peak, from where a decay starts: grow after warmup_iters "
                         "and before the run's own decay, with schedule='wsd' or 'constant'")
-
-
-def check_rate(what, points):
-    """rate: the pre-training rate of the stage's sizes, [(loss, loss per second), ...]."""
-    if not (isinstance(points, list) and points and all(
-            isinstance(p, (list, tuple)) and len(p) == 2 and
-            all(type(v) in (int, float) for v in p) for p in points)):
-        raise UserError(f"{what}: rate={points!r}: must be [(loss, loss per second), ...] "
-                        "of the next sizes")

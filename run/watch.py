@@ -1,6 +1,6 @@
 """
 What is done to a run while it trains, and touches neither its weights nor its data: it is timed,
-evaluated, logged, saved and asked to stop; and when growth goes by rate, it is told when.
+evaluated, logged, saved and asked to stop.
 """
 import math
 import os
@@ -10,7 +10,6 @@ import sys
 import time
 from dataclasses import asdict, replace
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -29,8 +28,8 @@ from run.trace import keep_source
 class Watch:
     """The observer of a run. What it remembers (`PROGRESS`) is saved with the run."""
     # seconds of training, best validation loss that was saved, iteration last evaluated, its loss,
-    # iteration last saved, see weigh_growth, {stage: iteration} of the checkpoints kept for finish_stages
-    PROGRESS = dict(train_s=0.0, best=math.inf, evaluated=-1, loss=math.nan, saved=-1, pace=None, kept={})
+    # iteration last saved, {stage: iteration} of the checkpoints kept for finish_stages
+    PROGRESS = dict(train_s=0.0, best=math.inf, evaluated=-1, loss=math.nan, saved=-1, kept={})
 
     def __init__(self, run, stop=None):
         """stop: the signal that asked this process to stop already, or None."""
@@ -134,7 +133,6 @@ class Watch:
         if not math.isfinite(self.loss):
             raise self.diverged(f"in the evaluation of iteration {run.iter}")
         with self.clock.paused():
-            self.weigh_growth(self.loss)
             self.sample()
 
     def sample(self):
@@ -218,39 +216,6 @@ class Watch:
         self.settle()
         if self.run.ranks.any(self.unsaved is not None):
             raise self.unsaved if self.run.ranks.rank == 0 else SystemExit(2)
-
-    def weigh_growth(self, loss):
-        """
-        grow_when="rate": after an evaluation, decide whether to grow now rather than at `at`: when
-        the loss per second since the evaluation before falls below that of the next stage's sizes
-        at this loss. That is the stage's `rate`, if it was measured; without one it is guessed that
-        a step of the next sizes takes off as much loss as one of the present sizes did at first,
-        and costs as much more time as it has more FLOPs. Rank 0 decides for all, and the decision
-        goes into the checkpoint taken right after. pace: [iteration, loss, seconds, first rate].
-        """
-        run, c = self.run, self.run.config
-        if c.grow_when != "rate" or run.stage == len(c.stages) or run.model.masks.c is not None \
-                or run.iter <= c.warmup_iters or run.growth_is_due():
-            return
-        now = self.clock.read()
-        if self.pace is None or self.pace[0] <= (run.last_growth() or -1):
-            self.pace = [run.iter, loss, now, None]
-            return
-        it, had, then, first = self.pace
-        rate = (had - loss) / max(now - then, 1e-9)
-        first = rate if first is None else first
-        points = sorted(c.stages[run.stage].get("rate", []))
-        if points:
-            following = float(np.interp(loss, *zip(*points)))
-        else:
-            following = first * run.flops_per_token / self.stage_flops[run.stage + 1]
-        due = run.ranks.any(run.ranks.rank == 0 and rate < following)
-        self.pace = [run.iter, loss, now, first]
-        self.note("rate", rate=rate, next_rate=following)
-        if due:
-            run.grow_at = run.iter + 1
-            self.log.say(f"iter {run.iter}: {rate:.3g} loss a second, {following:.3g} expected of "
-                         f"the next stage: growing")
 
     def stopping(self):
         """Asked to stop by a signal? All ranks agree; the state is saved; a second Ctrl-C kills."""

@@ -229,13 +229,6 @@ def test_fewer_sequences_to_evaluate_than_processes(how, driver, data, tmp_path)
     assert_close(one, driver.run(str(tmp_path / "two"), 2, shard=how, **settings))
 
 
-def test_growth_by_rate_sharded(driver, data, tmp_path):
-    out, rate = str(tmp_path / "out"), [[0, 1e9]]
-    driver.run(out, 2, data_dir=data, shard="fsdp", grow_when="rate", eval_interval=4, max_iters=20,
-               stages=[dict(at=18, n_inner=48, rate=rate)], warmup_iters=2)
-    assert [e["iter"] for e in events(out, "grow")] == [9]
-
-
 def test_somebody_elses_model_sharded(driver, data, tmp_path):
     """init_from a Hugging Face folder: the same losses, whole or in shards."""
     pytest.importorskip("safetensors")

@@ -77,5 +77,3 @@ def test_a_growth_away_from_the_peak_is_refused(settings):
     from_dict({**TINY, "finish_stages": 9})
     with pytest.raises(UserError, match=r"finish_stages=9: stages\[.\] grows at \d+, when"):
         from_dict({**TINY, "finish_stages": 9, **settings})
-    with pytest.raises(UserError, match="finish_stages=9: not with grow_when='rate'"):
-        from_dict({**TINY, "finish_stages": 9, "grow_when": "rate"})

@@ -1,7 +1,5 @@
 """Planning: costs by arithmetic and by measurement, predictions, and whole tiny searches."""
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import ENV, ROOT, TINY, events, flags, losses, make_data, train, train_here
+from runs import ENV, ROOT, TINY, events, flags, make_data, train, train_here
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -133,50 +131,6 @@ def test_without_scipy_the_table_works_and_a_search_says_so(monkeypatch, capsys,
     with pytest.raises(SystemExit) as e:
         plan_here(monkeypatch, toy, "--search")
     assert e.value.code == 2 and "pip install scipy" in capsys.readouterr().err
-
-
-# -----------------------------------------------------------------------------
-# grow_when="rate"
-
-def rated(rate):
-    return [dict(at=40, n_inner=48, rate=rate), dict(at=52, n_layer=2, rate=rate)]
-
-
-def test_growth_by_rate_is_decided_once(data, tmp_path):
-    """Early if the next stage's rate is higher, else at `at`; the decision is in the checkpoint."""
-    settings = dict(data_dir=data, grow_when="rate", dropout=0.0, schedule="constant")
-    early, late = [[0, 1e9], [9, 1e9]], [[0, -1e9]]
-    a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    train_here(out_dir=a, stages=rated(early), keep_checkpoints=20, **settings)
-    grown = [(e["iter"], e["n_inner"], e["n_layer"]) for e in events(a, "grow")]
-    # evaluations at 7 and 14 are the first after the warmup, 28 and 35 after the ramp
-    assert grown == [(15, 48, 1), (36, 48, 2)]
-    assert [e["iter"] for e in events(a, "ramp_end")] == [22, 43]
-    # cut off right after the decision, and resumed with rates by which it would be another
-    shutil.copytree(a, b)
-    for name in os.listdir(b):
-        if name.endswith(".pt") and name != "ckpt_0000014.pt":
-            os.remove(os.path.join(b, name))
-    train_here("--resume", out_dir=b, stages=rated(late), **settings)
-    assert [e["iter"] for e in events(b, "grow")] == [15, 52]
-    x, y = ([v for v in losses(o) if v[1] <= 36 and v[2] == "loss"] for o in (a, b))
-    assert x == y and len(x) == 36
-
-
-@pytest.mark.slow
-def test_growth_by_rate_on_two_processes(data, tmp_path):
-    out = str(tmp_path / "out")
-    train(data_dir=data, out_dir=out, grow_when="rate", stages=rated([[0, 1e9]]), torchrun=2,
-          micro_batch=2)
-    assert [e["iter"] for e in events(out, "grow")] == [15, 36]
-
-
-def test_growth_by_guessed_rate(data, tmp_path):
-    out = str(tmp_path / "out")
-    train_here(data_dir=data, out_dir=out, grow_when="rate", stages=[dict(at=50, n_layer=2)])
-    seen = events(out, "rate")
-    assert seen and all(e["next_rate"] == pytest.approx(seen[0]["next_rate"]) for e in seen)
-    assert seen[0]["next_rate"] < seen[0]["rate"]
 
 
 # -----------------------------------------------------------------------------

@@ -61,10 +61,10 @@ def test_help_lists_every_setting(capsys):
     said = capsys.readouterr().out
     assert not e.value.code and all(f"\n{k}: " in said for k in TINY)
     with pytest.raises(SystemExit):
-        from_args(["--help=grow_when"])
-    assert capsys.readouterr().out.startswith("grow_when: str")
-    with pytest.raises(UserError, match="did you mean grow_when"):
-        from_args(["--help=growwhen"])
+        from_args(["--help=ramp_iters"])
+    assert capsys.readouterr().out.startswith("ramp_iters: int")
+    with pytest.raises(UserError, match="did you mean ramp_iters"):
+        from_args(["--help=rampiters"])
 
 
 def test_resume_from_the_folder_alone(tmp_path, monkeypatch):
