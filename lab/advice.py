@@ -16,7 +16,7 @@ from run.disk import write_json
 from run.errors import UserError, number
 from run.given import read_json
 from run.runlog import read_metrics
-from run.settings import from_dict
+from run.settings import from_dict, known_settings
 
 STUDY = os.path.join(ROOT, "results", "frontier")
 NEAR = 1.5  # times as many tokens a weight: so far what the study measured there counts
@@ -26,7 +26,7 @@ def run_point(out_dir):
     """(stage costs, tokens, last validation loss, vocabulary) of a finished run."""
     values = read_json(os.path.join(out_dir, "config.json"), max_iters=int)
     resolved = values.pop("resolved", {})
-    config = from_dict(values)
+    config = from_dict(known_settings(values))
     evals = [e for e in read_metrics(out_dir) if e["event"] == "eval"]
     if not evals or evals[-1]["iter"] != config.max_iters or type(evals[-1]["val_loss"]) is not float:
         raise UserError(f"{out_dir}: is not finished, or diverged")

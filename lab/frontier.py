@@ -111,9 +111,9 @@ class Study:
         return stages
 
     def branch(self, name, budget, decay):
-        """(iteration at which the decay begins, at which it ends)"""
+        """(iteration at which the decay begins, at which it ends); what grows later grows within it"""
         rows, C = self.costs(name, budget), self.flops(budget)
-        return max(rows[-1]["at"], self.iterations(rows, (1 - decay) * C)), self.iterations(rows, C)
+        return self.iterations(rows, (1 - decay) * C), self.iterations(rows, C)
 
     def start(self, name):
         return self.grown[name]["start"] if name in self.grown else name
@@ -125,8 +125,8 @@ class Study:
         """
         if name in self.grown:
             return {self.branch(name, budget, d)[0] for d in self.decays}
-        found = {self.stages(g, b)[0]["at"] for g in self.grown for b in self.grown_at
-                 if self.start(g) == name}
+        found = {min(self.stages(g, b)[0]["at"], self.branch(g, b, d)[0]) for g in self.grown
+                 for b in self.grown_at for d in self.decays if self.start(g) == name}
         return found.union(*({self.branch(name, b, d)[0] for d in self.decays}
                              for b in self.budgets_of(name)))
 
@@ -144,7 +144,7 @@ class Study:
         own = rate if rate is not None else self.rate(self.target if grown else name)
         begin = stages[0]["at"] if grown else 0
         if grown:
-            job = self.trunk(self.start(name), begin, seed)
+            job = self.trunk(self.start(name), min(begin, at), seed)
         out_dir = os.path.join(self.folder(name, budget, seed, own), "trunk")
         points = sorted(p for p in self.points(name, budget) if p > begin)
         for i, p in enumerate(p for p in points if p <= at):
@@ -196,10 +196,9 @@ class Study:
         return self.tuned[tuned]
 
     def tried(self, name, budget, seed):
-        """{decay: job}: of the first seed every decay that differs, of the others the best."""
-        different = {self.branch(name, budget, d): d for d in self.decays}
+        """{decay: job}: of the first seed every decay, of the others the best."""
         if seed == self.seeds[0]:
-            return {d: self.leaf(name, budget, seed, d) for d in different.values()}
+            return {d: self.leaf(name, budget, seed, d) for d in self.decays}
         best = self.best_decay(name, budget)
         return {best: self.leaf(name, budget, seed, best)}
 

@@ -16,7 +16,7 @@ from model import GROWABLE
 from run import checkpoint, hf
 from run.errors import UserError, say_once
 from run.given import need, read_json
-from run.settings import OWN_STARTS, TrainConfig, from_dict, plain_name, unknown
+from run.settings import OWN_STARTS, TrainConfig, from_dict, known_settings, plain_name, unknown
 
 
 def from_args(argv):
@@ -41,12 +41,6 @@ def from_args(argv):
     elif start not in OWN_STARTS:
         values = sized_by_folder(values)
     return from_dict(values)
-
-
-def known_settings(had):
-    """Those of an older version's that there still are; check_resume() says which others it had."""
-    known = {f.name for f in fields(TrainConfig)}
-    return {k: v for k, v in had.items() if k in known}
 
 
 def branched(values, start):

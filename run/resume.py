@@ -5,7 +5,7 @@ from data.tokenizer import tokenizer_of
 from run import checkpoint
 from run.errors import UserError, say_once
 from run.given import need
-from run.settings import TrainConfig
+from run.settings import TrainConfig, known_settings
 
 # what a resumed run may change, because it says nothing about the steps already taken
 FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "save_interval",
@@ -71,9 +71,9 @@ def check_resume(state, config, meta, free=FREE):
     gone = state["config"].keys() - {f.name for f in fields(TrainConfig)}
     if said := [f"{k}={state['config'][k]!r}" for k in sorted(gone) if state["config"][k]]:
         say_once(f"going on without {', '.join(said)}: there is no such setting any more")
-    done = state["stage"]
+    done, had = state["stage"], known_settings(state["config"])
     for f in fields(TrainConfig):
-        old, new = state["config"].get(f.name, f.default), getattr(config, f.name)
+        old, new = had.get(f.name, f.default), getattr(config, f.name)
         if old == new or f.name == "init_from":
             continue
         later = f.name == "stages" and old[:done] == new[:done] and \

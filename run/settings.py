@@ -173,6 +173,18 @@ def from_dict(values):
     return config
 
 
+def known_settings(had):
+    """
+    Of what a run's config.json or checkpoint holds, perhaps an older version's, the settings that there
+    still are; check_resume() says which others it had.
+    """
+    known = {f.name for f in fields(TrainConfig)}
+    had = {k: v for k, v in had.items() if k in known}
+    if isinstance(had.get("stages"), list) and all(isinstance(s, dict) for s in had["stages"]):
+        had["stages"] = [{k: v for k, v in s.items() if k in STAGE_KEYS} for s in had["stages"]]
+    return had
+
+
 def plain_name(kind):
     return {int: "a whole number", float: "a number", bool: "True or False", str: "text",
             list: "a list of dict(at=..., n_embd=..., ...)"}[kind]

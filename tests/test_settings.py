@@ -5,7 +5,7 @@ import pytest
 from runs import TINY, events, losses, make_data, train, train_here
 
 from data.dataset import read_meta
-from run import checkpoint
+from run import checkpoint, disk
 from run.arguments import from_args
 from run.disk import write_sealed
 from run.errors import UserError
@@ -85,11 +85,13 @@ def test_resume_from_the_folder_alone(tmp_path, monkeypatch):
 def test_settings_that_are_no_more_are_said(tmp_path, capsys, monkeypatch):
     """Of a run by an older version: those it had set, once, not what was off; resumed and branched."""
     data, out = make_data(tmp_path / "data"), tmp_path / "out"
-    train_here(data_dir=data, out_dir=out, max_iters=4, stages=[], warmup_iters=1)
+    train_here(data_dir=data, out_dir=out, max_iters=4, stages=[dict(at=2, n_layer=2)], warmup_iters=1)
     path = str(out / "ckpt_0000004.pt")
     state = checkpoint.load(path)
     state["config"].update(rewarm_iters=10, muon_old_block="")
+    state["config"]["stages"][0].update(depth="interleave")
     write_sealed(path, state)
+    disk.write_json(str(out / "config.json"), dict(state["config"], resolved={}))
     said = "going on without rewarm_iters=10: there is no such setting any more\n"
     meta = {**read_meta(str(data)), "fingerprint": state["meta"]["fingerprint"]}
     for argv in (["--resume", str(out)], [f"--init_from={path}", f"--out_dir={tmp_path}/branch"]):

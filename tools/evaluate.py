@@ -28,12 +28,11 @@ from tqdm import tqdm
 from data.loader import BertLoader, read_meta
 from data.reading import read_text
 from data.tokenizer import get_tokenizer
-from run.arguments import known_settings
 from run.errors import UserError, exits_cleanly, number
 from run.evaluation import scores
 from run.given import need, read_jsonl
 from run.hf import kind_of, open_model, same_tokenizer
-from run.settings import TrainConfig
+from run.settings import TrainConfig, known_settings
 from tools.common import batches, pad, parser, save_result, table
 
 HEAD_ROWS = 1024  # positions whose logits are in memory at once
