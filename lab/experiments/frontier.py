@@ -29,6 +29,7 @@ grown = {
     "late, MSG": dict(start="2 x 64", growths=[(0.8, _six)], operator="msg"),
     "late, zero output": dict(start="2 x 64", growths=[(0.8, _six)], operator="zero_output"),
     "late, stack": dict(start="2 x 64", growths=[(0.8, _six)], operator="stack"),
+    "65 %, zero output": dict(start="2 x 64", growths=[(0.65, _six)], operator="zero_output"),
     "half, stack": dict(start="2 x 64", growths=[(0.4, _six)], operator="stack"),
     "as the paper, MSG": dict(start="2 x 32", growths=_paper, operator="msg"),
 }
