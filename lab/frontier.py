@@ -33,9 +33,9 @@ START_S = 8  # seconds from a start of train.py to its first step, and of its ev
 RAMP = 0.02  # of the iterations that the target from scratch would have
 
 class Study:
-    """An experiment, checked; its jobs, in order. budgets, seeds: run these only (None: all)."""
+    """An experiment, checked; its jobs, in order. budgets, seeds, only: run these (None: all)."""
 
-    def __init__(self, experiment, out, budgets=None, seeds=None):
+    def __init__(self, experiment, out, budgets=None, seeds=None, only=None):
         check_experiment(experiment)
         self.__dict__.update(dict(starts={}, grown={}, grown_at=[]), **experiment)
         self.out, (self.rate_key, self.rate_values) = out, next(iter(self.rates.items()))
@@ -48,6 +48,7 @@ class Study:
         for f in ("costs", "stages", "branch", "points"):  # arithmetic that is asked for often
             setattr(self, f, functools.cache(getattr(self, f)))
         self.names = [*self.ladder, *self.grown]
+        self.run_names = [known(n, self.names, "--only") for n in only or self.names]
         self.decay = self.decays[len(self.decays) // 2]  # of sweeps, and where none is known yet
         self.batch = self.config(self.target).batch_tokens
         self.smallest = min(self.ladder, key=self.cost)
@@ -214,7 +215,7 @@ class Study:
             yield from ((("rates", self.sweep_at, self.seeds[0]), j) for j in self.sweep(name))
         for budget, seed in sorted(((b, s) for b in self.run_budgets for s in self.run_seeds),
                                    key=lambda p: (p[0] * 2**self.seeds.index(p[1]), p)):
-            for name in self.names:
+            for name in self.run_names:
                 if budget in self.budgets_of(name):
                     kind = "grown" if name in self.grown else "scratch"
                     yield from (((kind, budget, seed), j)
@@ -278,9 +279,11 @@ def main():
                    help="measure each size's seconds a step, once, with nothing else running")
     p.add_argument("--budgets", type=numbers(float), help="only these, as 2.5,5; the report has all")
     p.add_argument("--seeds", type=numbers(int), help="only these, and the first, which tunes")
+    p.add_argument("--only", type=lambda text: [n.strip() for n in text.split(";")],
+                   metavar="NAME;NAME", help="only these contestants")
     args = p.parse_args()
     study = Study(read_file(args.what), args.out or os.path.join("out", stem(args.what)), args.budgets,
-                  args.seeds)
+                  args.seeds, args.only)
     if args.speeds:
         print(measure_speeds(study))
         return

@@ -40,11 +40,11 @@ def study(tmp_path):
     return make(tmp_path)
 
 
-def make(tmp_path, only_budgets=None, only_seeds=None, **changes):
+def make(tmp_path, only_budgets=None, only_seeds=None, only_names=None, **changes):
     experiment = {**TINY, **changes}
     experiment["settings"] = dict(experiment["settings"], data_dir=str(tmp_path / "data"))
     return Study({k: v for k, v in experiment.items() if v is not None}, str(tmp_path / "out"),
-                 only_budgets, only_seeds)
+                 only_budgets, only_seeds, only_names)
 
 
 def play(job, gain=0.0, diverges=lambda job: False):
@@ -131,7 +131,12 @@ def make_again(study):
 
 def test_a_part_of_the_study_first(study, tmp_path):
     """A budget and the first seed alone; then the rest, and nothing runs twice."""
-    first = play_all(make(tmp_path, only_budgets=[10], only_seeds=[1]))
+    one = play_all(make(tmp_path, only_budgets=[10], only_seeds=[1], only_names=["late"]))
+    assert {os.path.relpath(j.out_dir, study.out).split(os.sep)[1] for j in one
+            if "tokens_10" in j.out_dir} == {"late"}
+    with pytest.raises(UserError, match="--only: 'lat': no such name, did you mean late"):
+        make(tmp_path, only_names=["lat"])
+    first = one + play_all(make(tmp_path, only_budgets=[10], only_seeds=[1]))
     assert all("seed_1" in j.out_dir for j in first)
     assert {os.path.basename(j.out_dir).split("_")[1] for j in first if not j.keep} == {"5", "10"}
     assert "x seeds: 5: 2/6, 10: 6/12, 20: 0/6." in frontier_report.write_report(study)
