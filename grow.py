@@ -47,6 +47,8 @@ def grow(model, optimizer=None, *, n_layer=None, n_head=None, n_embd=None, n_inn
     if model.masks.c is not None:
         raise ValueError(f"asked to grow to {describe(wanted)} while the ramp of the last growth "
                          "is still on: end it first with set_mask(model, 1)")
+    if not (init is None or callable(init)):
+        raise ValueError(f"init={init!r}: must be a function (new, old, spec) that fills `new`, or None")
     optimizers = [] if optimizer is None else \
         optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
 

@@ -214,6 +214,8 @@ def many_parser(prog, doc, what, **more):
     p.add_argument("--out", type=os.path.expanduser, help="folder for it all (out/ and the experiment's name)")
     p.add_argument("--parallel", type=number(int, 1), default=1,
                    help="runs at once, each on its cores or GPU (1)")
+    p.add_argument("--only", type=lambda text: [n.strip() for n in text.split(";")],
+                   metavar="NAME;NAME", help="only these contestants; a campaign adds their baselines")
     p.add_argument("--plan", action="store_true", help="only say what would run and what it costs")
     p.add_argument("--report", action="store_true", help="only report on what is finished")
     return p

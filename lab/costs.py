@@ -280,10 +280,10 @@ def read_run(events):
     """
     What a run's metrics say: evaluations `iters`, `losses`, `seconds` (of training, growth and
     compilation included); `step_s` and `masked_s`, structure -> seconds of a step (medians);
-    `compile_s` at the start and `grow_s` at a growth (seconds of first steps beyond a plain one).
+    `compile_s`, seconds of the first step beyond a plain one.
     A structure is the tuple (n_layer, n_embd, n_head, n_inner).
     """
-    clean, masked, start_s, grow_s, last = {}, {}, 0.0, 0.0, dict(event="")
+    clean, masked, start_s, last = {}, {}, 0.0, dict(event="")
     for e in events:
         if e["event"] == last["event"] == "step" and shape(last) == shape(e) and \
                 e["iter"] > last["iter"]:
@@ -292,19 +292,15 @@ def read_run(events):
             kind.setdefault(shape(e), []).append(seconds)
         elif e["event"] == "compile" and e["iter"] == 1:
             start_s += e["first_step_s"]
-        elif e["event"] in ("compile", "grow"):
-            grow_s += e.get("first_step_s", 0.0) + e.get("wait_s", 0.0)  # once waited for the compiler
         if e["event"] in ("step", "compile", "grow"):
             last = e
-    growths = sum(e["event"] == "grow" for e in events)
     clean, masked = ({k: float(statistics.median(v)) for k, v in s.items()} for s in (clean, masked))
     typical = float(statistics.mean(clean.values())) if clean else 0.0
     evals = {e["iter"]: e for e in events if e["event"] == "eval"}
     evals = [evals[i] for i in sorted(evals)]
     return dict(iters=[e["iter"] for e in evals], losses=[e["val_loss"] for e in evals],
                 seconds=[e["train_s"] for e in evals], step_s=clean, masked_s=masked,
-                compile_s=max(0.0, start_s - typical),
-                grow_s=max(0.0, grow_s - typical) / max(1, growths))
+                compile_s=max(0.0, start_s - typical))
 
 
 def shape(e):

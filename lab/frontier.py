@@ -279,8 +279,6 @@ def main():
                    help="measure each size's seconds a step, once, with nothing else running")
     p.add_argument("--budgets", type=numbers(float), help="only these, as 2.5,5; the report has all")
     p.add_argument("--seeds", type=numbers(int), help="only these, and the first, which tunes")
-    p.add_argument("--only", type=lambda text: [n.strip() for n in text.split(";")],
-                   metavar="NAME;NAME", help="only these contestants")
     args = p.parse_args()
     study = Study(read_file(args.what), args.out or os.path.join("out", stem(args.what)), args.budgets,
                   args.seeds, args.only)

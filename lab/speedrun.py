@@ -128,8 +128,6 @@ def parse(argv):
     p.add_argument("--seeds", type=whole_numbers, metavar="1,2,3", help="instead of the experiment's")
     p.add_argument("--sweep", type=sweep_of, action="append", default=[], metavar="KEY:V,V,V",
                    help="of the baselines")
-    p.add_argument("--only", type=lambda text: [n.strip() for n in text.split(";")],
-                   metavar="NAME;NAME", help="these contestants, and their baselines")
     p.add_argument("--ablation", action="store_true", help="one learning rate for all, no tuning")
     args, more = p.parse_known_args(argv)
     for a in more:

@@ -3,7 +3,7 @@ The other ways to grow a Transformer, each a few lines over grow.py, to compare 
 None has a mask or a ramp: all of the larger model counts at once.
 
     operator     grows   how                                            keeps the function
-    direct       all     old weights in the corner, the rest random    never
+    direct       all     old weights in the corner, the rest random     never
     net2net      width   units split: copied, outgoing weights shared   n_inner and n_head; n_embd
                                                                         only if split evenly
     aki          width   as net2net, new units from the layer above     never

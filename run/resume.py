@@ -68,10 +68,13 @@ def check_resume(state, config, meta, free=FREE):
     if config.max_iters < state["iter"]:
         raise UserError(f"max_iters={config.max_iters}: the checkpoint is at iteration "
                         f"{state['iter']} already; raise max_iters")
-    gone = state["config"].keys() - {f.name for f in fields(TrainConfig)}
-    if said := [f"{k}={state['config'][k]!r}" for k in sorted(gone) if state["config"][k]]:
-        say_once(f"going on without {', '.join(said)}: there is no such setting any more")
-    done, had = state["stage"], known_settings(state["config"])
+    done, old, had = state["stage"], state["config"], known_settings(state["config"])
+    gone = sorted((k, v) for k, v in old.items() if k not in had and v)
+    if had.get("stages") != old.get("stages"):
+        gone += [(f"stages[{i}] {k}", v) for i, s in enumerate(old["stages"]) for k, v in s.items()
+                 if k not in had["stages"][i]]
+    if gone:
+        say_once(f"going on without {', '.join(f'{k}={v!r}' for k, v in gone)}: there is no such setting any more")
     for f in fields(TrainConfig):
         old, new = had.get(f.name, f.default), getattr(config, f.name)
         if old == new or f.name == "init_from":

@@ -423,6 +423,7 @@ def test_layer_sources():
     (dict(), ["no growth", "n_layer=2"]),
     (dict(n_layer=2, n_inner=20), ["no growth", "n_inner=20"]),
     (dict(n_head=2.5), ["n_head=2.5", "whole"]),
+    (dict(n_inner=30, init="xavier"), ["xavier", "function"]),
 ])
 def test_errors_leave_everything_as_it_was(sizes, says):
     model = make("gpt")

@@ -92,7 +92,7 @@ def test_settings_that_are_no_more_are_said(tmp_path, capsys, monkeypatch):
     state["config"]["stages"][0].update(depth="interleave")
     write_sealed(path, state)
     disk.write_json(str(out / "config.json"), dict(state["config"], resolved={}))
-    said = "going on without rewarm_iters=10: there is no such setting any more\n"
+    said = "going on without rewarm_iters=10, stages[0] depth='interleave': there is no such setting any more\n"
     meta = {**read_meta(str(data)), "fingerprint": state["meta"]["fingerprint"]}
     for argv in (["--resume", str(out)], [f"--init_from={path}", f"--out_dir={tmp_path}/branch"]):
         config = from_args(argv)
