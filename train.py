@@ -28,7 +28,7 @@ from run.errors import UserError, exits_cleanly, first_line, is_out_of_memory
 from run.operators import OPERATORS
 from run.optim import learning_rate, make_optimizers
 from run.precision import common_dtype
-from run.ranks import Ranks
+from run.ranks import Ranks, machine
 from run.resume import saved_state
 from run.settings import OWN_STARTS
 from run.watch import Watch
@@ -86,8 +86,8 @@ class Run:
 
     def resolved(self):
         """What the settings left to this machine and its data, for the record."""
-        return dict(device=str(self.device), dtype=str(self.dtype).split(".")[1],
-                    compile=self.compile, processes=self.ranks.world, vocab_size=self.vocab_size,
+        return dict(machine=machine(self.device), device=str(self.device),
+                    dtype=str(self.dtype).split(".")[1], compile=self.compile, processes=self.ranks.world, vocab_size=self.vocab_size,
                     threads=torch.get_num_threads(), torch=torch.__version__,
                     data_dir=os.path.abspath(self.config.data_dir))
 

@@ -76,8 +76,8 @@ class Loader:
             starts = [r * last // max(n - 1, 1) for r, n in keys]
         rows = np.stack([tokens[s:s + self.T + 1] for s in starts])
         check_ids(rows, self.vocab_size, os.path.join(self.config.data_dir, split + ".bin"))
-        rows = torch.from_numpy(rows.astype(np.int64))
-        return dict(idx=rows[:, :-1].contiguous(), targets=rows[:, 1:].contiguous())
+        return {k: torch.from_numpy(v.astype(np.int64)) for k, v in dict(
+            idx=rows[:, :-1], targets=rows[:, 1:]).items()}
 
 
 class BertLoader(Loader):

@@ -32,7 +32,6 @@ from grow import grow, set_mask, sizes_of
 from lab.costs import (
     Step,
     batch,
-    machine,
     make_model,
     read_run,
     seconds_of,
@@ -46,7 +45,7 @@ from run.disk import write_json
 from run.errors import Parser, UserError, exits_cleanly, library, number
 from run.optim import make_optimizers
 from run.precision import known_peak, pick_dtype
-from run.ranks import Ranks, hold_memory
+from run.ranks import Ranks, hold_memory, machine
 from run.runlog import read_metrics
 from run.settings import from_dict
 
@@ -331,7 +330,7 @@ def main():
     if not result:
         raise UserError(f"only={','.join(args.only)}: none could be measured: --verbose says why")
     rows = summary(result, args)
-    where = f"{machine()}, {args.threads} threads, torch {torch.__version__}"
+    where = f"{machine(device)}, {args.threads} threads, torch {torch.__version__}"
     print(f"\n{args.preset} {args.model}, {args.dtype}, {where}\n")
     print(table(["contestant", "ms a step", "min", "max", "tokens/s", "time / ours-block",
                  "first step, s", "MFU"], [r.values() for r in rows]))

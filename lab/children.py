@@ -29,9 +29,8 @@ def places(n):
     if torch.cuda.is_available():
         ids = os.environ.get("CUDA_VISIBLE_DEVICES")
         ids = ids.split(",") if ids else [str(i) for i in range(torch.cuda.device_count())]
-        if n > len(ids):
-            raise UserError(f"parallel={n}: there are {len(ids)} GPUs here, one a run")
-        return [(dict(CUDA_VISIBLE_DEVICES=i), None, f"{n} at once, a GPU each") for i in ids[:n]]
+        shared = "a GPU each" if n <= len(ids) else f"on {len(ids)} GPU(s)"
+        return [(dict(CUDA_VISIBLE_DEVICES=i), None, f"{n} at once, {shared}") for i in (n * ids)[:n]]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else \
         list(range(os.cpu_count()))
     if n > len(cores):
@@ -137,6 +136,16 @@ def ended(child, job):
     return True
 
 
+def machines(jobs):
+    """What the runs of jobs say they ran on, wherever this is asked: "A, torch X or B, torch Y"."""
+    found = {}
+    for job in jobs:
+        for e in read_metrics(job.out_dir) if os.path.exists(job.path("metrics.jsonl")) else []:
+            if e["event"] == "start":
+                found[f"{e.get('machine', 'not recorded')}, torch {e.get('torch')}"] = None
+    return " or ".join(found) or "not recorded"
+
+
 def prepare(cores):
     """What a child does before it starts: pin itself, and die (by SIGTERM, so saved) with us."""
     prctl, parent = getattr(ctypes.CDLL(None), "prctl", None), os.getpid()
@@ -213,7 +222,7 @@ def many_parser(prog, doc, what, **more):
     p.add_argument("what", type=os.path.expanduser, **what)
     p.add_argument("--out", type=os.path.expanduser, help="folder for it all (out/ and the experiment's name)")
     p.add_argument("--parallel", type=number(int, 1), default=1,
-                   help="runs at once, each on its cores or GPU (1)")
+                   help="runs at once, each on its cores, or dealt out to the GPUs (1)")
     p.add_argument("--only", type=lambda text: [n.strip() for n in text.split(";")],
                    metavar="NAME;NAME", help="only these contestants; a campaign adds their baselines")
     p.add_argument("--plan", action="store_true", help="only say what would run and what it costs")

@@ -5,7 +5,6 @@ device), or measured here on random tokens.
 import functools
 import math
 import os
-import platform
 import statistics
 import time
 from dataclasses import asdict, replace
@@ -19,17 +18,6 @@ from run import compiler
 from run.optim import make_optimizers
 from run.precision import pick_dtype
 from run.ranks import Ranks
-
-
-def machine():
-    """The GPU's name, or the CPU's and its number of cores."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    name = f"{platform.machine()} CPU"
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as f:
-            name = next((line.split(":")[1].strip() for line in f if "model name" in line), name)
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def has_dataset(config):

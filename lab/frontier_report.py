@@ -5,10 +5,10 @@ from dataclasses import asdict, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 
 from lab import law, words
-from lab.costs import machine, stage_costs, vocab_of
+from lab.children import machines
+from lab.costs import stage_costs, vocab_of
 from lab.speeds import read_speeds, seconds_of_run
 from lab.verdict import interval, picture, plus_minus, ratio_interval, times
 from lab.words import human, table
@@ -211,7 +211,8 @@ def write_report(study):
     best = envelope(study, found)
     fitted, why = fit_law(study, found)
     rows, said = make_rows(study, found, best, fitted), cautions(study, found, best)
-    where, speeds = f"{machine()}, torch {torch.__version__}", read_speeds(study)
+    where = machines(study.leaf(n, b, s, r["decay"]) for (n, b), r in found.items() for s in r["seeds"])
+    speeds = read_speeds(study)
     took = "Seconds: iterations at the speeds measured side by side on " + speeds["machine"] if speeds \
         else "No seconds, for no speeds are measured: see --speeds"
     text = "\n".join([

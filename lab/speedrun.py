@@ -22,12 +22,10 @@ import os
 import re
 import sys
 
-import torch
-
 from lab import verdict, words
 from lab.campaign import Campaign, Run, point_name
-from lab.children import ended, in_folder, many_parser, side_by_side, stem
-from lab.costs import compute, machine
+from lab.children import ended, in_folder, machines, many_parser, side_by_side, stem
+from lab.costs import compute
 from run.arguments import parse_override, read_file
 from run.errors import UserError, exits_cleanly, library
 
@@ -63,7 +61,7 @@ def write_report(campaign):
                     for line in open(r.path("place.txt"))})
     if len(timed) > 1:
         cautions.append("runs were timed under different conditions: compare their compute only")
-    where = f"{machine()}, torch {torch.__version__}; {' or '.join(timed)}"
+    where = f"{machines(campaign.all_runs())}; {' or '.join(timed)}"
     faults = {} if campaign.ablation else {c.name: campaign.not_accepted(c, extra) for c in
                                            campaign.contestants.values() if not c.against}
     sweeps = {c.name: [dict(point=r.point, val_loss=r.final()) for r in campaign.sweep(c) if r.done()]

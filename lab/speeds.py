@@ -8,13 +8,13 @@ import statistics
 
 import torch
 
-from lab.costs import machine, make_step, seconds_of, vocab_of
+from lab.costs import make_step, seconds_of, vocab_of
 from lab.words import schedule_name, table
 from run import compiler
 from run.disk import write_json
 from run.errors import UserError
 from run.given import read_json
-from run.ranks import Ranks
+from run.ranks import Ranks, machine
 
 ROUNDS = 9
 SECONDS = 0.5  # of each size in a round
@@ -66,7 +66,7 @@ def measure_speeds(study):
             taken[k].append(seconds_of(lambda: [step() for _ in range(each[k])], device) / each[k])
     step_s = {k: [statistics.median(v), min(v), max(v)] for k, v in taken.items()}
     os.makedirs(study.out, exist_ok=True)
-    where = f"{machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+    where = f"{machine(device)}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
     write_json(os.path.join(study.out, "speeds.json"), dict(machine=where, rounds=ROUNDS, step_s=step_s))
     return table(["size", "ms a step", "least", "most"],
                  [[k, *(f"{1e3 * s:.1f}" for s in v)] for k, v in step_s.items()]) + f"\n\n{where}"

@@ -5,6 +5,7 @@ given back.
 import ctypes
 import gc
 import os
+import platform
 import time
 import uuid
 from datetime import timedelta
@@ -26,6 +27,8 @@ class Ranks:
         self.device = open_device(f"cuda:{self.local}" if name == "cuda" else name)
         if self.device.type == "cpu":
             hold_memory()
+        if self.device.type == "cuda":
+            torch.set_num_threads(1)  # each copy of a batch would wake every core, which then spins
         self.several, self.start = "RANK" in os.environ and self.world > 1, ""
         self.machines = self.world // int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
         if self.several:
@@ -75,6 +78,17 @@ class Ranks:
             self.barrier()  # whoever leaves first would look like a failure to the others
             gc.collect()  # what is left of old DDP wrappers, whose threads must end before it does
             dist.destroy_process_group()
+
+
+def machine(device):
+    """The name of a torch.device: the GPU's, or the CPU's and its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = f"{platform.machine()} CPU"
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as f:
+            name = next((line.split(":")[1].strip() for line in f if "model name" in line), name)
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def open_device(name):

@@ -7,7 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run side by side, on tiny models
-if "--gpu" not in sys.argv:  # the same tests on every machine; those of test_gpu.py want one
+# the same tests on every machine; those of test_gpu.py want a GPU. Workers of xdist have what this gave them
+if "--gpu" not in sys.argv and "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
