@@ -1,6 +1,6 @@
 """
 Whether to grow, before a run: by a loss law, the user's own, the study's or a published one, and by
-what the study measured nearest. lab.plan shows it.
+what the studies measured nearest. lab.plan shows it.
 """
 import argparse
 import math
@@ -18,7 +18,7 @@ from run.given import read_json
 from run.runlog import read_metrics
 from run.settings import from_dict, known_settings
 
-STUDY = os.path.join(ROOT, "results", "frontier")
+STUDIES = [os.path.join(ROOT, "results", name) for name in ("frontier", "frontier_gpu")]
 NEAR = 1.5  # times as many tokens a weight: so far what the study measured there counts
 
 
@@ -56,8 +56,8 @@ def fit_ladder(runs, save):
 
 
 def find_law(path, vocab_size):
-    """A user's law, the study's for its tokens, or a published one."""
-    ours = os.path.join(STUDY, "law.json")
+    """A user's law, the first study's for its tokens, or a published one."""
+    ours = os.path.join(STUDIES[0], "law.json")
     if path:
         return read_law(path)
     law = read_law(ours) if os.path.exists(ours) else BESIROGLU
@@ -84,18 +84,36 @@ def find_small(given, law, rows):
     return N, (D or [law.balanced_tokens(N)])[0]
 
 
-def nearest(report, ratio, key):
-    """The best grown run of a report.json, by row[key], at the budget nearest to `ratio`."""
-    rows = [r for r in report["rows"] if "recipe" in r and r[key]] if report else []
-    return max(rows, default=None, key=lambda r: (-abs(math.log(r["budget"] / ratio)), r[key][0]))
+def measured():
+    """The rows of grown runs of all studies, each with its target's weights, vocab_size and folder."""
+    rows = []
+    for folder in STUDIES:
+        path = os.path.join(folder, "report.json")
+        report = read_json(path, rows=list, target=dict, law=(dict, type(None))) if os.path.exists(path) \
+            else dict(rows=[])
+        rows += [dict(r, weights=report["target"]["weights"], folder=folder,
+                      vocab_size=report["law"] and report["law"]["vocab_size"])
+                 for r in report["rows"] if "recipe" in r]
+    return rows
 
 
-def advise_by(law, N, D, small=None, report=None):
-    """law.advise(), by what the study measured where that is near and of these tokens; and its row."""
+def nearest(rows, N, ratio, key):
+    """The best row by row[key] at the budget nearest to `ratio` and, of these, the weights nearest to N."""
+    return max((r for r in rows if r[key]), default=None, key=lambda r: (
+        -abs(math.log(r["budget"] / ratio)), -abs(math.log(r["weights"] / N)), r[key][0]))
+
+
+def advise_by(law, N, D, small=None, rows=()):
+    """law.advise(), by what a study measured where that is near and of these tokens; and its row."""
     keys = ("given_target", "given_best") if small else ("target", "best")
-    row = nearest(report, D / N, keys[0])
-    near = row and report["law"] == asdict(law) and abs(math.log(row["budget"] * N / D)) < math.log(NEAR)
+    row = nearest(rows, N, D / N, keys[0])
+    near = row and is_ours(law, row) and abs(math.log(row["budget"] * N / D)) < math.log(NEAR)
     return dict(advise(law, N, D, small, [row[k] for k in keys] if near else None), row=row)
+
+
+def is_ours(law, row):
+    """Is the law no user's own, and of the tokens that were measured?"""
+    return law == find_law("", row["vocab_size"]) and law.vocab_size == row["vocab_size"]
 
 
 def show_advice(config, rows, vocab_size, args):
@@ -105,11 +123,8 @@ def show_advice(config, rows, vocab_size, args):
     law, last = find_law(args.law, vocab_size), rows[-1]
     N = law.counted(last["params"], last["weights"])
     D = sum(r["tokens"] * r["flops"] for r in rows) / last["flops"]  # for the same compute
-    small, path = find_small(args.small, law, rows), os.path.join(STUDY, "report.json")
-    report = None
-    if os.path.exists(path):
-        report = read_json(path, rows=list, target=dict, law=(dict, type(None)))
-    both = [advise_by(law, N, D, s, report) for s in (None, small)]
+    small, tried = find_small(args.small, law, rows), measured()
+    both = [advise_by(law, N, D, s, tried) for s in (None, small)]
     lines = [[f"{what}, against {whom}", *(
         f"{a[key]:.2f}x" if a[key] < math.inf else "it is there" for a in both)] for what, whom, key in (
         ("ideal growth", "the target", "against_target"),
@@ -121,7 +136,8 @@ def show_advice(config, rows, vocab_size, args):
         if (one := a["one"]) else "-" for a in both)])
     for whom, *keys in (("target", "target", "given_target"), ("best fixed size", "best", "given_best")):
         lines.append([f"measured, against the {whom}", *(
-            f"{times(a['row'][k])} at {a['row']['budget']:g} a weight, {a['row']['name']}"
+            f"{times(a['row'][k])} at {a['row']['budget']:g} a weight of {human(a['row']['weights'])}, "
+            f"{a['row']['name']}"
             if a["row"] else "not measured yet" for a, k in zip(both, keys))])
     own = law.vocab_size == vocab_size
     out = [f"Grow? {both[0]['fits']}", f"Law: {law.of}, per token of " + (
@@ -130,12 +146,12 @@ def show_advice(config, rows, vocab_size, args):
                f"there already: {human(small[0])}, {human(small[1])} tokens"], lines), "",
         f"To be trained: {both[0]['words']}", f"There already: {both[1]['words']}"]
     if row := both[0]["row"]:
-        r, weights = row["recipe"], report["target"]["weights"]
-        if report["law"] == asdict(law):
+        r, weights = row["recipe"], row["weights"]
+        if is_ours(law, row):
             allowed = law.savings(weights, row["budget"] * weights)["against_target"]
             out.append(f"At {row['budget']:g} tokens a weight, where the law allows {allowed:.2f}x against "
                        f"the target, {row['target'][0]:.2f}x was measured.")
         grown = "; ".join(f"at {at:.0%} of the compute {sizes}" for at, sizes in r["growths"])
         out.append(f"Best measured: {row['name']}: {r['start']}, {grown} ({r['operator']}), decay "
-                   f"{row['decay']:.0%}: {os.path.join(os.path.relpath(STUDY), row['config'])}")
+                   f"{row['decay']:.0%}: {os.path.join(os.path.relpath(row['folder']), row['config'])}")
     return "\n".join(out)

@@ -11,7 +11,7 @@ from run import disk
 
 def test_advice(monkeypatch, capsys, tmp_path):
     """Which law, both columns, units; by a law that is given, for a small model that is given."""
-    monkeypatch.setattr(advice, "STUDY", str(tmp_path))
+    monkeypatch.setattr(advice, "STUDIES", [str(tmp_path)])
     ask = ["config/pystdlib_msg.py", "--dry", "--vocab_size=256"]
     plan_here(monkeypatch, *ask)
     said = capsys.readouterr().out
@@ -32,6 +32,18 @@ def test_advice(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit):
         plan_here(monkeypatch, *ask, "--small=out/none")
     assert "--small: out/none: is no run's folder, no WEIGHTS" in capsys.readouterr().err
+
+
+def test_the_nearest_of_what_was_measured():
+    """First by tokens a weight, then by weights; of one study's budget the best."""
+    rows = [dict(budget=b, weights=w, target=t and [t], name=f"{b} {w} {t}") for b, w, t in (
+        (5, 1e6, 1.3), (5, 1e6, 1.1), (5, 1e7, 0.8), (20, 1e6, 1.0), (20, 1e7, None))]
+
+    def name(N, ratio):
+        return advice.nearest(rows, N, ratio, "target")["name"]
+    assert name(1e6, 4) == name(2e6, 0.1) == "5 1000000.0 1.3"
+    assert name(4e6, 4) == "5 10000000.0 0.8" and name(1e9, 30) == "20 1000000.0 1.0"
+    assert advice.nearest([], 1e6, 5, "target") is None
 
 
 def ladder(folder, law, shapes, **more):

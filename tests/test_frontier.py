@@ -208,7 +208,7 @@ def test_seconds_are_iterations_at_measured_speeds(study, monkeypatch):
 
 def said_of(folder, configs, monkeypatch):
     """For each (budget, config of a run there): (budget, does the study say grow?, the planner's words)."""
-    monkeypatch.setattr(advice, "STUDY", str(folder))
+    monkeypatch.setattr(advice, "STUDIES", [str(folder)])
     with open(os.path.join(folder, "report.json")) as f:
         rows = json.load(f)["rows"]
     out = []
@@ -231,11 +231,12 @@ def test_the_planner_agrees_with_a_study(study, gain, monkeypatch):
     assert words.startswith("Grow") == grow and "measured" in words and (grow or not gain)
 
 
-def test_the_planner_agrees_with_the_study(monkeypatch):
+@pytest.mark.parametrize("name", ["frontier", "frontier_gpu"])
+def test_the_planner_agrees_with_the_studies(name, monkeypatch):
     """At every budget at which grown runs were studied, asked with the settings of the run itself."""
-    folder = ROOT / "results" / "frontier"
+    folder = ROOT / "results" / name
     if not (folder / "report.json").exists():
-        pytest.skip("results/frontier is not there: the study has not been run")
+        pytest.skip(f"results/{name} is not there: the study has not been run")
     rows = [r for r in json.loads((folder / "report.json").read_text())["rows"]
             if "recipe" in r and r["target"]]
     had = {r["budget"]: json.loads((folder / r["config"]).read_text()) for r in rows}
@@ -322,13 +323,14 @@ def test_what_is_no_study(tmp_path, changes, message):
         make(tmp_path, **changes)
 
 
-def test_the_experiment_of_this_house(tmp_path):
-    made = read_file(str(ROOT / "lab/experiments/frontier.py"))
+@pytest.mark.parametrize("name, weights", [("frontier", 294_912), ("frontier_gpu", 10_616_832)])
+def test_the_experiments_of_this_house(name, weights, tmp_path):
+    made = read_file(str(ROOT / "lab/experiments" / f"{name}.py"))
     made["settings"] = dict(made["settings"], data_dir=str(make_data(tmp_path / "data")))
     study = Study(made, str(tmp_path / "out"))
     costs = [study.cost(n) for n in study.ladder]
-    assert len(costs) >= 4 and all(1.4 < b / a < 2.2 for a, b in zip(costs, costs[1:]))
-    assert study.weights == 294_912
+    assert len(costs) >= 3 and all(1.4 < b / a < 2.2 for a, b in zip(costs, costs[1:]))
+    assert study.weights == weights
 
 
 def test_a_killed_job_starts_again(tmp_path, monkeypatch):

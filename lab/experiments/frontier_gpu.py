@@ -1,0 +1,28 @@
+# frontier.py's question at 36 times the weights, for one GPU: a target of 6 layers x 384 (10.6M weights
+# without embeddings) on bytes of English text, bfloat16, a batch 32 times as large, so that the runs have
+# about as many steps. One decay, the best one there. The text, 80 MB at least, is yours:
+#
+#     python data/text/prepare.py --input=FILE_OR_FOLDER --out=data/english
+settings = dict(
+    data_dir="data/english", block_size=512, head_dim=64, batch_tokens=65536, micro_batch=128,
+    n_embd=384, n_head=6, n_inner=1536, optimizer="muon", learning_rate=2e-3, warmup_iters=30,
+    eval_interval=1000, eval_seqs=2048, log_interval=100, dtype="bfloat16", device="cuda")
+
+target = "6 x 384"
+ladder = {"2 x 384": dict(n_layer=2), "3 x 384": dict(n_layer=3), "6 x 384": dict(n_layer=6)}
+
+budgets = [2.5, 5, 7.5]
+grown_at = [5]
+decays = [0.55]
+rates = dict(muon_learning_rate=[0.01, 0.02, 0.04])
+sweep_at = 2.5
+seeds = [1, 2]
+
+_six = dict(n_layer=6)
+grown = {
+    "late, zero output": dict(start="2 x 384", growths=[(0.8, _six)], operator="zero_output"),
+    "early, MSG": dict(start="2 x 384", growths=[(0.02, _six)], operator="msg"),
+    "65 %, zero output": dict(start="2 x 384", growths=[(0.65, _six)], operator="zero_output"),
+    "late, MSG": dict(start="2 x 384", growths=[(0.8, _six)], operator="msg"),
+    "half, stack": dict(start="2 x 384", growths=[(0.45, _six)], operator="stack"),
+}
