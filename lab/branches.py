@@ -76,7 +76,10 @@ class Branch(Job):
 
 
 def run_all(ready, places, minutes):
-    """Run what ready(n) names, n jobs at a time, until it names none, or for so many minutes."""
+    """Run what ready() yields, most wanted first, until it yields nothing, or for so many minutes."""
     until = time.monotonic() + 60 * minutes
-    while time.monotonic() < until and (jobs := ready(len(places))):
-        side_by_side(jobs, places, Branch.start, ended, lambda: time.monotonic() < until)
+
+    def following(running):
+        busy = {job.out_dir for job in running}
+        return next((job for job in ready() if job.out_dir not in busy), None)
+    side_by_side(following, places, Branch.start, ended, lambda: time.monotonic() < until)

@@ -172,26 +172,36 @@ def wait_for(out_dir):
             time.sleep(0.2)
 
 
-def side_by_side(waiting, places, start, over, go_on=lambda: True, grace=None, pause=0.1):
+def side_by_side(following, places, start, over, go_on=lambda: True, grace=None, pause=0.1):
     """
-    start(job, place) -> Child for each job of `waiting`, as many at once as there are places;
-    over(child, job) is asked of each now and then whether it is done with. Whatever ends this, an
-    error, an interrupt or go_on() turning False: the others save their state and stop.
+    Run jobs at all places until there are no more. following(jobs that run) -> the next job or None,
+    asked at first and whenever one is done; start(job, place) -> its Child; over(child, job) is asked
+    now and then whether it is done with. Whatever ends this, an error, an interrupt or go_on()
+    turning False: the others save their state and stop.
     """
-    waiting, free, running = list(waiting), list(places), []
+    free, running = list(places), []
     try:
-        while (waiting or running) and go_on():
-            while waiting and free:
-                job, place = waiting.pop(0), free.pop(0)
+        while go_on():
+            while free and (job := following([job for _, job, _ in running])) is not None:
+                place = free.pop(0)
                 running.append((start(job, place), job, place))
-            time.sleep(pause)
-            for entry in list(running):
-                child, job, place = entry
-                if over(child, job):
-                    running.remove(entry)
-                    free.append(place)
+            if not running:
+                break
+            done = []
+            while go_on() and not done:
+                time.sleep(pause)
+                done = [entry for entry in running if over(*entry[:2])]
+            for entry in done:
+                running.remove(entry)
+                free.append(entry[2])
     finally:
         stop([child for child, _, _ in running], grace)
+
+
+def in_order(jobs):
+    """For side_by_side: these jobs, one after the other."""
+    waiting = iter(jobs)
+    return lambda running: next(waiting, None)
 
 
 def stop(children, grace=None):

@@ -209,29 +209,31 @@ class Study:
         have = {d: v for d, v in losses.items() if v is not None}
         return min(have, key=have.get) if have else self.decay
 
-    def wanted(self):
-        """(what for, decay) of all jobs, in order of their worth; what depends on others is guessed."""
+    def wanted(self, guess=True):
+        """
+        (what for, decay) of all jobs, in order of their worth. guess: also those whose rate or decay
+        depends on runs that are not done, as far as it is known.
+        """
+        first, sweeps = self.seeds[0], []
         for name in dict.fromkeys((self.target, self.smallest)):
-            yield from ((("rates", self.sweep_at, self.seeds[0]), j) for j in self.sweep(name))
+            sweeps += self.sweep(name)
+        yield from ((("rates", self.sweep_at, first), job) for job in sweeps)
+        if not (guess or all(job.done() for job in sweeps)):
+            return
         for budget, seed in sorted(((b, s) for b in self.run_budgets for s in self.run_seeds),
                                    key=lambda p: (p[0] * 2**self.seeds.index(p[1]), p)):
             for name in self.run_names:
-                if budget in self.budgets_of(name):
+                if budget in self.budgets_of(name) and (guess or seed == first or all(
+                        job.done() for job in self.tried(name, budget, first).values())):
                     kind = "grown" if name in self.grown else "scratch"
                     yield from (((kind, budget, seed), j)
                                 for j in self.tried(name, budget, seed).values())
 
-    def ready(self, n):
-        """The next n jobs; those of another purpose wait, for they may depend on these."""
-        found, purpose = {}, None
-        for what, leaf in self.wanted():
-            if purpose not in (None, what):
-                break
-            for job in leaf.chain():
-                if not job.done() and (job.after is None or job.after.done()):
-                    found.setdefault(job.out_dir, job)
-                    purpose = what
-        return list(found.values())[:n]
+    def ready(self):
+        """The jobs that can start now, in order of their worth."""
+        for _, leaf in self.wanted(guess=False):
+            yield from (job for job in leaf.chain()
+                        if not job.done() and (job.after is None or job.after.done()))
 
 
 def check_experiment(experiment):

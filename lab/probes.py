@@ -8,7 +8,16 @@ import shutil
 import time
 from dataclasses import dataclass
 
-from lab.children import TRAIN, Child, interrupt_on_sigterm, places, side_by_side, stop, wait_for
+from lab.children import (
+    TRAIN,
+    Child,
+    in_order,
+    interrupt_on_sigterm,
+    places,
+    side_by_side,
+    stop,
+    wait_for,
+)
 from run import checkpoint
 from run.disk import write_json
 from run.errors import UserError
@@ -98,7 +107,8 @@ class Runs:
             return True
         if not (self.reached(name) >= until or enough()):
             try:
-                side_by_side([name], places(1), begin, over, lambda: self.left() > 0, GRACE, 0.5)
+                side_by_side(in_order([name]), places(1), begin, over, lambda: self.left() > 0, GRACE,
+                             0.5)
             finally:
                 self.save()
             if not (self.reached(name) >= until or enough()):

@@ -74,7 +74,7 @@ def play(job, gain=0.0, diverges=lambda job: False):
 
 def play_all(study, at_once=1000, **more):
     done = []
-    while jobs := study.ready(at_once):
+    while jobs := list({j.out_dir: j for j in reversed([*study.ready()])}.values())[::-1][:at_once]:
         for job in jobs:
             assert job.after is None or job.after.done()
             play(job, **more)
@@ -122,7 +122,33 @@ def test_jobs_come_in_order(study):
     # the other seed runs the best decay alone
     assert len([k for k in kinds if k[:2] == ["scratch", "four"] and k[-2] == "seed_2"
                 and k[-1].startswith("tokens_5")]) == 1
-    assert study.ready(2) == [] and make_again(study).ready(2) == []
+    assert not any(study.ready()) and not any(make_again(study).ready())
+
+
+def test_no_place_waits_for_another(study, monkeypatch):
+    """Two at once: what can start does so as soon as one is done, and no folder has two runs."""
+    now, running, idle = [0], {}, []
+
+    def start(job, place):
+        assert job.out_dir not in running and (job.after is None or job.after.done())
+        running[job.out_dir] = now[0] + len(job.out_dir) % 7 + 1
+        return SimpleNamespace(process=SimpleNamespace(poll=lambda: 0))
+
+    def over(child, job):
+        if running[job.out_dir] > now[0]:
+            return False
+        del running[job.out_dir]
+        play(job)
+        return True
+
+    def tick(seconds):
+        idle.append(len(running) == 1 and len({j.out_dir for j in study.ready()}) > 1)
+        now[0] += 1
+    monkeypatch.setattr(children.time, "sleep", tick)
+    monkeypatch.setattr(branches.Branch, "start", start)
+    monkeypatch.setattr(branches, "ended", over)
+    branches.run_all(study.ready, [1, 2], 1e9)
+    assert not any(study.ready()) and not running and not any(idle)
 
 
 def make_again(study):
@@ -259,7 +285,7 @@ def test_half_a_study_reports_too(study):
     with pytest.raises(UserError, match="no finished runs"):
         frontier_report.write_report(study)
     for _ in range(9):
-        play(study.ready(1)[0])
+        play(next(study.ready()))
     text = frontier_report.write_report(study)
     assert "No law yet: a loss law has 5 numbers" in text and "not all its decays have run" in text
 
@@ -369,7 +395,7 @@ def test_end_to_end(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr[-2000:]
     study = Study(read_file(str(path)), str(tmp_path / "out"))
-    assert study.ready(1) == []
+    assert not any(study.ready())
     for name in study.names:
         for budget in study.budgets_of(name):
             leaf = study.leaf(name, budget, 1, study.best_decay(name, budget))
