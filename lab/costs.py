@@ -47,29 +47,24 @@ def count(config, sizes, vocab_size):
     (parameters, FLOPs a token of a training step, bytes of weights, gradients and optimizer state
     in float32; activations come on top, weights of the blocks' matrices) of a model of `sizes`.
     """
-    shape = asdict(replace(config.model_config(vocab_size), **sizes))
-    return _count(config.model, tuple(shape.items()), config.optimizer, config.head_fraction())
-
-
-@functools.cache
-def _count(kind, shape, optimizer, fraction):
-    cls, config_cls = MODELS[kind]
-    with torch.device("meta"):
-        model = cls(config_cls(**dict(shape)))
+    model = on_meta(config, sizes, vocab_size)
     params = model.num_params()
     matrices = sum(p.numel() for n, p in model.named_parameters() if role(n) == "matrix")
-    moments = 2 * params - (matrices if optimizer == "muon" else 0)
-    return params, model.flops_per_token(fraction), 4 * (2 * params + moments), matrices
+    moments = 2 * params - (matrices if config.optimizer == "muon" else 0)
+    return params, model.flops_per_token(config.head_fraction()), 4 * (2 * params + moments), matrices
+
+
+def on_meta(config, sizes, vocab_size):
+    """A model of `sizes` on the meta device; made once, for it is asked for often."""
+    shape = asdict(replace(config.model_config(vocab_size), **sizes))
+    return _on_meta(config.model, tuple(shape.items()))
 
 
 @functools.cache
-def _gathered(kind, shape):
-    """Parameters that FSDP holds whole: (of the largest block, of what is no block's)."""
+def _on_meta(kind, shape):
     cls, config_cls = MODELS[kind]
     with torch.device("meta"):
-        model = cls(config_cls(**dict(shape)))
-    blocks = [sum(p.numel() for p in b.parameters()) for b in model.blocks] or [0]
-    return max(blocks), model.num_params() - sum(blocks)
+        return cls(config_cls(**dict(shape)))
 
 
 def share_out(rows, config, vocab_size, processes, memory):
@@ -80,8 +75,9 @@ def share_out(rows, config, vocab_size, processes, memory):
     other computes), the rest's weights, and the gradients of the larger of these.
     """
     for r in rows:
-        shape = asdict(replace(config.model_config(vocab_size), **r["sizes"]))
-        block, rest = _gathered(config.model, tuple(shape.items()))
+        model = on_meta(config, r["sizes"], vocab_size)
+        blocks = [sum(p.numel() for p in b.parameters()) for b in model.blocks] or [0]
+        block, rest = max(blocks), model.num_params() - sum(blocks)
         whole = 4 * (2 * block + rest + max(block, rest)) if config.shard == "fsdp" else r["state"]
         shared = r["state"] if config.shard == "fsdp" else 0
         room = memory - whole
