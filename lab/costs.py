@@ -237,24 +237,18 @@ def make_step(config, vocab_size, sizes, before, micro, device):
     sizes it is grown from, its mask half risen, or None.
     """
     model, grow_s = make_model(config, before or sizes, vocab_size).to(device), 0.0
-    optimizers = make_optimizers(config, model)
+    optimizers, made = make_optimizers(config, model), []
     if before:
-        model, grow_s = grown(model, optimizers, before, sizes, device)
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        for o in optimizers:  # so that there is optimizer state to move
+            o.step()
+        grow_s = seconds_of(lambda: made.extend(grow(
+            model, optimizers, **{k: v for k, v in sizes.items() if v != before[k]})), device)
+        model = made[0]
+        set_mask(model, 0.5)
     return Step(model, optimizers, batch(config, vocab_size, micro, device),
                 pick_dtype(config.dtype, device), config.grad_clip), grow_s
-
-
-def grown(model, optimizers, before, sizes, device):
-    """(the model grown to `sizes`, its mask half risen, the seconds it took)"""
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    for o in optimizers:  # so that there is optimizer state to move
-        o.step()
-    made = []
-    grow_s = seconds_of(lambda: made.extend(grow(
-        model, optimizers, **{k: v for k, v in sizes.items() if v != before[k]})), device)
-    set_mask(made[0], 0.5)
-    return made[0], grow_s
 
 
 # -----------------------------------------------------------------------------
