@@ -256,9 +256,8 @@ def make_step(config, vocab_size, sizes, before, micro, device):
 
 def read_run(events):
     """
-    What a run's metrics say: evaluations `iters`, `losses`, `seconds` (of training, growth and
-    compilation included); `step_s` and `masked_s`, structure -> seconds of a step (medians);
-    `compile_s`, seconds of the first step beyond a plain one.
+    How long a run's metrics say that it took: `step_s` and `masked_s`, structure -> seconds of a step
+    (medians); `compile_s`, seconds of the first step beyond a plain one.
     A structure is the tuple (n_layer, n_embd, n_head, n_inner).
     """
     clean, masked, start_s, last = {}, {}, 0.0, dict(event="")
@@ -274,11 +273,7 @@ def read_run(events):
             last = e
     clean, masked = ({k: float(statistics.median(v)) for k, v in s.items()} for s in (clean, masked))
     typical = float(statistics.mean(clean.values())) if clean else 0.0
-    evals = {e["iter"]: e for e in events if e["event"] == "eval"}
-    evals = [evals[i] for i in sorted(evals)]
-    return dict(iters=[e["iter"] for e in evals], losses=[e["val_loss"] for e in evals],
-                seconds=[e["train_s"] for e in evals], step_s=clean, masked_s=masked,
-                compile_s=max(0.0, start_s - typical))
+    return dict(step_s=clean, masked_s=masked, compile_s=max(0.0, start_s - typical))
 
 
 def shape(e):
