@@ -5,7 +5,7 @@ decays and grown runs that start from their checkpoints. What was cut off goes o
 import os
 import time
 
-from lab.children import TRAIN, Job, ended, side_by_side
+from lab.children import TRAIN, Job, side_by_side
 from run.checkpoint import numbered
 from run.disk import write_json
 from run.errors import UserError
@@ -79,4 +79,4 @@ def run_all(ready, places, minutes):
     """Run what ready(n) names, n jobs at a time, until it names none, or for so many minutes."""
     until = time.monotonic() + 60 * minutes
     while time.monotonic() < until and (jobs := ready(len(places))):
-        side_by_side(jobs, places, Branch.start, ended, lambda: time.monotonic() < until)
+        side_by_side(jobs, places, lambda: time.monotonic() < until)

@@ -49,7 +49,6 @@ class Child:
         environment, cores, _ = place
         wait_for(out_dir)
         self.log = os.path.join(out_dir, "run.txt")
-        self.seen = time.monotonic()  # when its owner last looked at it
         with open(self.log, "ab") as out:
             self.said = out.tell()  # before it: what is in run.txt already
             self.process = subprocess.Popen(
@@ -172,26 +171,25 @@ def wait_for(out_dir):
             time.sleep(0.2)
 
 
-def side_by_side(waiting, places, start, over, go_on=lambda: True, grace=None, pause=0.1):
+def side_by_side(jobs, places, go_on=lambda: True):
     """
-    start(job, place) -> Child for each job of `waiting`, as many at once as there are places;
-    over(child, job) is asked of each now and then whether it is done with. Whatever ends this, an
-    error, an interrupt or go_on() turning False: the others save their state and stop.
+    Run `jobs`, as many at once as there are places. Whatever ends this, an error, an interrupt or
+    go_on() turning False: those that run save their state and stop.
     """
-    waiting, free, running = list(waiting), list(places), []
+    waiting, free, running = list(jobs), list(places), []
     try:
         while (waiting or running) and go_on():
             while waiting and free:
                 job, place = waiting.pop(0), free.pop(0)
-                running.append((start(job, place), job, place))
-            time.sleep(pause)
+                running.append((job.start(place), job, place))
+            time.sleep(0.1)
             for entry in list(running):
                 child, job, place = entry
-                if over(child, job):
+                if ended(child, job):
                     running.remove(entry)
                     free.append(place)
     finally:
-        stop([child for child, _, _ in running], grace)
+        stop([child for child, _, _ in running])
 
 
 def stop(children, grace=None):

@@ -23,8 +23,8 @@ import re
 import sys
 
 from lab import verdict, words
-from lab.campaign import Campaign, Run, point_name
-from lab.children import ended, in_folder, machines, many_parser, side_by_side, stem
+from lab.campaign import Campaign, point_name
+from lab.children import in_folder, machines, many_parser, side_by_side, stem
 from lab.costs import compute
 from run.arguments import parse_override, read_file
 from run.errors import UserError, exits_cleanly, library
@@ -33,7 +33,7 @@ from run.errors import UserError, exits_cleanly, library
 def run_all(runs, slots):
     """Run what is not done yet, as many at once as there are slots. An interrupt saves them all."""
     waiting = [r for r in {r.out_dir: r for r in runs}.values() if not r.done()]
-    side_by_side(waiting, slots, Run.start, ended)
+    side_by_side(waiting, slots)
 
 
 def plan(campaign):
