@@ -29,14 +29,9 @@ from dataclasses import replace
 import torch
 
 from grow import grow, set_mask, sizes_of
-from lab.costs import (
-    Step,
-    batch,
-    make_model,
-    read_run,
-    seconds_of,
-    shape,
-)
+from lab.campaign import known
+from lab.children import listed
+from lab.costs import Step, batch, make_model, read_run, seconds_of, shape
 from lab.costs import measure as measure_growth
 from lab.words import table
 from model import MODELS
@@ -274,15 +269,6 @@ def summary(result, args):
     return rows
 
 
-def contestants(text):
-    """For argparse: names separated by commas."""
-    names = [n.strip() for n in text.split(",")]
-    for n in names:
-        if n not in CONTESTANTS:
-            raise argparse.ArgumentTypeError(f"{n}: no such contestant: {', '.join(CONTESTANTS)}")
-    return names
-
-
 def parse(argv):
     p = Parser(prog="python -m lab.bench", description=__doc__, allow_abbrev=False,
                formatter_class=argparse.RawTextHelpFormatter)
@@ -295,8 +281,8 @@ def parse(argv):
     p.add_argument("--rounds", type=number(int, 1), default=7,
                    help="at least 5 for numbers to report (7)")
     p.add_argument("--steps", type=number(int, 1), default=4, help="steps a round (4)")
-    p.add_argument("--only", type=contestants, default=CONTESTANTS, metavar="NAME,NAME",
-                   help="contestants (all)")
+    p.add_argument("--only", type=listed(lambda n: known(n.strip(), CONTESTANTS, "--only")),
+                   default=CONTESTANTS, metavar="NAME,NAME", help="contestants (all)")
     p.add_argument("--nanogpt", default="", metavar="FOLDER", type=os.path.expanduser,
                    help="where nanoGPT's model.py is")
     p.add_argument("--save", default="", type=os.path.expanduser, help="JSON file to write")

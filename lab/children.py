@@ -221,11 +221,18 @@ def many_parser(prog, doc, what, **more):
     p.add_argument("--out", type=os.path.expanduser, help="folder for it all (out/ and the experiment's name)")
     p.add_argument("--parallel", type=number(int, 1), default=1,
                    help="runs at once, each on its cores, or dealt out to the GPUs (1)")
-    p.add_argument("--only", type=lambda text: [n.strip() for n in text.split(";")],
-                   metavar="NAME;NAME", help="only these contestants; a campaign adds their baselines")
+    p.add_argument("--seeds", type=listed(number(int, 0)), metavar="1,2,3",
+                   help="only these; a study adds its first, which tunes")
+    p.add_argument("--only", type=listed(str.strip, ";"), metavar="NAME;NAME",
+                   help="only these contestants; a campaign adds their baselines")
     p.add_argument("--plan", action="store_true", help="only say what would run and what it costs")
     p.add_argument("--report", action="store_true", help="only report on what is finished")
     return p
+
+
+def listed(kind, between=","):
+    """For argparse's `type`: values of a kind with commas between them."""
+    return lambda text: [kind(part) for part in text.split(between)]
 
 
 def in_folder(out, n, work):
@@ -238,7 +245,3 @@ def in_folder(out, n, work):
     except KeyboardInterrupt:
         raise UserError("interrupted; every run was saved, the same command goes on from here") \
             from None
-
-
-def stem(path):
-    return os.path.splitext(os.path.basename(path))[0]

@@ -14,10 +14,11 @@ come first. docs/frontier.md says how to write an experiment and to read the rep
 import functools
 import math
 import os
+from pathlib import Path
 
 from lab.branches import Branch, run_all
 from lab.campaign import check_keys, known, slug
-from lab.children import in_folder, many_parser, stem
+from lab.children import in_folder, listed, many_parser
 from lab.costs import measure, stage_costs, vocab_of
 from lab.frontier_report import write_report
 from lab.speeds import measure_speeds
@@ -266,22 +267,17 @@ def plan(study, speed):
         + f"\n\nAt {human(speed, 'FLOP/s')}. Target {study.target}: {human(study.weights)} weights."
 
 
-def numbers(kind):
-    """For argparse's `type`: numbers with commas between them."""
-    return lambda text: [number(kind, 0)(part) for part in text.split(",")]
-
-
 @exits_cleanly
 def main():
     p = many_parser("lab.frontier", __doc__, dict(help="a file such as lab/experiments/frontier.py"))
     p.add_argument("--minutes", type=number(float, 0), default=1e6, help="stop after so many")
     p.add_argument("--speeds", action="store_true",
                    help="measure each size's seconds a step, once, with nothing else running")
-    p.add_argument("--budgets", type=numbers(float), help="only these, as 2.5,5; the report has all")
-    p.add_argument("--seeds", type=numbers(int), help="only these, and the first, which tunes")
+    p.add_argument("--budgets", type=listed(number(float, 0)), metavar="2.5,5",
+                   help="only these; the report has all")
     args = p.parse_args()
-    study = Study(read_file(args.what), args.out or os.path.join("out", stem(args.what)), args.budgets,
-                  args.seeds, args.only)
+    study = Study(read_file(args.what), args.out or os.path.join("out", Path(args.what).stem),
+                  args.budgets, args.seeds, args.only)
     if args.speeds:
         print(measure_speeds(study))
         return

@@ -66,7 +66,7 @@ def test_what_growing_cost_a_run():
 
 
 @pytest.mark.parametrize("flags, words", [
-    ("--only=nonsense", "nonsense: no such contestant: ours-block, "), ("--rounds=0", "at least 1"),
+    ("--only=nonsense", "'nonsense': no such name: there are ours-block, "), ("--rounds=0", "at least 1"),
     ("--steps=x", "--steps: x: must be a whole number"), ("--preset=huge", "--preset: invalid choice"),
     ("--device=abacus", "device=abacus"), ("--run=nowhere", "nowhere: no metrics.jsonl"),
     ("--only=ours-none --save=nowhere/x.json", "no such folder"), ("--color=red", "--color=red")])
