@@ -47,9 +47,9 @@ class Contestant:
 class Run(Job):
     """A contestant at a point of its sweep, with a seed."""
 
-    def __init__(self, contestant, point, config):
+    def __init__(self, point, config):
         super().__init__(config.out_dir, config.max_iters)
-        self.contestant, self.point, self.config = contestant, point, config
+        self.point, self.config = point, config
 
     def command(self):
         """train.py with every setting that is not at its default."""
@@ -136,7 +136,7 @@ class Campaign:
         values = {**c.values, **point, "seed": seed, "init_from": "auto", "keep_checkpoints": 1,
                   "out_dir": os.path.join(self.out, *[p for p in parts if p])}
         try:
-            return Run(c.name, point, from_dict(values))
+            return Run(point, from_dict(values))
         except UserError as e:
             raise UserError(f"contestant {c.name!r}: {e}") from None
 
