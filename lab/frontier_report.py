@@ -3,8 +3,8 @@ import math
 import os
 from dataclasses import asdict, replace
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import colormaps
 
 from lab import law, words
 from lab.children import machines
@@ -236,7 +236,7 @@ def write_report(study):
 
 def draw(study, found, best, rows, save):
     """Left: final loss over compute, sizes, envelope and grown runs. Right: against the envelope."""
-    hues = dict(zip(study.names, plt.cm.turbo(np.linspace(0.05, 0.95, len(study.names)))))
+    hues = dict(zip(study.names, colormaps["turbo"](np.linspace(0.05, 0.95, len(study.names)))))
     budgets = sorted({b for _, b in found})
     with picture(save, 2, (5.4,)) as axes:
         left, right = axes[0]

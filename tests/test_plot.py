@@ -165,7 +165,7 @@ def test_panels_and_words_of_the_picture(monkeypatch):
     """Real runs: all panels, the lead in words, and no word over another or out of the picture."""
     real = [str(ROOT / "results" / name) for name in ("pystdlib_msg", "pystdlib_scratch")]
     fig = drawn(monkeypatch, *real)
-    fig.canvas.draw()
+    fig.draw_without_rendering()
     words = [t.get_text() for ax in fig.axes for t in texts(ax)]
     assert any("pystdlib_msg: 1." in w and "sooner at" in w for w in words)
     assert [ax._left_title.get_text().split()[0] for ax in fig.axes[2:]] == ["mask", "learning", "gradient"]

@@ -11,17 +11,14 @@ import os
 import sys
 import time
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-
-from model import GROWABLE  # noqa: E402
-from run.curves import crossing, curve, reaches  # noqa: E402
-from run.disk import written  # noqa: E402
-from run.errors import Parser, UserError, exits_cleanly, number  # noqa: E402
-from run.given import read_json  # noqa: E402
-from run.runlog import read_metrics  # noqa: E402
+from model import GROWABLE
+from run.curves import crossing, curve, reaches
+from run.disk import written
+from run.errors import Parser, UserError, exits_cleanly, number
+from run.given import read_json
+from run.runlog import read_metrics
 
 # panels of the lower row: title, the event's key, the events that have it
 PANELS = (("mask of the new part", "mask", None), ("learning rate", "lr", "step"),
@@ -171,7 +168,7 @@ def show_lead(ax, runs, baseline, scale):
 def plot(runs, save, baseline=None):
     """runs: {label: events}; baseline: one of the labels, or None. Writes the picture to `save`."""
     small = small_panels(runs)
-    fig = plt.figure(figsize=(12, 7.6 if small else 4.8))
+    fig = Figure(figsize=(12, 7.6 if small else 4.8))
     grid = fig.add_gridspec(2 if small else 1, 6, height_ratios=[1.9, 1][:2 if small else 1])
     axes = [fig.add_subplot(grid[0, :3])]
     axes.append(fig.add_subplot(grid[0, 3:], sharey=axes[0]))
@@ -211,8 +208,6 @@ def write(fig, save):
     except (OSError, ValueError) as e:  # ValueError: no such format
         raise UserError(f"{save}: cannot be written ({getattr(e, 'strerror', None) or e}): give "
                         "--save=FILE.png in a folder that is there") from None
-    finally:
-        plt.close(fig)
 
 
 # -----------------------------------------------------------------------------
