@@ -10,6 +10,7 @@ at its pooled output, GPT at the last token (--pool=mean: either at the mean ove
 BERT whose NSP taught its first token nothing), and for SQuAD both at every token of the passage.
 A model is a checkpoint, a run's folder or a Hugging Face folder.
 """
+import functools
 import os
 import re
 import statistics
@@ -41,7 +42,7 @@ class Encoder:
 
     def __init__(self, tok, kind, block_size):
         self.tok, self.bert, self.T = tok, kind == "bert", block_size
-        self.words = {}
+        self.encode_word = functools.cache(tok.encode)  # there are few words, again and again
         if self.bert:
             cls, sep = ([tok.special[s]] for s in ("cls", "sep"))
             self.first, self.between, self.last = cls, sep, sep
@@ -78,9 +79,7 @@ class Encoder:
         asked = self.tok.encode(q.text)[:self.T // 3]
         ids, units = [], []
         for n, m in enumerate(re.finditer(r"\s*(\w+|[^\w\s])", q.passage)):
-            piece = self.words.get(m[0])
-            if piece is None:
-                piece = self.words[m[0]] = self.tok.encode(m[0])
+            piece = self.encode_word(m[0])
             ids += piece
             units += [(n, m.start(1), m.end(1))] * len(piece)
         end = q.start + len(q.answers[0])  # read_squad has made sure that it is there
