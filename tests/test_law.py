@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from lab import law
-from lab.law import CHINCHILLA, Law
+from lab.law import Law
 from run.errors import UserError
 
 integrate, optimize = map(pytest.importorskip, ("scipy.integrate", "scipy.optimize"))
 quad, brentq, minimize_scalar = integrate.quad, optimize.brentq, optimize.minimize_scalar
+# "Training Compute-Optimal Large Language Models", Hoffmann et al. 2022, arXiv 2203.15556, approach 3
+CHINCHILLA = Law(E=1.69, A=406.4, B=410.7, a=0.34, b=0.28, embeddings=True)
 
 
 def balanced_at(c, ratio):
