@@ -145,9 +145,9 @@ def batch(config, vocab_size, rows, device):
 class Step:
     """A training step in its two parts, of which the first is done for every micro-batch."""
 
-    def __init__(self, model, optimizers, data, dtype, clip=1.0, loss=None):
+    def __init__(self, model, optimizers, data, dtype, clip=1.0, loss=None, micro_batches=1):
         self.model, self.optimizers, self.data, self.dtype = model, optimizers, data, dtype
-        self.clip = clip or float("inf")
+        self.clip, self.micro_batches = clip or float("inf"), micro_batches
         self.loss = loss or (lambda model, data: model(**data, return_logits=False)[1])
         self.device = data["idx"].device
 
@@ -162,7 +162,8 @@ class Step:
             o.step()
 
     def __call__(self):
-        self.forward_backward()
+        for _ in range(self.micro_batches):
+            self.forward_backward()
         self.update()
         self.model.zero_grad(set_to_none=True)
 
@@ -211,10 +212,8 @@ def measure(config, vocab_size, sizes, before=None, processes=1, seconds=2.0):
     device = Ranks(config.device).device
     mode, _ = compiler.choose(config.compile, device)
     compiler.forget_graphs()
-    rows = config.batch_tokens // config.block_size / processes  # a process's, an iteration
-    micro = int(min(config.micro_batch, max(1, rows)))
     peak_memory(device, restart=True)
-    step, grow_s = make_step(config, vocab_size, sizes, before, micro, device)
+    step, grow_s = make_step(config, vocab_size, sizes, before, device, processes)
     model, peak_grow = step.model, peak_memory(device) if before else 0.0
 
     def timed():
@@ -223,7 +222,7 @@ def measure(config, vocab_size, sizes, before=None, processes=1, seconds=2.0):
         step.update()
         again = median_seconds(step.forward_backward, device, seconds)
         update = median_seconds(step.update, device, seconds)
-        return max(1, round(rows / micro)) * again + update, max(0.0, first - again)
+        return step.micro_batches * again + update, max(0.0, first - again)
     ramp_s, compile_s = timed() if before else (0.0, 0.0)
     set_mask(model, 1)
     step_s, clean_s = timed()
@@ -231,11 +230,13 @@ def measure(config, vocab_size, sizes, before=None, processes=1, seconds=2.0):
                 compile_s=compile_s + clean_s, peak_grow=peak_grow, peak=peak_memory(device))
 
 
-def make_step(config, vocab_size, sizes, before, micro, device):
+def make_step(config, vocab_size, sizes, before, device, processes=1):
     """
-    (the Step of a model of `sizes` on `micro` rows, the seconds that growing it took); before: the
-    sizes it is grown from, its mask half risen, or None.
+    (the Step of a model of `sizes`, one of `processes`, the seconds that growing it took); before:
+    the sizes it is grown from, its mask half risen, or None.
     """
+    rows = config.batch_tokens / config.block_size / processes  # a process's, an iteration
+    micro = int(min(config.micro_batch, max(1, rows)))
     model, grow_s = make_model(config, before or sizes, vocab_size).to(device), 0.0
     optimizers, made = make_optimizers(config, model), []
     if before:
@@ -248,7 +249,8 @@ def make_step(config, vocab_size, sizes, before, micro, device):
         model = made[0]
         set_mask(model, 0.5)
     return Step(model, optimizers, batch(config, vocab_size, micro, device),
-                pick_dtype(config.dtype, device), config.grad_clip), grow_s
+                pick_dtype(config.dtype, device), config.grad_clip,
+                micro_batches=max(1, round(rows / micro))), grow_s
 
 
 # -----------------------------------------------------------------------------
