@@ -73,11 +73,6 @@ class Law:
         """The tokens for which N weights are neither too many nor too few."""
         return (self.b * self.B * N**self.a / (self.a * self.A))**(1 / self.b)
 
-    def best_compute(self, loss):
-        """The FLOPs that a loss costs with the best fixed size."""
-        N = self.best_size(loss)
-        return 6 * N * self.tokens(N, loss)
-
     def growth_compute(self, loss, largest, start=None):
         """
         The FLOPs of an ideal growth to `loss`, up to `largest` weights; from nothing, or from start =
@@ -120,7 +115,7 @@ class Law:
                             "a model only grows")
         loss, C = float(self.loss(N, D)), 6 * N * D
         grown, best = self.growth_compute(loss, N, small), self.best_size(loss)
-        over = [float(c / grown) if grown else np.inf for c in (C, self.best_compute(loss))]
+        over = [float(c / grown) if grown else np.inf for c in (C, 6 * best * self.tokens(best, loss))]
         return dict(best_size=best, oversize=N / best, for_budget=N / self.best_for(C),
                     against_target=over[0], against_best=over[1])
 

@@ -54,7 +54,7 @@ def test_best_sizes_are_the_best():
     assert minimize_scalar(compute, (low, low + 1)).x == pytest.approx(math.log(c.best_size(goal)), abs=1e-3)
     fastest = minimize_scalar(slowness, (low, low + 1)).x
     assert fastest == pytest.approx(math.log(c.growth_size(goal)), abs=1e-3)
-    C = c.best_compute(goal)
+    C = math.exp(compute(math.log(c.best_size(goal))))
     assert c.best_for(C) == pytest.approx(c.best_size(goal))
     assert c.loss(c.best_for(C), C / 6 / c.best_for(C)) == pytest.approx(goal)
     assert c.tokens(1e9, c.loss(1e9, 2e10)) == pytest.approx(2e10) and c.tokens(1e3, 2.0) == math.inf
