@@ -7,7 +7,7 @@ import math
 import os
 from dataclasses import asdict, replace
 
-from lab.children import ROOT
+from lab.children import ROOT, Job
 from lab.costs import stage_costs, vocab_of
 from lab.law import BESIROGLU, advise, enough, fit, fit_three, read_law
 from lab.verdict import times
@@ -15,7 +15,6 @@ from lab.words import human, table
 from run.disk import write_json
 from run.errors import UserError, number
 from run.given import read_json
-from run.runlog import read_metrics
 from run.settings import from_dict, known_settings
 
 STUDIES = [os.path.join(ROOT, "results", name) for name in ("frontier", "frontier_gpu")]
@@ -27,11 +26,11 @@ def run_point(out_dir):
     values = read_json(os.path.join(out_dir, "config.json"), max_iters=int)
     resolved = values.pop("resolved", {})
     config = from_dict(known_settings(values))
-    evals = [e for e in read_metrics(out_dir) if e["event"] == "eval"]
-    if not evals or evals[-1]["iter"] != config.max_iters or type(evals[-1]["val_loss"]) is not float:
+    end = Job(out_dir, config.max_iters).end()
+    if not end or type(end["val_loss"]) is not float:
         raise UserError(f"{out_dir}: is not finished, or diverged")
     vocab_size = resolved.get("vocab_size") or vocab_of(config)
-    return stage_costs(config, vocab_size), evals[-1]["tokens"], evals[-1]["val_loss"], vocab_size
+    return stage_costs(config, vocab_size), end["tokens"], end["val_loss"], vocab_size
 
 
 def fit_ladder(runs, save):
