@@ -99,10 +99,13 @@ def read_glue(path, task):
             continue
         *texts, label = (cells[w] for w in where)
         try:
-            rows.append((texts, task.classes.index(label) if task.classes else finite(label)))
+            value = task.classes.index(label) if task.classes else float(label)
         except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
             raise UserError(f"{path}:{i}: label {label!r}: must be "
-                            f"{' or '.join(task.classes) or 'a number'}") from None
+                            f"{' or '.join(task.classes) or 'a number'}")
+        rows.append((texts, value))
     if not rows:
         raise UserError(f"{path}: has no rows of {task.name}, whose columns are "
                         f"{', '.join(name for name, _ in columns)}: --task, --train and --dev "
@@ -110,12 +113,6 @@ def read_glue(path, task):
     if short:
         print(f"{path}: {short} lines with too few columns left out")
     return rows
-
-
-def finite(text):
-    if not math.isfinite(value := float(text)):
-        raise ValueError(text)
-    return value
 
 
 class Question(NamedTuple):
