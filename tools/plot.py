@@ -30,15 +30,13 @@ def read_run(folder, wait=False):
     an evaluation is an error, or with `wait` has no events yet.
     """
     path = os.path.join(folder, "metrics.jsonl")
-    if not os.path.isfile(path):
+    there, damaged = os.path.isfile(path), []
+    events = read_metrics(folder, damaged) if there else []
+    if not any(e["event"] == "eval" for e in events):
         if wait and os.path.isdir(folder):
             return []
-        raise UserError(f"{folder}: no metrics.jsonl there: give the out_dir of a run")
-    events = read_metrics(folder, damaged := [])
-    if not any(e["event"] == "eval" for e in events):
-        if wait:
-            return []
-        raise UserError(f"{folder}: no evaluation in metrics.jsonl yet: wait for the first")
+        raise UserError(f"{folder}: no " + ("evaluation in metrics.jsonl yet: wait for the first" if there
+                                            else "metrics.jsonl there: give the out_dir of a run"))
     if damaged:
         print(f"{path}: {len(damaged)} damaged lines left out")
     return events
