@@ -232,12 +232,10 @@ class Study:
 
 
 def check_experiment(experiment):
-    for key in EXPERIMENT.keys() - experiment.keys() - set(OPTIONAL):
-        raise UserError(f"experiment: has no {key}: see docs/frontier.md")
     check_keys(experiment, EXPERIMENT)
-    for key in EXPERIMENT.keys() - set(OPTIONAL):
-        if not experiment[key]:
-            raise UserError(f"experiment: {key} is empty")
+    for key in EXPERIMENT:
+        if key not in OPTIONAL and not experiment.get(key):
+            raise UserError(f"experiment: has no {key}, or none in it: see docs/frontier.md")
     known(experiment["target"], experiment["ladder"], "experiment: target")
     for b in [experiment["sweep_at"], *experiment.get("grown_at", [])]:
         if b not in experiment["budgets"]:
