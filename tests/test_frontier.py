@@ -166,7 +166,7 @@ def test_the_report_finds_the_law(study):
         given, all_of_it = rows[name, 10]["given_target"], rows[name, 10]["target"]
         assert given[0] > all_of_it[0]
     assert rows["late", 10]["given_best"][0] == pytest.approx(5 * rows["late", 10]["best"][0], rel=0.05)
-    assert "10 tokens a weight: " in text and "Caution" in text
+    assert "Law from scratch: E = " in text and "Caution" in text
     assert os.path.getsize(os.path.join(study.out, "frontier.png")) > 10_000
     with open(os.path.join(study.out, "law.json")) as f:
         assert json.load(f) == report["law"]
@@ -305,7 +305,7 @@ def test_cost_of_a_loss():
 @pytest.mark.parametrize("changes, message", [
     (dict(target="tow"), "target: 'tow': no such name, did you mean two"),
     (dict(decays=None), "experiment: has no decays"),
-    (dict(seeds=[]), "experiment: seeds is empty"),
+    (dict(seeds=[]), "experiment: has no seeds, or none in it"),
     (dict(sweep_at=7), "7 is none of the budgets"),
     (dict(sweep_at="5"), "sweep_at='5': must be a number"),
     (dict(ladder=[1]), r"ladder=\[1\]: must be a dict"),
