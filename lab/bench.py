@@ -15,7 +15,6 @@ and muon-torch (ours-block with our Muon, and with torch.optim's).
 """
 import argparse
 import contextlib
-import functools
 import json
 import os
 import runpy
@@ -40,7 +39,7 @@ from run.disk import write_json
 from run.errors import Parser, UserError, exits_cleanly, library, number
 from run.optim import make_optimizers
 from run.precision import known_peak, pick_dtype
-from run.ranks import Ranks, hold_memory, machine
+from run.ranks import Ranks, machine
 from run.runlog import read_metrics
 from run.settings import from_dict
 
@@ -64,7 +63,7 @@ FOREIGN = ("peer", "nanogpt")
 def config_of(args):
     size = PRESETS[args.preset]
     return from_dict(dict(size, model=args.model, micro_batch=ROWS, learning_rate=1e-4,
-                          batch_tokens=ROWS * size["block_size"]))
+                          batch_tokens=ROWS * size["block_size"], device=args.device, dtype=args.dtype))
 
 
 def halved(config, dims):
@@ -149,12 +148,11 @@ def peer_loss(model, data):
         ce(out.seq_relationship_logits, data["next_sentence"])
 
 
-def worker(name, nanogpt, config, device, dtype):
+def worker(args, config, device, dtype):
     """Answers each line on stdin (a number of steps) with the seconds they took."""
-    started = time.perf_counter()
-    hold_memory()  # as train.py does; the peers get it too
+    started, name = time.perf_counter(), args.worker
     with contextlib.redirect_stdout(sys.stderr):  # whatever a peer says: stdout is for answers
-        step, model = build(name, config, device, dtype, nanogpt)
+        step, model = build(name, config, device, dtype, args.nanogpt)
     seconds_of(step, device)
     flops = None if name.startswith(FOREIGN) else model.flops_per_token(config.head_fraction())
     print(json.dumps(dict(first_s=time.perf_counter() - started, flops=flops)), flush=True)
@@ -162,9 +160,8 @@ def worker(name, nanogpt, config, device, dtype):
         print(json.dumps(seconds_of(lambda: [step() for _ in range(int(line))], device)), flush=True)
 
 
-def growth(config, device, dtype):
+def growth(config):
     """What it costs to grow half the model to the whole in all dimensions: see costs.measure."""
-    config = replace(config, device=str(device), dtype=str(dtype).split(".")[1])
     before, sizes = halved(config, GROWTHS["all"])
     print(json.dumps(measure_growth(config, config.vocab_size, sizes, before)), flush=True)
 
@@ -175,7 +172,7 @@ def growth(config, device, dtype):
 def cost_of_growth(events):
     """
     What growing added to a run, from its metrics: seconds by part (growing itself, first steps beyond a
-    plain one, masked steps beyond clean ones) and the run's seconds of training, "total".
+    plain one, masked steps beyond clean ones).
     """
     run, growths = read_run(events), [e for e in events if e["event"] == "grow"]
     parts = dict(grow_s=sum(e.get("grow_s", 0.0) for e in growths))
@@ -183,10 +180,9 @@ def cost_of_growth(events):
     parts["compile_s"] = sum(max(0.0, e["first_step_s"] - run["step_s"].get(shape(e), 0.0))
                              for e in later)
     ends = [e["iter"] for e in events if e["event"] == "ramp_end"]
-    parts["masked_s"] = sum(
+    return dict(parts, masked_s=sum(
         (end - e["iter"]) * max(0.0, run["masked_s"][shape(e)] - run["step_s"][shape(e)])
-        for e, end in zip(growths, ends) if shape(e) in run["masked_s"] and shape(e) in run["step_s"])
-    return {**parts, "total": events[-1]["train_s"]}
+        for e, end in zip(growths, ends) if shape(e) in run["masked_s"] and shape(e) in run["step_s"]))
 
 
 def show_cost(out_dir):
@@ -195,8 +191,7 @@ def show_cost(out_dir):
     events = read_metrics(out_dir)
     if not events or "train_s" not in events[-1]:
         raise UserError(f"{out_dir}: nothing in metrics.jsonl yet: wait until the run has begun")
-    parts = cost_of_growth(events)
-    total = parts.pop("total")
+    parts, total = cost_of_growth(events), events[-1]["train_s"]
     print(f"{out_dir}: {total:.1f} s of training, of which growing took {sum(parts.values()):.1f} s, "
           f"{sum(parts.values()) / max(total, 1e-9):.1%}")
     print("\n".join(f"  {seconds:8.2f} s  {what}" for what, seconds in zip((
@@ -305,8 +300,10 @@ def main():
     args.device, args.dtype = str(device), str(dtype).split(".")[1]
     if args.worker:
         torch.set_num_threads(args.threads)
-        work = growth if args.worker == "growth" else functools.partial(worker, args.worker, args.nanogpt)
-        work(config_of(args), device, dtype)
+        if args.worker == "growth":
+            growth(config_of(args))
+        else:
+            worker(args, config_of(args), device, dtype)
         return
     if args.save and not os.path.isdir(os.path.dirname(args.save) or "."):
         raise UserError(f"save={args.save}: no such folder: make it first")
