@@ -145,21 +145,18 @@ class Campaign:
         Set max_iters so that the run costs `budget`: FLOPs, or as many as the contestant of that
         name, or a share of them, (name, share).
         """
-        def configured(values, iters):
-            try:
-                return from_dict({**values, "max_iters": iters, "warmup_iters": 0})
-            except UserError as e:
-                raise UserError(f"contestant {name!r}: {e}") from None
+        def config(name, **more):
+            point = dict(more, warmup_iters=0)
+            return self.run(self.contestants[name], point, self.seeds[0]).config
         if isinstance(budget, (str, tuple)):
             like, share = (budget, 1) if isinstance(budget, str) else budget
-            like = self.contestants[known(like, self.contestants, f"contestant {name!r}: flops")]
-            budget = share * compute(configured(like.values, like.values.get(
-                "max_iters", TrainConfig.max_iters)))
-        values = self.contestants[name].values
-        at = max([s["at"] for s in configured(values, 10**9).stages], default=0) + 1
-        before, after = (compute(configured(values, n)) for n in (at, at + 1))
-        values["max_iters"] = at + int((budget - before) / (after - before))
-        if values["max_iters"] <= at:
+            known(like, self.contestants, f"contestant {name!r}: flops")
+            budget = share * compute(config(like))
+        at = max([s["at"] for s in config(name, max_iters=10**9).stages], default=0) + 1
+        before, after = (compute(config(name, max_iters=n)) for n in (at, at + 1))
+        iters = at + int((budget - before) / (after - before))
+        self.contestants[name].values["max_iters"] = iters
+        if iters <= at:
             raise UserError(f"contestant {name!r}: its stages take more than flops={budget:.3g}: "
                             "raise that, or grow earlier")
 
