@@ -157,10 +157,7 @@ class Search:
         self.stable(run, self.end)
         seen = self.decayed(run, self.end)
         self.compile_s = read_run(self.runs.events(run.name))["compile_s"]
-        try:
-            self.curve = rates.fit(*self.grown(run))
-        except ValueError as e:
-            raise UserError(f"{run.name}: {e}: raise max_iters, or lower decay_frac") from None
+        self.curve = rates.fit(*self.grown(run))
         drop = float(self.curve.loss_at(self.end)) - seen["val_loss"][-1]
         self.scratch_s = self.seconds([(self.target, 0)], self.config.max_iters)
         if self.goal is None:
