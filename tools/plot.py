@@ -225,10 +225,7 @@ def report(runs):
 def is_over(folder, events):
     """Was a run's last iteration evaluated? One that says nothing of its length is over."""
     path = os.path.join(folder, "config.json")
-    try:
-        end = read_json(path).get("max_iters", 0) if os.path.exists(path) else 0
-    except UserError:  # being written
-        return False
+    end = read_json(path).get("max_iters", 0) if os.path.exists(path) else 0
     return any(e["event"] == "eval" and e["iter"] >= end for e in events)
 
 
