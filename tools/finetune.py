@@ -238,9 +238,7 @@ def run(args):
     kind = kind_of(model)
     tok = get_tokenizer(info["meta"], bert=kind == "bert")
     encoder = Encoder(tok, kind, model.config.block_size)
-    train_name, dev_names = args.train or task.train, task.dev
-    if args.dev:
-        dev_names = list(map(os.path.expanduser, args.dev.split(",")))
+    train_name, dev_names = args.train or task.train, args.dev or task.dev
     data = {n: Data(os.path.join(args.folder, n), task, encoder, args.limit)
             for n in (train_name, *dev_names)}
     seeds = []
@@ -266,7 +264,8 @@ def parse(argv):
     p.add_argument("folder", type=os.path.expanduser, help="the task's files")
     p.add_argument("--task", help=f"{', '.join(TASKS)}; by default what the folder is called")
     p.add_argument("--train", type=os.path.expanduser, help="the file to train on")
-    p.add_argument("--dev", help="the file to score on; several joined by commas")
+    p.add_argument("--dev", type=lambda text: list(map(os.path.expanduser, text.split(","))),
+                   help="the file to score on; several joined by commas")
     p.add_argument("--seeds", type=number(int, 1), default=3, help="so many runs, of seeds 0, 1, ...")
     p.add_argument("--epochs", type=number(int, 1), default=3)
     p.add_argument("--lr", type=number(float, 0), default=5e-5,
