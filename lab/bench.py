@@ -217,8 +217,7 @@ def measure(args):
         process = start(name, args)
         line = process.stdout.readline()
         if not line:
-            print(f"{name}: not measured" + (" (pip install transformers for the peer)"
-                                             if name.startswith("peer") else " (--verbose says why)"))
+            print(f"{name}: not measured (--verbose says why)")
             continue
         running[name], result[name] = process, {**json.loads(line), "seconds": []}
         print(f"{name}: ready after {result[name]['first_s']:.1f} s", flush=True)

@@ -109,10 +109,8 @@ class Job:
         if self.diverged():
             return math.inf
         end = self.end()
-        if end is None:
-            return None
-        loss = float(end["val_loss"])  # "nan", for JSON has none
-        return loss if math.isfinite(loss) else math.inf
+        loss = float(end["val_loss"]) if end else None  # "nan", for JSON has none
+        return math.inf if end and not math.isfinite(loss) else loss
 
 
 def ended(child, job):
@@ -195,8 +193,7 @@ def side_by_side(jobs, places, go_on=lambda: True):
 def stop(children, grace=None):
     """Ask them to save and stop, which train.py does after its step; kill after `grace` seconds."""
     for c in children:
-        if c.process.poll() is None:
-            c.process.terminate()
+        c.process.terminate()  # if it still runs
     for c in children:
         try:
             c.process.wait(grace)

@@ -171,13 +171,12 @@ def parse(argv):
     p = Parser(prog="python -m lab.plan", description=__doc__, allow_abbrev=False,
                usage="python -m lab.plan CONFIG [options] [--key=value ...]",
                formatter_class=argparse.RawTextHelpFormatter)
-    count = number(int, 1)
     p.add_argument("--dry", action="store_true", help="measure nothing, allocate nothing")
     p.add_argument("--flops", type=number(float, 1), default=0.0,
                    help="with --dry: a device's peak, FLOP/s (default: known for common GPUs)")
     p.add_argument("--mfu", type=number(float, 0.001, 1), default=0.4,
                    help="with --dry: the share of it in use (0.4)")
-    p.add_argument("--processes", type=count, default=1, help="devices that share a batch (1)")
+    p.add_argument("--processes", type=number(int, 1), default=1, help="devices that share a batch (1)")
     p.add_argument("--memory", type=number(float, 0.001), default=80.0,
                    help="with --dry: a device's memory, GB (80)")
     p.add_argument("--seconds", type=number(float, 0.01), default=2.0,
