@@ -186,11 +186,11 @@ def cost_of_growth(events):
 
 
 def show_cost(out_dir):
-    if not os.path.isfile(os.path.join(out_dir, "metrics.jsonl")):
-        raise UserError(f"{out_dir}: no metrics.jsonl there: give the out_dir of a run")
-    events = read_metrics(out_dir)
-    if not events or "train_s" not in events[-1]:
-        raise UserError(f"{out_dir}: nothing in metrics.jsonl yet: wait until the run has begun")
+    there = os.path.isfile(os.path.join(out_dir, "metrics.jsonl"))
+    events = read_metrics(out_dir) if there else []
+    if not events:
+        raise UserError(f"{out_dir}: " + ("nothing in metrics.jsonl yet: wait until the run has begun"
+                        if there else "no metrics.jsonl there: give the out_dir of a run"))
     parts, total = cost_of_growth(events), events[-1]["train_s"]
     print(f"{out_dir}: {total:.1f} s of training, of which growing took {sum(parts.values()):.1f} s, "
           f"{sum(parts.values()) / max(total, 1e-9):.1%}")

@@ -35,8 +35,8 @@ def read_run(folder, wait=False):
     if not any(e["event"] == "eval" for e in events):
         if wait and os.path.isdir(folder):
             return []
-        raise UserError(f"{folder}: no " + ("evaluation in metrics.jsonl yet: wait for the first" if there
-                                            else "metrics.jsonl there: give the out_dir of a run"))
+        raise UserError(f"{folder}: " + ("no evaluation in metrics.jsonl yet: wait for the first"
+                        if there else "no metrics.jsonl there: give the out_dir of a run"))
     if damaged:
         print(f"{path}: {len(damaged)} damaged lines left out")
     return events
