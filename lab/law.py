@@ -144,7 +144,7 @@ def advise(law, N, D, small=None, measured=None):
     Is it worth growing to N weights that would train on D tokens from scratch? small: (weights, tokens)
     of a model that is there. measured: the compute that growing saved there, (mean, low, high) against
     the target and against the best fixed size, instead of the most that the law allows. A dict: the
-    law's savings(), one (one_growth()), grow (True or False), fits and words (sentences).
+    law's savings(), one (one_growth()), fits and words (sentences).
     """
     s, chance = law.savings(N, D, small), False
     there = s["against_target"] == np.inf
@@ -169,8 +169,7 @@ def advise(law, N, D, small=None, measured=None):
                  f"from scratch ({best:.3g}x against those).")
     else:
         words = f"Grow ({gains}, {best:.3g}x against {size}, the best fixed size; {how})."
-    return dict(s, one=None if there else law.one_growth(N, D, small), fits=fits, words=words,
-                grow=bool(there or target >= WORTH and not chance))
+    return dict(s, one=None if there else law.one_growth(N, D, small), fits=fits, words=words)
 
 
 # Chinchilla's runs, fitted again: "Chinchilla Scaling: A replication attempt", arXiv 2404.10102
