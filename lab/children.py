@@ -202,11 +202,6 @@ def stop(children, grace=None):
             c.process.wait()
 
 
-def interrupt_on_sigterm():
-    """SIGTERM as Ctrl-C, so that it reaches the children too."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
 # -----------------------------------------------------------------------------
 # the commands that run many
 
@@ -235,7 +230,7 @@ def listed(kind, between=","):
 def in_folder(out, n, work):
     """work(places of n runs) with the folder `out` locked. An interrupt is a UserError."""
     slots = places(n)
-    interrupt_on_sigterm()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, handed on to the children
     try:
         with make_out_dir(out):
             work(slots)

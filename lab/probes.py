@@ -5,10 +5,11 @@ trained twice. Started again with the same arguments, each goes on where it stop
 """
 import os
 import shutil
+import signal
 import time
 from dataclasses import dataclass
 
-from lab.children import TRAIN, Child, interrupt_on_sigterm, places, stop, wait_for
+from lab.children import TRAIN, Child, places, stop, wait_for
 from run import checkpoint
 from run.disk import write_json
 from run.errors import UserError
@@ -48,7 +49,7 @@ class Runs:
                                 f"({' '.join(self.state['args'])}): choose another --out, or "
                                 "delete it")
         self.since = time.monotonic()
-        interrupt_on_sigterm()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, handed on to the child
 
     def left(self):
         """Seconds of the budget that are left, after what earlier sessions spent."""
