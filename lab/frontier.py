@@ -40,9 +40,9 @@ class Study:
     def __init__(self, experiment, out, budgets=None, seeds=None, only=None):
         check_experiment(experiment)
         self.__dict__.update(dict(starts={}, grown={}, grown_at=[]), **experiment)
-        self.out, (self.rate_key, self.rate_values) = out, next(iter(self.rates.items()))
-        self.sizes, self.tuned = {name: {k: v for k, v in sizes.items() if k != "budgets"}
-                                  for name, sizes in {**self.starts, **self.ladder}.items()}, {}
+        self.out, self.tuned, (self.rate_key, self.rate_values) = out, {}, next(iter(self.rates.items()))
+        self.sizes = {name: {k: v for k, v in sizes.items() if k != "budgets"}
+                      for name, sizes in {**self.starts, **self.ladder}.items()}
         for what, some, every in (("budgets", budgets, self.budgets), ("seeds", seeds, self.seeds)):
             if extra := set(some or ()) - set(every):
                 raise UserError(f"--{what}: {min(extra):g} is none of the experiment's {every}")
@@ -179,7 +179,7 @@ class Study:
         return [self.leaf(name, self.sweep_at, self.seeds[0], self.decay, r) for r in self.rate_values]
 
     def rate(self, name):
-        """Of the sweep of the smallest size or the target, which costs more nearly as much as it ends at."""
+        """Of the smallest size's sweep or the target's, which costs more nearly as much as it ends at."""
         here = math.log(self.cost(self.target if name in self.grown else name))
         ends = self.smallest, self.target
         tuned = min(ends, key=lambda e: abs(math.log(self.cost(e)) - here))
