@@ -230,7 +230,7 @@ def listed(kind, between=","):
 def in_folder(out, n, work):
     """work(places of n runs) with the folder `out` locked. An interrupt is a UserError."""
     slots = places(n)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, handed on to the children
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for the children too
     try:
         with make_out_dir(out):
             work(slots)

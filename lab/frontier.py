@@ -179,7 +179,7 @@ class Study:
         return [self.leaf(name, self.sweep_at, self.seeds[0], self.decay, r) for r in self.rate_values]
 
     def rate(self, name):
-        """Of the smallest size's sweep or the target's, which costs more nearly as much as it ends at."""
+        """Of the smallest size's sweep or the target's, which costs more nearly what it ends at."""
         here = math.log(self.cost(self.target if name in self.grown else name))
         ends = self.smallest, self.target
         tuned = min(ends, key=lambda e: abs(math.log(self.cost(e)) - here))

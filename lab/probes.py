@@ -49,7 +49,7 @@ class Runs:
                                 f"({' '.join(self.state['args'])}): choose another --out, or "
                                 "delete it")
         self.since = time.monotonic()
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, handed on to the child
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for the child too
 
     def left(self):
         """Seconds of the budget that are left, after what earlier sessions spent."""
