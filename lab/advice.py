@@ -7,7 +7,7 @@ import math
 import os
 from dataclasses import asdict, replace
 
-from lab.children import ROOT
+from lab.children import ROOT, Job
 from lab.costs import stage_costs, vocab_of
 from lab.law import BESIROGLU, advise, enough, fit, fit_three, read_law
 from lab.verdict import times
@@ -15,7 +15,6 @@ from lab.words import human, table
 from run.disk import write_json
 from run.errors import UserError, number
 from run.given import read_json
-from run.runlog import read_metrics
 from run.settings import from_dict, known_settings
 
 STUDIES = [os.path.join(ROOT, "results", name) for name in ("frontier", "frontier_gpu")]
@@ -27,11 +26,11 @@ def run_point(out_dir):
     values = read_json(os.path.join(out_dir, "config.json"), max_iters=int)
     resolved = values.pop("resolved", {})
     config = from_dict(known_settings(values))
-    evals = [e for e in read_metrics(out_dir) if e["event"] == "eval"]
-    if not evals or evals[-1]["iter"] != config.max_iters or type(evals[-1]["val_loss"]) is not float:
+    end = Job(out_dir, config.max_iters).end()
+    if not end or type(end["val_loss"]) is not float:
         raise UserError(f"{out_dir}: is not finished, or diverged")
     vocab_size = resolved.get("vocab_size") or vocab_of(config)
-    return stage_costs(config, vocab_size), evals[-1]["tokens"], evals[-1]["val_loss"], vocab_size
+    return stage_costs(config, vocab_size), end["tokens"], end["val_loss"], vocab_size
 
 
 def fit_ladder(runs, save):
@@ -87,11 +86,9 @@ def find_small(given, law, rows):
 def measured():
     """The rows of grown runs of all studies, each with its target's weights, vocab_size and folder."""
     rows = []
-    for folder in STUDIES:
-        path = os.path.join(folder, "report.json")
-        report = read_json(path, rows=list, target=dict, law=(dict, type(None))) if os.path.exists(path) \
-            else dict(rows=[])
-        rows += [dict(r, weights=report["target"]["weights"], folder=folder,
+    for path in filter(os.path.exists, (os.path.join(f, "report.json") for f in STUDIES)):
+        report = read_json(path, rows=list, target=dict, law=(dict, type(None)))
+        rows += [dict(r, weights=report["target"]["weights"], folder=os.path.dirname(path),
                       vocab_size=report["law"] and report["law"]["vocab_size"])
                  for r in report["rows"] if "recipe" in r]
     return rows
@@ -104,16 +101,15 @@ def nearest(rows, N, ratio, key):
 
 
 def advise_by(law, N, D, small=None, rows=()):
-    """law.advise(), by what a study measured where that is near and of these tokens; and its row."""
+    """
+    law.advise(), and the nearest row of a study; by that where it is near and of these tokens, and the
+    law no user's own.
+    """
     keys = ("given_target", "given_best") if small else ("target", "best")
     row = nearest(rows, N, D / N, keys[0])
-    near = row and is_ours(law, row) and abs(math.log(row["budget"] * N / D)) < math.log(NEAR)
+    near = row and abs(math.log(row["budget"] * N / D)) < math.log(NEAR) and \
+        law == find_law("", row["vocab_size"]) and law.vocab_size == row["vocab_size"]
     return dict(advise(law, N, D, small, [row[k] for k in keys] if near else None), row=row)
-
-
-def is_ours(law, row):
-    """Is the law no user's own, and of the tokens that were measured?"""
-    return law == find_law("", row["vocab_size"]) and law.vocab_size == row["vocab_size"]
 
 
 def show_advice(config, rows, vocab_size, args):
@@ -125,10 +121,10 @@ def show_advice(config, rows, vocab_size, args):
     D = sum(r["tokens"] * r["flops"] for r in rows) / last["flops"]  # for the same compute
     small, tried = find_small(args.small, law, rows), measured()
     both = [advise_by(law, N, D, s, tried) for s in (None, small)]
-    lines = [[f"{what}, against {whom}", *(
-        f"{a[key]:.2f}x" if a[key] < math.inf else "it is there" for a in both)] for what, whom, key in (
-        ("ideal growth", "the target", "against_target"),
-        ("ideal growth", f"the best fixed size, {human(both[0]['best_size'])}", "against_best"))]
+    lines = [[f"ideal growth, against the {whom}", *(
+        f"{a[key]:.2f}x" if a[key] < math.inf else "it is there" for a in both)] for whom, key in (
+        ("target", "against_target"),
+        (f"best fixed size, {human(both[0]['best_size'])}", "against_best"))]
     lines.append(["best single growth, against the target", *(
         f"{one['saves']:.2f}x, from {human(one['small'])} " + (
             "at once" if one["at"] < 0.005 else "at the end" if one["at"] > 0.995 else
@@ -146,11 +142,7 @@ def show_advice(config, rows, vocab_size, args):
                f"there already: {human(small[0])}, {human(small[1])} tokens"], lines), "",
         f"To be trained: {both[0]['words']}", f"There already: {both[1]['words']}"]
     if row := both[0]["row"]:
-        r, weights = row["recipe"], row["weights"]
-        if is_ours(law, row):
-            allowed = law.savings(weights, row["budget"] * weights)["against_target"]
-            out.append(f"At {row['budget']:g} tokens a weight, where the law allows {allowed:.2f}x against "
-                       f"the target, {row['target'][0]:.2f}x was measured.")
+        r = row["recipe"]
         grown = "; ".join(f"at {at:.0%} of the compute {sizes}" for at, sizes in r["growths"])
         out.append(f"Best measured: {row['name']}: {r['start']}, {grown} ({r['operator']}), decay "
                    f"{row['decay']:.0%}: {os.path.join(os.path.relpath(row['folder']), row['config'])}")

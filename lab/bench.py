@@ -15,7 +15,6 @@ and muon-torch (ours-block with our Muon, and with torch.optim's).
 """
 import argparse
 import contextlib
-import functools
 import json
 import os
 import runpy
@@ -29,14 +28,9 @@ from dataclasses import replace
 import torch
 
 from grow import grow, set_mask, sizes_of
-from lab.costs import (
-    Step,
-    batch,
-    make_model,
-    read_run,
-    seconds_of,
-    shape,
-)
+from lab.campaign import known
+from lab.children import listed
+from lab.costs import Step, batch, make_model, read_run, seconds_of, shape
 from lab.costs import measure as measure_growth
 from lab.words import table
 from model import MODELS
@@ -45,7 +39,7 @@ from run.disk import write_json
 from run.errors import Parser, UserError, exits_cleanly, library, number
 from run.optim import make_optimizers
 from run.precision import known_peak, pick_dtype
-from run.ranks import Ranks, hold_memory, machine
+from run.ranks import Ranks, machine
 from run.runlog import read_metrics
 from run.settings import from_dict
 
@@ -69,7 +63,7 @@ FOREIGN = ("peer", "nanogpt")
 def config_of(args):
     size = PRESETS[args.preset]
     return from_dict(dict(size, model=args.model, micro_batch=ROWS, learning_rate=1e-4,
-                          batch_tokens=ROWS * size["block_size"]))
+                          batch_tokens=ROWS * size["block_size"], device=args.device, dtype=args.dtype))
 
 
 def halved(config, dims):
@@ -154,12 +148,11 @@ def peer_loss(model, data):
         ce(out.seq_relationship_logits, data["next_sentence"])
 
 
-def worker(name, nanogpt, config, device, dtype):
+def worker(args, config, device, dtype):
     """Answers each line on stdin (a number of steps) with the seconds they took."""
-    started = time.perf_counter()
-    hold_memory()  # as train.py does; the peers get it too
+    started, name = time.perf_counter(), args.worker
     with contextlib.redirect_stdout(sys.stderr):  # whatever a peer says: stdout is for answers
-        step, model = build(name, config, device, dtype, nanogpt)
+        step, model = build(name, config, device, dtype, args.nanogpt)
     seconds_of(step, device)
     flops = None if name.startswith(FOREIGN) else model.flops_per_token(config.head_fraction())
     print(json.dumps(dict(first_s=time.perf_counter() - started, flops=flops)), flush=True)
@@ -167,9 +160,8 @@ def worker(name, nanogpt, config, device, dtype):
         print(json.dumps(seconds_of(lambda: [step() for _ in range(int(line))], device)), flush=True)
 
 
-def growth(config, device, dtype):
+def growth(config):
     """What it costs to grow half the model to the whole in all dimensions: see costs.measure."""
-    config = replace(config, device=str(device), dtype=str(dtype).split(".")[1])
     before, sizes = halved(config, GROWTHS["all"])
     print(json.dumps(measure_growth(config, config.vocab_size, sizes, before)), flush=True)
 
@@ -180,7 +172,7 @@ def growth(config, device, dtype):
 def cost_of_growth(events):
     """
     What growing added to a run, from its metrics: seconds by part (growing itself, first steps beyond a
-    plain one, masked steps beyond clean ones) and the run's seconds of training, "total".
+    plain one, masked steps beyond clean ones).
     """
     run, growths = read_run(events), [e for e in events if e["event"] == "grow"]
     parts = dict(grow_s=sum(e.get("grow_s", 0.0) for e in growths))
@@ -188,20 +180,18 @@ def cost_of_growth(events):
     parts["compile_s"] = sum(max(0.0, e["first_step_s"] - run["step_s"].get(shape(e), 0.0))
                              for e in later)
     ends = [e["iter"] for e in events if e["event"] == "ramp_end"]
-    parts["masked_s"] = sum(
+    return dict(parts, masked_s=sum(
         (end - e["iter"]) * max(0.0, run["masked_s"][shape(e)] - run["step_s"][shape(e)])
-        for e, end in zip(growths, ends) if shape(e) in run["masked_s"] and shape(e) in run["step_s"])
-    return {**parts, "total": events[-1]["train_s"]}
+        for e, end in zip(growths, ends) if shape(e) in run["masked_s"] and shape(e) in run["step_s"]))
 
 
 def show_cost(out_dir):
-    if not os.path.isfile(os.path.join(out_dir, "metrics.jsonl")):
-        raise UserError(f"{out_dir}: no metrics.jsonl there: give the out_dir of a run")
-    events = read_metrics(out_dir)
-    if not events or "train_s" not in events[-1]:
-        raise UserError(f"{out_dir}: nothing in metrics.jsonl yet: wait until the run has begun")
-    parts = cost_of_growth(events)
-    total = parts.pop("total")
+    there = os.path.isfile(os.path.join(out_dir, "metrics.jsonl"))
+    events = read_metrics(out_dir) if there else []
+    if not events:
+        raise UserError(f"{out_dir}: " + ("nothing in metrics.jsonl yet: wait until the run has begun"
+                        if there else "no metrics.jsonl there: give the out_dir of a run"))
+    parts, total = cost_of_growth(events), events[-1]["train_s"]
     print(f"{out_dir}: {total:.1f} s of training, of which growing took {sum(parts.values()):.1f} s, "
           f"{sum(parts.values()) / max(total, 1e-9):.1%}")
     print("\n".join(f"  {seconds:8.2f} s  {what}" for what, seconds in zip((
@@ -227,8 +217,7 @@ def measure(args):
         process = start(name, args)
         line = process.stdout.readline()
         if not line:
-            print(f"{name}: not measured" + (" (pip install transformers for the peer)"
-                                             if name.startswith("peer") else " (--verbose says why)"))
+            print(f"{name}: not measured (--verbose says why)")
             continue
         running[name], result[name] = process, {**json.loads(line), "seconds": []}
         print(f"{name}: ready after {result[name]['first_s']:.1f} s", flush=True)
@@ -274,15 +263,6 @@ def summary(result, args):
     return rows
 
 
-def contestants(text):
-    """For argparse: names separated by commas."""
-    names = [n.strip() for n in text.split(",")]
-    for n in names:
-        if n not in CONTESTANTS:
-            raise argparse.ArgumentTypeError(f"{n}: no such contestant: {', '.join(CONTESTANTS)}")
-    return names
-
-
 def parse(argv):
     p = Parser(prog="python -m lab.bench", description=__doc__, allow_abbrev=False,
                formatter_class=argparse.RawTextHelpFormatter)
@@ -295,8 +275,8 @@ def parse(argv):
     p.add_argument("--rounds", type=number(int, 1), default=7,
                    help="at least 5 for numbers to report (7)")
     p.add_argument("--steps", type=number(int, 1), default=4, help="steps a round (4)")
-    p.add_argument("--only", type=contestants, default=CONTESTANTS, metavar="NAME,NAME",
-                   help="contestants (all)")
+    p.add_argument("--only", type=listed(lambda n: known(n.strip(), CONTESTANTS, "--only")),
+                   default=CONTESTANTS, metavar="NAME,NAME", help="contestants (all)")
     p.add_argument("--nanogpt", default="", metavar="FOLDER", type=os.path.expanduser,
                    help="where nanoGPT's model.py is")
     p.add_argument("--save", default="", type=os.path.expanduser, help="JSON file to write")
@@ -319,8 +299,10 @@ def main():
     args.device, args.dtype = str(device), str(dtype).split(".")[1]
     if args.worker:
         torch.set_num_threads(args.threads)
-        work = growth if args.worker == "growth" else functools.partial(worker, args.worker, args.nanogpt)
-        work(config_of(args), device, dtype)
+        if args.worker == "growth":
+            growth(config_of(args))
+        else:
+            worker(args, config_of(args), device, dtype)
         return
     if args.save and not os.path.isdir(os.path.dirname(args.save) or "."):
         raise UserError(f"save={args.save}: no such folder: make it first")

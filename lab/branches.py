@@ -5,7 +5,7 @@ decays and grown runs that start from their checkpoints. What was cut off goes o
 import os
 import time
 
-from lab.children import TRAIN, Job, ended, side_by_side
+from lab.children import TRAIN, Job, side_by_side
 from run.checkpoint import numbered
 from run.disk import write_json
 from run.errors import UserError
@@ -82,4 +82,4 @@ def run_all(ready, places, minutes):
     def following(running):
         busy = {job.out_dir for job in running}
         return next((job for job in ready() if job.out_dir not in busy), None)
-    side_by_side(following, places, Branch.start, ended, lambda: time.monotonic() < until)
+    side_by_side(following, places, lambda: time.monotonic() < until)

@@ -47,9 +47,9 @@ class Contestant:
 class Run(Job):
     """A contestant at a point of its sweep, with a seed."""
 
-    def __init__(self, contestant, point, config):
+    def __init__(self, point, config):
         super().__init__(config.out_dir, config.max_iters)
-        self.contestant, self.point, self.config = contestant, point, config
+        self.point, self.config = point, config
 
     def command(self):
         """train.py with every setting that is not at its default."""
@@ -136,7 +136,7 @@ class Campaign:
         values = {**c.values, **point, "seed": seed, "init_from": "auto", "keep_checkpoints": 1,
                   "out_dir": os.path.join(self.out, *[p for p in parts if p])}
         try:
-            return Run(c.name, point, from_dict(values))
+            return Run(point, from_dict(values))
         except UserError as e:
             raise UserError(f"contestant {c.name!r}: {e}") from None
 
@@ -145,21 +145,18 @@ class Campaign:
         Set max_iters so that the run costs `budget`: FLOPs, or as many as the contestant of that
         name, or a share of them, (name, share).
         """
-        def configured(values, iters):
-            try:
-                return from_dict({**values, "max_iters": iters, "warmup_iters": 0})
-            except UserError as e:
-                raise UserError(f"contestant {name!r}: {e}") from None
+        def config(name, **more):
+            point = dict(more, warmup_iters=0)
+            return self.run(self.contestants[name], point, self.seeds[0]).config
         if isinstance(budget, (str, tuple)):
             like, share = (budget, 1) if isinstance(budget, str) else budget
-            like = self.contestants[known(like, self.contestants, f"contestant {name!r}: flops")]
-            budget = share * compute(configured(like.values, like.values.get(
-                "max_iters", TrainConfig.max_iters)))
-        values = self.contestants[name].values
-        at = max([s["at"] for s in configured(values, 10**9).stages], default=0) + 1
-        before, after = (compute(configured(values, n)) for n in (at, at + 1))
-        values["max_iters"] = at + int((budget - before) / (after - before))
-        if values["max_iters"] <= at:
+            known(like, self.contestants, f"contestant {name!r}: flops")
+            budget = share * compute(config(like))
+        at = max([s["at"] for s in config(name, max_iters=10**9).stages], default=0) + 1
+        before, after = (compute(config(name, max_iters=n)) for n in (at, at + 1))
+        iters = at + int((budget - before) / (after - before))
+        self.contestants[name].values["max_iters"] = iters
+        if iters <= at:
             raise UserError(f"contestant {name!r}: its stages take more than flops={budget:.3g}: "
                             "raise that, or grow earlier")
 

@@ -49,7 +49,6 @@ class Child:
         environment, cores, _ = place
         wait_for(out_dir)
         self.log = os.path.join(out_dir, "run.txt")
-        self.seen = time.monotonic()  # when its owner last looked at it
         with open(self.log, "ab") as out:
             self.said = out.tell()  # before it: what is in run.txt already
             self.process = subprocess.Popen(
@@ -110,10 +109,8 @@ class Job:
         if self.diverged():
             return math.inf
         end = self.end()
-        if end is None:
-            return None
-        loss = float(end["val_loss"])  # "nan", for JSON has none
-        return loss if math.isfinite(loss) else math.inf
+        loss = float(end["val_loss"]) if end else None  # "nan", for JSON has none
+        return math.inf if end and not math.isfinite(loss) else loss
 
 
 def ended(child, job):
@@ -172,54 +169,41 @@ def wait_for(out_dir):
             time.sleep(0.2)
 
 
-def side_by_side(following, places, start, over, go_on=lambda: True, grace=None, pause=0.1):
+def side_by_side(following, places, go_on=lambda: True):
     """
-    Run jobs at all places until there are no more. following(jobs that run) -> the next job or None,
-    asked at first and whenever one is done; start(job, place) -> its Child; over(child, job) is asked
-    now and then whether it is done with. Whatever ends this, an error, an interrupt or go_on()
-    turning False: the others save their state and stop.
+    Run Jobs at all places until there are no more. following(jobs that run) -> the next one or None,
+    asked at first and whenever one is done. Whatever ends this, an error, an interrupt or go_on()
+    turning False: those that run save their state and stop.
     """
     free, running = list(places), []
     try:
         while go_on():
             while free and (job := following([job for _, job, _ in running])) is not None:
                 place = free.pop(0)
-                running.append((start(job, place), job, place))
+                running.append((job.start(place), job, place))
             if not running:
                 break
             done = []
             while go_on() and not done:
-                time.sleep(pause)
-                done = [entry for entry in running if over(*entry[:2])]
+                time.sleep(0.1)
+                done = [entry for entry in running if ended(*entry[:2])]
             for entry in done:
                 running.remove(entry)
                 free.append(entry[2])
     finally:
-        stop([child for child, _, _ in running], grace)
-
-
-def in_order(jobs):
-    """For side_by_side: these jobs, one after the other."""
-    waiting = iter(jobs)
-    return lambda running: next(waiting, None)
+        stop([child for child, _, _ in running])
 
 
 def stop(children, grace=None):
     """Ask them to save and stop, which train.py does after its step; kill after `grace` seconds."""
     for c in children:
-        if c.process.poll() is None:
-            c.process.terminate()
+        c.process.terminate()  # if it still runs
     for c in children:
         try:
             c.process.wait(grace)
         except subprocess.TimeoutExpired:
             c.process.kill()
             c.process.wait()
-
-
-def interrupt_on_sigterm():
-    """SIGTERM as Ctrl-C, so that it reaches the children too."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 # -----------------------------------------------------------------------------
@@ -233,24 +217,27 @@ def many_parser(prog, doc, what, **more):
     p.add_argument("--out", type=os.path.expanduser, help="folder for it all (out/ and the experiment's name)")
     p.add_argument("--parallel", type=number(int, 1), default=1,
                    help="runs at once, each on its cores, or dealt out to the GPUs (1)")
-    p.add_argument("--only", type=lambda text: [n.strip() for n in text.split(";")],
-                   metavar="NAME;NAME", help="only these contestants; a campaign adds their baselines")
+    p.add_argument("--seeds", type=listed(number(int, 0)), metavar="1,2,3",
+                   help="only these; a study adds its first, which tunes")
+    p.add_argument("--only", type=listed(str.strip, ";"), metavar="NAME;NAME",
+                   help="only these contestants; a campaign adds their baselines")
     p.add_argument("--plan", action="store_true", help="only say what would run and what it costs")
     p.add_argument("--report", action="store_true", help="only report on what is finished")
     return p
 
 
+def listed(kind, between=","):
+    """For argparse's `type`: values of a kind with commas between them."""
+    return lambda text: [kind(part) for part in text.split(between)]
+
+
 def in_folder(out, n, work):
     """work(places of n runs) with the folder `out` locked. An interrupt is a UserError."""
     slots = places(n)
-    interrupt_on_sigterm()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for the children too
     try:
         with make_out_dir(out):
             work(slots)
     except KeyboardInterrupt:
         raise UserError("interrupted; every run was saved, the same command goes on from here") \
             from None
-
-
-def stem(path):
-    return os.path.splitext(os.path.basename(path))[0]

@@ -47,29 +47,24 @@ def count(config, sizes, vocab_size):
     (parameters, FLOPs a token of a training step, bytes of weights, gradients and optimizer state
     in float32; activations come on top, weights of the blocks' matrices) of a model of `sizes`.
     """
-    shape = asdict(replace(config.model_config(vocab_size), **sizes))
-    return _count(config.model, tuple(shape.items()), config.optimizer, config.head_fraction())
-
-
-@functools.cache
-def _count(kind, shape, optimizer, fraction):
-    cls, config_cls = MODELS[kind]
-    with torch.device("meta"):
-        model = cls(config_cls(**dict(shape)))
+    model = on_meta(config, sizes, vocab_size)
     params = model.num_params()
     matrices = sum(p.numel() for n, p in model.named_parameters() if role(n) == "matrix")
-    moments = 2 * params - (matrices if optimizer == "muon" else 0)
-    return params, model.flops_per_token(fraction), 4 * (2 * params + moments), matrices
+    moments = 2 * params - (matrices if config.optimizer == "muon" else 0)
+    return params, model.flops_per_token(config.head_fraction()), 4 * (2 * params + moments), matrices
+
+
+def on_meta(config, sizes, vocab_size):
+    """A model of `sizes` on the meta device; made once, for it is asked for often."""
+    shape = asdict(replace(config.model_config(vocab_size), **sizes))
+    return _on_meta(config.model, tuple(shape.items()))
 
 
 @functools.cache
-def _gathered(kind, shape):
-    """Parameters that FSDP holds whole: (of the largest block, of what is no block's)."""
+def _on_meta(kind, shape):
     cls, config_cls = MODELS[kind]
     with torch.device("meta"):
-        model = cls(config_cls(**dict(shape)))
-    blocks = [sum(p.numel() for p in b.parameters()) for b in model.blocks] or [0]
-    return max(blocks), model.num_params() - sum(blocks)
+        return cls(config_cls(**dict(shape)))
 
 
 def share_out(rows, config, vocab_size, processes, memory):
@@ -80,8 +75,9 @@ def share_out(rows, config, vocab_size, processes, memory):
     other computes), the rest's weights, and the gradients of the larger of these.
     """
     for r in rows:
-        shape = asdict(replace(config.model_config(vocab_size), **r["sizes"]))
-        block, rest = _gathered(config.model, tuple(shape.items()))
+        model = on_meta(config, r["sizes"], vocab_size)
+        blocks = [sum(p.numel() for p in b.parameters()) for b in model.blocks] or [0]
+        block, rest = max(blocks), model.num_params() - sum(blocks)
         whole = 4 * (2 * block + rest + max(block, rest)) if config.shard == "fsdp" else r["state"]
         shared = r["state"] if config.shard == "fsdp" else 0
         room = memory - whole
@@ -149,9 +145,9 @@ def batch(config, vocab_size, rows, device):
 class Step:
     """A training step in its two parts, of which the first is done for every micro-batch."""
 
-    def __init__(self, model, optimizers, data, dtype, clip=1.0, loss=None):
+    def __init__(self, model, optimizers, data, dtype, clip=1.0, loss=None, micro_batches=1):
         self.model, self.optimizers, self.data, self.dtype = model, optimizers, data, dtype
-        self.clip = clip or float("inf")
+        self.clip, self.micro_batches = clip or float("inf"), micro_batches
         self.loss = loss or (lambda model, data: model(**data, return_logits=False)[1])
         self.device = data["idx"].device
 
@@ -166,7 +162,8 @@ class Step:
             o.step()
 
     def __call__(self):
-        self.forward_backward()
+        for _ in range(self.micro_batches):
+            self.forward_backward()
         self.update()
         self.model.zero_grad(set_to_none=True)
 
@@ -215,10 +212,8 @@ def measure(config, vocab_size, sizes, before=None, processes=1, seconds=2.0):
     device = Ranks(config.device).device
     mode, _ = compiler.choose(config.compile, device)
     compiler.forget_graphs()
-    rows = config.batch_tokens // config.block_size / processes  # a process's, an iteration
-    micro = int(min(config.micro_batch, max(1, rows)))
     peak_memory(device, restart=True)
-    step, grow_s = make_step(config, vocab_size, sizes, before, micro, device)
+    step, grow_s = make_step(config, vocab_size, sizes, before, device, processes)
     model, peak_grow = step.model, peak_memory(device) if before else 0.0
 
     def timed():
@@ -227,7 +222,7 @@ def measure(config, vocab_size, sizes, before=None, processes=1, seconds=2.0):
         step.update()
         again = median_seconds(step.forward_backward, device, seconds)
         update = median_seconds(step.update, device, seconds)
-        return max(1, round(rows / micro)) * again + update, max(0.0, first - again)
+        return step.micro_batches * again + update, max(0.0, first - again)
     ramp_s, compile_s = timed() if before else (0.0, 0.0)
     set_mask(model, 1)
     step_s, clean_s = timed()
@@ -235,30 +230,27 @@ def measure(config, vocab_size, sizes, before=None, processes=1, seconds=2.0):
                 compile_s=compile_s + clean_s, peak_grow=peak_grow, peak=peak_memory(device))
 
 
-def make_step(config, vocab_size, sizes, before, micro, device):
+def make_step(config, vocab_size, sizes, before, device, processes=1):
     """
-    (the Step of a model of `sizes` on `micro` rows, the seconds that growing it took); before: the
-    sizes it is grown from, its mask half risen, or None.
+    (the Step of a model of `sizes`, one of `processes`, the seconds that growing it took); before:
+    the sizes it is grown from, its mask half risen, or None.
     """
+    rows = config.batch_tokens / config.block_size / processes  # a process's, an iteration
+    micro = int(min(config.micro_batch, max(1, rows)))
     model, grow_s = make_model(config, before or sizes, vocab_size).to(device), 0.0
-    optimizers = make_optimizers(config, model)
+    optimizers, made = make_optimizers(config, model), []
     if before:
-        model, grow_s = grown(model, optimizers, before, sizes, device)
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        for o in optimizers:  # so that there is optimizer state to move
+            o.step()
+        grow_s = seconds_of(lambda: made.extend(grow(
+            model, optimizers, **{k: v for k, v in sizes.items() if v != before[k]})), device)
+        model = made[0]
+        set_mask(model, 0.5)
     return Step(model, optimizers, batch(config, vocab_size, micro, device),
-                pick_dtype(config.dtype, device), config.grad_clip), grow_s
-
-
-def grown(model, optimizers, before, sizes, device):
-    """(the model grown to `sizes`, its mask half risen, the seconds it took)"""
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    for o in optimizers:  # so that there is optimizer state to move
-        o.step()
-    made = []
-    grow_s = seconds_of(lambda: made.extend(grow(
-        model, optimizers, **{k: v for k, v in sizes.items() if v != before[k]})), device)
-    set_mask(made[0], 0.5)
-    return made[0], grow_s
+                pick_dtype(config.dtype, device), config.grad_clip,
+                micro_batches=max(1, round(rows / micro))), grow_s
 
 
 # -----------------------------------------------------------------------------
@@ -266,9 +258,8 @@ def grown(model, optimizers, before, sizes, device):
 
 def read_run(events):
     """
-    What a run's metrics say: evaluations `iters`, `losses`, `seconds` (of training, growth and
-    compilation included); `step_s` and `masked_s`, structure -> seconds of a step (medians);
-    `compile_s`, seconds of the first step beyond a plain one.
+    How long a run's metrics say that it took: `step_s` and `masked_s`, structure -> seconds of a step
+    (medians); `compile_s`, seconds of the first step beyond a plain one.
     A structure is the tuple (n_layer, n_embd, n_head, n_inner).
     """
     clean, masked, start_s, last = {}, {}, 0.0, dict(event="")
@@ -284,11 +275,7 @@ def read_run(events):
             last = e
     clean, masked = ({k: float(statistics.median(v)) for k, v in s.items()} for s in (clean, masked))
     typical = float(statistics.mean(clean.values())) if clean else 0.0
-    evals = {e["iter"]: e for e in events if e["event"] == "eval"}
-    evals = [evals[i] for i in sorted(evals)]
-    return dict(iters=[e["iter"] for e in evals], losses=[e["val_loss"] for e in evals],
-                seconds=[e["train_s"] for e in evals], step_s=clean, masked_s=masked,
-                compile_s=max(0.0, start_s - typical))
+    return dict(step_s=clean, masked_s=masked, compile_s=max(0.0, start_s - typical))
 
 
 def shape(e):

@@ -12,12 +12,14 @@ the decays of every budget, and the grown runs, which are trunks too. The cheape
 come first. docs/frontier.md says how to write an experiment and to read the report.
 """
 import functools
+import itertools
 import math
 import os
+from pathlib import Path
 
 from lab.branches import Branch, run_all
 from lab.campaign import check_keys, known, slug
-from lab.children import in_folder, many_parser, stem
+from lab.children import in_folder, listed, many_parser
 from lab.costs import measure, stage_costs, vocab_of
 from lab.frontier_report import write_report
 from lab.speeds import measure_speeds
@@ -38,8 +40,9 @@ class Study:
     def __init__(self, experiment, out, budgets=None, seeds=None, only=None):
         check_experiment(experiment)
         self.__dict__.update(dict(starts={}, grown={}, grown_at=[]), **experiment)
-        self.out, (self.rate_key, self.rate_values) = out, next(iter(self.rates.items()))
-        self.sizes, self.tuned = {**self.starts, **self.ladder}, {}
+        self.out, self.tuned, (self.rate_key, self.rate_values) = out, {}, next(iter(self.rates.items()))
+        self.sizes = {name: {k: v for k, v in sizes.items() if k != "budgets"}
+                      for name, sizes in {**self.starts, **self.ladder}.items()}
         for what, some, every in (("budgets", budgets, self.budgets), ("seeds", seeds, self.seeds)):
             if extra := set(some or ()) - set(every):
                 raise UserError(f"--{what}: {min(extra):g} is none of the experiment's {every}")
@@ -70,8 +73,7 @@ class Study:
     # -- settings and costs
 
     def config(self, name, **more):
-        sizes = {k: v for k, v in self.sizes[name].items() if k != "budgets"}
-        return from_dict({**self.settings, **sizes, "max_iters": 10**9, **more})
+        return from_dict({**self.settings, **self.sizes[name], "max_iters": 10**9, **more})
 
     def cost(self, name):
         """FLOPs a token of training a size."""
@@ -140,19 +142,15 @@ class Study:
 
     def trunk(self, name, at, seed, rate=None, budget=None):
         """The job that takes a trunk to iteration `at`, with all before it."""
-        grown, job = name in self.grown, None
-        stages = self.stages(name, budget) if grown else []
-        own = rate if rate is not None else self.rate(self.target if grown else name)
-        begin = stages[0]["at"] if grown else 0
-        if grown:
-            job = self.trunk(self.start(name), min(begin, at), seed)
-        out_dir = os.path.join(self.folder(name, budget, seed, own), "trunk")
+        stages, rate = self.stages(name, budget), self.rate(name) if rate is None else rate
+        begin = stages[0]["at"] if stages else 0
+        job = self.trunk(self.start(name), min(begin, at), seed) if stages else None
+        out_dir = os.path.join(self.folder(name, budget, seed, rate), "trunk")
         points = sorted(p for p in self.points(name, budget) if p > begin)
-        for i, p in enumerate(p for p in points if p <= at):
-            flops = self.spent(name, budget, p) - self.spent(name, budget,
-                                                             points[i - 1] if i else begin)
-            before = [s for s in stages if s["at"] < p]  # a growth at p is the branch's
-            values = dict(self.values(name, before, seed, own), schedule="constant", max_iters=p,
+        for before, p in itertools.pairwise([begin, *(p for p in points if p <= at)]):
+            flops = self.spent(name, budget, p) - self.spent(name, budget, before)
+            grown = [s for s in stages if s["at"] < p]  # a growth at p is the branch's
+            values = dict(self.values(name, grown, seed, rate), schedule="constant", max_iters=p,
                           keep_checkpoints=10**6)
             job = Branch(out_dir, values, flops, job, tuple(points))
         return job
@@ -160,19 +158,17 @@ class Study:
     def leaf(self, name, budget, seed, decay, rate=None):
         """The job that ends a contestant at a budget: the decay, branched off its trunk."""
         at, end = self.branch(name, budget, decay)
-        stages = self.stages(name, budget)
-        own = rate if rate is not None else self.rate(self.target if stages else name)
-        values = dict(self.values(name, stages, seed, own), schedule="wsd", max_iters=end,
-                      decay_iters=end - at, keep_checkpoints=1)
+        own = self.rate(name) if rate is None else rate
+        values = dict(self.values(name, self.stages(name, budget), seed, own), schedule="wsd",
+                      max_iters=end, decay_iters=end - at, keep_checkpoints=1)
         out_dir = os.path.join(self.folder(name, budget, seed, own),
                                f"tokens_{budget:g}_decay_{decay:g}")
         flops = self.spent(name, budget, end) - self.spent(name, budget, at)
         return Branch(out_dir, values, flops, self.trunk(name, at, seed, rate, budget))
 
     def values(self, name, stages, seed, rate):
-        sizes = {k: v for k, v in self.sizes[self.start(name)].items() if k != "budgets"}
-        return {**self.settings, **sizes, **({"stages": stages} if stages else {}), "seed": seed,
-                self.rate_key: rate}
+        return {**self.settings, **self.sizes[self.start(name)],
+                **({"stages": stages} if stages else {}), "seed": seed, self.rate_key: rate}
 
     def folder(self, name, budget, seed, rate):
         parts = ["grown", slug(name), f"tokens_{budget:g}"] if name in self.grown else \
@@ -183,8 +179,9 @@ class Study:
         return [self.leaf(name, self.sweep_at, self.seeds[0], self.decay, r) for r in self.rate_values]
 
     def rate(self, name):
-        """Of the sweep of the smallest size or of the target, whichever costs more nearly as much."""
-        here, ends = math.log(self.cost(name)), (self.smallest, self.target)
+        """Of the smallest size's sweep or the target's, which costs more nearly what it ends at."""
+        here = math.log(self.cost(self.target if name in self.grown else name))
+        ends = self.smallest, self.target
         tuned = min(ends, key=lambda e: abs(math.log(self.cost(e)) - here))
         if tuned in self.tuned:
             return self.tuned[tuned]
@@ -237,12 +234,10 @@ class Study:
 
 
 def check_experiment(experiment):
-    for key in EXPERIMENT.keys() - experiment.keys() - set(OPTIONAL):
-        raise UserError(f"experiment: has no {key}: see docs/frontier.md")
     check_keys(experiment, EXPERIMENT)
-    for key in EXPERIMENT.keys() - set(OPTIONAL):
-        if not experiment[key]:
-            raise UserError(f"experiment: {key} is empty")
+    for key in EXPERIMENT:
+        if key not in OPTIONAL and not experiment.get(key):
+            raise UserError(f"experiment: has no {key}, or none in it: see docs/frontier.md")
     known(experiment["target"], experiment["ladder"], "experiment: target")
     for b in [experiment["sweep_at"], *experiment.get("grown_at", [])]:
         if b not in experiment["budgets"]:
@@ -268,22 +263,17 @@ def plan(study, speed):
         + f"\n\nAt {human(speed, 'FLOP/s')}. Target {study.target}: {human(study.weights)} weights."
 
 
-def numbers(kind):
-    """For argparse's `type`: numbers with commas between them."""
-    return lambda text: [number(kind, 0)(part) for part in text.split(",")]
-
-
 @exits_cleanly
 def main():
     p = many_parser("lab.frontier", __doc__, dict(help="a file such as lab/experiments/frontier.py"))
     p.add_argument("--minutes", type=number(float, 0), default=1e6, help="stop after so many")
     p.add_argument("--speeds", action="store_true",
                    help="measure each size's seconds a step, once, with nothing else running")
-    p.add_argument("--budgets", type=numbers(float), help="only these, as 2.5,5; the report has all")
-    p.add_argument("--seeds", type=numbers(int), help="only these, and the first, which tunes")
+    p.add_argument("--budgets", type=listed(number(float, 0)), metavar="2.5,5",
+                   help="only these; the report has all")
     args = p.parse_args()
-    study = Study(read_file(args.what), args.out or os.path.join("out", stem(args.what)), args.budgets,
-                  args.seeds, args.only)
+    study = Study(read_file(args.what), args.out or os.path.join("out", Path(args.what).stem),
+                  args.budgets, args.seeds, args.only)
     if args.speeds:
         print(measure_speeds(study))
         return

@@ -3,8 +3,8 @@ import math
 import os
 from dataclasses import asdict, replace
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import colormaps
 
 from lab import law, words
 from lab.children import machines
@@ -36,9 +36,8 @@ def results(study):
                 found[name, budget] = dict(about, decay=decay, seeds={
                     s: dict(took, loss=e["val_loss"], flops=e["flops"]) for s, e in ends.items()})
                 if name in study.grown:
-                    first = jobs[min(ends, key=study.seeds.index)]
-                    found[name, budget]["config"] = os.path.relpath(first.path("config.json"),
-                                                                    study.out)
+                    config = jobs[next(iter(ends))].path("config.json")
+                    found[name, budget]["config"] = os.path.relpath(config, study.out)
     return found
 
 
@@ -64,13 +63,8 @@ def mean_loss(result):
 
 def envelope(study, found):
     """{budget: the size from scratch with the lowest loss}"""
-    best = {}
-    for name in study.ladder:
-        for budget in study.budgets_of(name):
-            if (name, budget) in found and (budget not in best or mean_loss(
-                    found[name, budget]) < mean_loss(found[best[budget], budget])):
-                best[budget] = name
-    return best
+    ran = {b: [n for n in study.ladder if (n, b) in found] for b in study.budgets}
+    return {b: min(names, key=lambda n: mean_loss(found[n, b])) for b, names in ran.items() if names}
 
 
 def curve(found, names, seed, cost):
@@ -135,12 +129,10 @@ def make_rows(study, found, best, fitted):
             row = dict(name=name, budget=budget, seeds=sorted(r["seeds"]), decay=r["share"],
                        **{k: r[k] for k in ("recipe", "config") if k in r},
                        loss=interval([v["loss"] for v in r["seeds"].values()]))
-            row["target"] = multiplier(found, r, target, "flops")
-            row["best"] = multiplier(found, r, best, "flops")
-            for key, names in (("target_s", target), ("best_s", best)):
-                row[key] = multiplier(found, r, names, "seconds") if timed else None
-            row["given_target"] = given and multiplier(found, r, target, "flops", given)
-            row["given_best"] = given and multiplier(found, r, best, "flops", given)
+            for key, names in (("target", target), ("best", best)):
+                row[key] = multiplier(found, r, names, "flops")
+                row[f"{key}_s"] = multiplier(found, r, names, "seconds") if timed else None
+                row[f"given_{key}"] = given and multiplier(found, r, names, "flops", given)
             row["beyond_law"] = mean_loss(r) - fitted.grown_loss(r["parts"]) if fitted else None
             rows.append(row)
     return rows
@@ -190,19 +182,6 @@ def cautions(study, found, best):
     return said
 
 
-def verdicts(study, fitted):
-    """What the law says of the target at each budget, before any growth was tried."""
-    sizes = [study.costs(n)[0]["weights"] for n in study.ladder]
-    said = []
-    for b in study.budgets if fitted else ():
-        best = fitted.best_size(fitted.loss(study.weights, b * study.weights))
-        far = not min(sizes) / 2 <= best <= 2 * max(sizes)
-        said.append(f"{b:g} tokens a weight: " + (
-            "the law's best size lies far beyond those that ran: no verdict." if far else
-            law.advise(fitted, study.weights, b * study.weights)["words"]))
-    return said
-
-
 def write_report(study):
     """report.md, report.json, law.json and frontier.png in the study's folder. Returns the text."""
     found = results(study)
@@ -219,8 +198,7 @@ def write_report(study):
         make_table(rows, best), "", finished(study, found),
         f"Target {study.target}, {human(study.weights)} weights; 95 % t-intervals over seeds. "
         f"Machine: {where}. {took}.", "",
-        f"Law from scratch: {fitted}. By it alone, before any growth was tried:"
-        if fitted else f"No law yet: {why}.", *verdicts(study, fitted), "",
+        f"Law from scratch: {fitted}." if fitted else f"No law yet: {why}.", "",
         *(f"Caution: {c}." for c in said)])
     sweeps = {n: {j.values[study.rate_key]: j.final() for j in study.sweep(n)}
               for n in (study.target, study.smallest)}
@@ -236,30 +214,28 @@ def write_report(study):
 
 def draw(study, found, best, rows, save):
     """Left: final loss over compute, sizes, envelope and grown runs. Right: against the envelope."""
-    hues = dict(zip(study.names, plt.cm.turbo(np.linspace(0.05, 0.95, len(study.names)))))
+    hues = dict(zip(study.names, colormaps["turbo"](np.linspace(0.05, 0.95, len(study.names)))))
     budgets = sorted({b for _, b in found})
     with picture(save, 2, (5.4,)) as axes:
         left, right = axes[0]
         for name in study.names:
-            xs = [(study.flops(b), mean_loss(found[name, b])) for b in study.budgets_of(name)
-                  if (name, b) in found]
-            if not xs:
-                continue
-            left.plot(*zip(*xs), "o-" if name in study.ladder else "D", ms=4,
-                      lw=1, color=hues[name], label=name)
+            look, scratch = dict(ms=4, lw=1, color=hues[name]), name in study.ladder
+            ends = [(study.flops(b), mean_loss(found[name, b])) for b in study.budgets_of(name)
+                    if (name, b) in found]
+            if ends:
+                left.plot(*zip(*ends), "o-" if scratch else "D", label=name, **look)
+            mine = [r for r in rows if r["name"] == name and r["best"]]
+            right.plot([r["budget"] for r in mine], [r["best"][0] for r in mine],
+                       "o-" if scratch else "D--", **look)
+            for r in mine:
+                if r["best"][1]:
+                    right.plot([r["budget"]] * 2, r["best"][1:], lw=1, alpha=0.5, color=hues[name])
         left.plot([study.flops(b) for b in sorted(best)],
                   [mean_loss(found[best[b], b]) for b in sorted(best)], "k", lw=4, alpha=0.25, zorder=0,
                   label="best size from scratch")
         left.set(xscale="log", yscale="log", xlabel="compute (TFLOP; tokens a weight of the target)",
                  ylabel="final validation loss (nats a token)")
         left.legend(fontsize=7)
-        for name in study.names:
-            mine = [r for r in rows if r["name"] == name and r["best"]]
-            right.plot([r["budget"] for r in mine], [r["best"][0] for r in mine],
-                       "o-" if name in study.ladder else "D--", ms=4, lw=1, color=hues[name])
-            for r in mine:
-                if r["best"][1]:
-                    right.plot([r["budget"]] * 2, r["best"][1:], lw=1, alpha=0.5, color=hues[name])
         right.axhline(1, color="k", ls=":", lw=1)
         right.set(xscale="log", yscale="log", xlabel="tokens a weight of the target",
                   ylabel="compute multiplier against the best size from scratch")

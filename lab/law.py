@@ -73,11 +73,6 @@ class Law:
         """The tokens for which N weights are neither too many nor too few."""
         return (self.b * self.B * N**self.a / (self.a * self.A))**(1 / self.b)
 
-    def best_compute(self, loss):
-        """The FLOPs that a loss costs with the best fixed size."""
-        N = self.best_size(loss)
-        return 6 * N * self.tokens(N, loss)
-
     def growth_compute(self, loss, largest, start=None):
         """
         The FLOPs of an ideal growth to `loss`, up to `largest` weights; from nothing, or from start =
@@ -110,20 +105,19 @@ class Law:
 
     def savings(self, N, D, small=None):
         """
-        For a target of N weights on D tokens, a dict: loss; tokens_per_param; oversize (N / best size
-        for its loss) and for_budget (N / best size for its compute); against_target and against_best
-        (FLOPs of the target from scratch, and of the best fixed size, over those of an ideal growth
-        to the same loss). small: (weights, tokens) of a model that is there already.
+        For a target of N weights on D tokens, a dict: best_size for its loss; oversize (N / that) and
+        for_budget (N / best size for its compute); against_target and against_best (FLOPs of the
+        target from scratch, and of the best fixed size, over those of an ideal growth to the same
+        loss). small: (weights, tokens) of a model that is there already.
         """
         if small and small[0] >= N:
             raise UserError(f"the small model has {human(small[0])} weights, the target {human(N)}: "
                             "a model only grows")
         loss, C = float(self.loss(N, D)), 6 * N * D
-        grown = self.growth_compute(loss, N, small)
-        over = [float(c / grown) if grown else np.inf for c in (C, self.best_compute(loss))]
-        return dict(loss=loss, tokens_per_param=D / N, oversize=N / self.best_size(loss),
-                    for_budget=N / self.best_for(C), against_target=over[0], against_best=over[1],
-                    best_size=self.best_size(loss))
+        grown, best = self.growth_compute(loss, N, small), self.best_size(loss)
+        over = [float(c / grown) if grown else np.inf for c in (C, 6 * best * self.tokens(best, loss))]
+        return dict(best_size=best, oversize=N / best, for_budget=N / self.best_for(C),
+                    against_target=over[0], against_best=over[1])
 
     def one_growth(self, N, D, small=None):
         """
@@ -150,7 +144,7 @@ def advise(law, N, D, small=None, measured=None):
     Is it worth growing to N weights that would train on D tokens from scratch? small: (weights, tokens)
     of a model that is there. measured: the compute that growing saved there, (mean, low, high) against
     the target and against the best fixed size, instead of the most that the law allows. A dict: the
-    law's savings(), one (one_growth()), grow (True or False), fits and words (sentences).
+    law's savings(), one (one_growth()), fits and words (sentences).
     """
     s, chance = law.savings(N, D, small), False
     there = s["against_target"] == np.inf
@@ -175,14 +169,10 @@ def advise(law, N, D, small=None, measured=None):
                  f"from scratch ({best:.3g}x against those).")
     else:
         words = f"Grow ({gains}, {best:.3g}x against {size}, the best fixed size; {how})."
-    return dict(s, one=None if there else law.one_growth(N, D, small), fits=fits, words=words,
-                grow=bool(there or target >= WORTH and not chance))
+    return dict(s, one=None if there else law.one_growth(N, D, small), fits=fits, words=words)
 
 
-# "Training Compute-Optimal Large Language Models", Hoffmann et al. 2022, arXiv 2203.15556, approach 3
-CHINCHILLA = Law(E=1.69, A=406.4, B=410.7, a=0.34, b=0.28, embeddings=True,
-                 of="Hoffmann et al. 2022, English web text")
-# the same runs, fitted again: "Chinchilla Scaling: A replication attempt", arXiv 2404.10102
+# Chinchilla's runs, fitted again: "Chinchilla Scaling: A replication attempt", arXiv 2404.10102
 BESIROGLU = Law(E=1.8172, A=482.01, B=2085.43, a=0.3478, b=0.3658, embeddings=True,
                 of="Besiroglu et al. 2024, Chinchilla's runs on English web text")
 
@@ -193,7 +183,7 @@ def enough(points):
 
 
 def fit(points):
-    """The Law of points [(N, D, loss), ...]: Huber's loss on log residuals, as in the paper above."""
+    """The Law of points [(N, D, loss), ...]: Huber's loss on log residuals, as in arXiv 2203.15556."""
     N, D, L = (np.array(v, dtype=float) for v in zip(*points)) if points else ([], [], [])
     if not enough(points):
         raise UserError(f"a loss law has 5 numbers, and cannot be had from {len(points)} points of "

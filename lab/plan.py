@@ -31,26 +31,24 @@ WORTH_IT = 1.05  # a ceiling on the speedup below this is within the noise of an
 def show(rows, config):
     """The table of the stages, and the verdict below it."""
     timed, cost, ceiling, scratch = "step_s" in rows[0], *totals(rows)
-    header = ["from", "L / hidden / heads / FFN", "parameters", "FLOPs/token", "tokens", "state",
-              *(["peak"] if "peak" in rows[0] else []),
-              *(["a process", "processes"] if "held" in rows[0] else []),
-              *(["step", "tokens/s", "time"] if timed else []), "share"]
-    lines = []
+    sizes, lines = "{n_layer} / {n_embd} / {n_head} / {n_inner}", []
     for r, c in zip(rows, cost):
-        line = [f"{r['at']:,}", "{n_layer} / {n_embd} / {n_head} / {n_inner}".format(**r["sizes"]),
-                human(r["params"]), human(r["flops"]), human(r["tokens"]), human(r["state"], "B")]
+        line = {"from": f"{r['at']:,}", "L / hidden / heads / FFN": sizes.format(**r["sizes"]),
+                "parameters": human(r["params"]), "FLOPs/token": human(r["flops"]),
+                "tokens": human(r["tokens"]), "state": human(r["state"], "B")}
         if "peak" in r:
-            line.append(human(r["peak"], "B"))
+            line["peak"] = human(r["peak"], "B")
         if "held" in r:
-            line += [human(r["held"], "B"), f"{r['least']:,} or more" if r["least"] else "none"]
+            line["a process"] = human(r["held"], "B")
+            line["processes"] = f"{r['least']:,} or more" if r["least"] else "none"
         if timed:
-            line += [f"{r['step_s'] * 1e3:,.1f} ms", f"{config.batch_tokens / r['step_s']:,.0f}",
-                     clock(c)]
-        lines.append([*line, f"{c / sum(cost):.1%}"])
+            line["step"] = f"{r['step_s'] * 1e3:,.1f} ms"
+            line["tokens/s"], line["time"] = f"{config.batch_tokens / r['step_s']:,.0f}", clock(c)
+        lines.append({**line, "share": f"{c / sum(cost):.1%}"})
     unit = clock if timed else lambda f: human(f, "FLOP")
     total = f"total {unit(sum(cost))}, of {human(sum(r['tokens'] for r in rows))} tokens and " \
         f"{human(sum(r['tokens'] * r['flops'] for r in rows), 'FLOP')}"
-    return "\n".join([table(header, lines), "", total,
+    return "\n".join([table(lines[0], [line.values() for line in lines]), "", total,
                       *verdict(rows, config, ceiling, scratch - sum(cost), unit)])
 
 
@@ -81,8 +79,7 @@ def verdict(rows, config, ceiling, saved, unit):
 
 def measure_all(rows, config, vocab_size, args):
     """Adds measured times to the rows; UserError for what does not fit in memory."""
-    before = None
-    for r in rows:
+    for before, r in zip([None, *(r["sizes"] for r in rows)], rows):
         try:
             r.update(measure(config, vocab_size, r["sizes"], before, args.processes, args.seconds))
         except (RuntimeError, MemoryError) as e:
@@ -91,8 +88,7 @@ def measure_all(rows, config, vocab_size, args):
             raise UserError(f"{describe(r['sizes'])} does not fit in memory here (its state takes "
                             f"{human(r['state'], 'B')}): lower micro_batch, or plan with --dry") \
                 from None
-        before = r["sizes"]
-        print(f"measured {describe(before)}: {r['step_s'] * 1e3:.1f} ms a step "
+        print(f"measured {describe(r['sizes'])}: {r['step_s'] * 1e3:.1f} ms a step "
               f"({r['ramp_s'] * 1e3:.1f} ms while its mask rises, {r['compile_s']:.1f} s to "
               "compile)", flush=True)
 
@@ -171,13 +167,12 @@ def parse(argv):
     p = Parser(prog="python -m lab.plan", description=__doc__, allow_abbrev=False,
                usage="python -m lab.plan CONFIG [options] [--key=value ...]",
                formatter_class=argparse.RawTextHelpFormatter)
-    count = number(int, 1)
     p.add_argument("--dry", action="store_true", help="measure nothing, allocate nothing")
     p.add_argument("--flops", type=number(float, 1), default=0.0,
                    help="with --dry: a device's peak, FLOP/s (default: known for common GPUs)")
     p.add_argument("--mfu", type=number(float, 0.001, 1), default=0.4,
                    help="with --dry: the share of it in use (0.4)")
-    p.add_argument("--processes", type=count, default=1, help="devices that share a batch (1)")
+    p.add_argument("--processes", type=number(int, 1), default=1, help="devices that share a batch (1)")
     p.add_argument("--memory", type=number(float, 0.001), default=80.0,
                    help="with --dry: a device's memory, GB (80)")
     p.add_argument("--seconds", type=number(float, 0.01), default=2.0,

@@ -5,19 +5,11 @@ trained twice. Started again with the same arguments, each goes on where it stop
 """
 import os
 import shutil
+import signal
 import time
 from dataclasses import dataclass
 
-from lab.children import (
-    TRAIN,
-    Child,
-    in_order,
-    interrupt_on_sigterm,
-    places,
-    side_by_side,
-    stop,
-    wait_for,
-)
+from lab.children import TRAIN, Child, places, stop, wait_for
 from run import checkpoint
 from run.disk import write_json
 from run.errors import UserError
@@ -57,7 +49,7 @@ class Runs:
                                 f"({' '.join(self.state['args'])}): choose another --out, or "
                                 "delete it")
         self.since = time.monotonic()
-        interrupt_on_sigterm()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for the child too
 
     def left(self):
         """Seconds of the budget that are left, after what earlier sessions spent."""
@@ -84,36 +76,33 @@ class Runs:
         Train `name` to iteration `until`, or to where enough() is true; from `start`, as init_from
         has it, or from where it stopped. Raises OutOfTime, and UserError with a failed run's reason.
         """
-        folder = os.path.join(self.folder, name)
-
-        def begin(job, place):
-            wait_for(folder)
-            begun = checkpoint.exists(folder)
-            if not begun:  # killed before it saved anything
-                shutil.rmtree(folder)
-            flags = dict(settings, max_iters=until, out_dir=folder,
-                         init_from="auto" if begun else start)
-            print(f"{name}: to iteration {until}", flush=True)
-            return Child([*TRAIN, *self.config_args, *(f"--{k}={v}" for k, v in flags.items())],
-                         folder, place)
-
-        def over(child, job):
-            self.save()
-            if child.process.poll() is None and not enough():
-                return False
-            stop([child], GRACE)
+        def over():
+            return self.reached(name) >= until or enough()
+        if not over() and self.left() > 0:
+            child = self.start(name, dict(settings, max_iters=until), start)
+            try:
+                while child.process.poll() is None and self.left() > 0 and not enough():
+                    self.save()
+                    time.sleep(0.5)
+            finally:
+                stop([child], GRACE)
+                self.save()
             if child.process.returncode > 0:
                 raise UserError(f"{name}: train.py failed: {child.reason()}")
-            return True
-        if not (self.reached(name) >= until or enough()):
-            try:
-                side_by_side(in_order([name]), places(1), begin, over, lambda: self.left() > 0, GRACE,
-                             0.5)
-            finally:
-                self.save()
-            if not (self.reached(name) >= until or enough()):
-                raise OutOfTime(f"{name}, iteration {self.reached(name)} of {until}")
+        if not over():
+            raise OutOfTime(f"{name}, iteration {self.reached(name)} of {until}")
+
+    def start(self, name, settings, start):
+        """Start or go on with `name`, as a Child."""
+        folder = os.path.join(self.folder, name)
+        wait_for(folder)
+        begun = checkpoint.exists(folder)
+        if not begun:  # killed before it saved anything
+            shutil.rmtree(folder)
+        flags = dict(settings, out_dir=folder, init_from="auto" if begun else start)
+        print(f"{name}: to iteration {settings['max_iters']}", flush=True)
+        return Child([*TRAIN, *self.config_args, *(f"--{k}={v}" for k, v in flags.items())],
+                     folder, places(1)[0])
 
     def checkpoint(self, name, at):
         return os.path.join(self.folder, name, f"ckpt_{at:07d}.pt")
-

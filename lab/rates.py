@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from run.errors import library
+from run.errors import UserError, library
 
 SMOOTH = 1e-3  # penalty of the spline through a curve's evaluations
 BEYOND = 2     # a curve is continued to so many times its last iteration
@@ -35,10 +35,11 @@ def fit(iters, losses):
     """
     The Curve through measured losses: a smooth line over log n, for a loss that waits on a plateau
     and then falls is no power law; beyond the measured ones it goes on as it fell in their last
-    third. Raises ValueError for fewer than six points.
+    third. Raises UserError for fewer than six points.
     """
     if len(iters) < 6:
-        raise ValueError(f"{len(iters)} evaluations are too few to fit a curve to")
+        raise UserError(f"{len(iters)} evaluations are too few to fit a curve to: raise max_iters, or "
+                        "lower decay_frac")
     x, n = np.log(iters), np.log(np.geomspace(iters[0], BEYOND * iters[-1], 800))
     smooth = library("scipy.interpolate", "scipy").make_smoothing_spline(x, losses, lam=SMOOTH)
     late = np.log(iters[-1] * 2 / 3)

@@ -17,7 +17,7 @@ from lab.costs import count, read_run, shape
 from lab.probes import OutOfTime, Runs, Stable
 from lab.words import schedule_name, stages_of
 from model import GROWABLE
-from run.curves import crossing
+from run.curves import crossing, curve
 from run.disk import written
 from run.errors import UserError
 
@@ -94,11 +94,11 @@ class Search:
                    keep_checkpoints=1000 if run in self.trunks else 2)
 
     def decayed(self, run, at):
-        """What the decay off a Stable from iteration `at` says (read_run)."""
+        """The curve of the decay off a Stable from iteration `at`."""
         name = f"{run.name}_decay_{at}"
         self.train(name, run.path, at + self.decay, self.runs.checkpoint(run.name, at),
                    schedule="wsd", decay_iters=self.decay, keep_checkpoints=1)
-        return read_run(self.runs.events(name))
+        return curve(self.runs.events(name))
 
     def grown(self, run):
         """(iterations, losses) of a Stable at the target's size, without a mask."""
@@ -157,14 +157,11 @@ class Search:
         self.stable(run, self.end)
         seen = self.decayed(run, self.end)
         self.compile_s = read_run(self.runs.events(run.name))["compile_s"]
-        try:
-            self.curve = rates.fit(*self.grown(run))
-        except ValueError as e:
-            raise UserError(f"{run.name}: {e}: raise max_iters, or lower decay_frac") from None
-        drop = float(self.curve.loss_at(self.end)) - seen["losses"][-1]
+        self.curve = rates.fit(*self.grown(run))
+        drop = float(self.curve.loss_at(self.end)) - seen["val_loss"][-1]
         self.scratch_s = self.seconds([(self.target, 0)], self.config.max_iters)
         if self.goal is None:
-            self.goal = seen["losses"][-1]
+            self.goal = seen["val_loss"][-1]
         self.needed = float(self.curve.iters_at(self.goal + drop))
         print(f"goal: val loss {self.goal:.4f}, from scratch in {self.scratch_s:.0f} s", flush=True)
         if run.parent:
@@ -223,8 +220,8 @@ class Search:
 
     def note(self, point, seen):
         """What a finished schedule came to. Returns by how many iterations its prediction was off."""
-        path, total, final = point["path"], seen["iters"][-1], seen["losses"][-1]
-        iters = crossing(seen["iters"], seen["losses"], self.goal)
+        path, total, final = point["path"], seen["iter"][-1], seen["val_loss"][-1]
+        iters = crossing(seen["iter"], seen["val_loss"], self.goal)
         point["reached"] = iters is not None
         if iters is None:  # then about as far as the reference is from the one loss to the other
             here = self.curve.loss_at(self.needed)

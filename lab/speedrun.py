@@ -21,10 +21,11 @@ import argparse
 import os
 import re
 import sys
+from pathlib import Path
 
 from lab import verdict, words
-from lab.campaign import Campaign, Run, point_name
-from lab.children import ended, in_folder, in_order, machines, many_parser, side_by_side, stem
+from lab.campaign import Campaign, point_name
+from lab.children import in_folder, machines, many_parser, side_by_side
 from lab.costs import compute
 from run.arguments import parse_override, read_file
 from run.errors import UserError, exits_cleanly, library
@@ -32,8 +33,8 @@ from run.errors import UserError, exits_cleanly, library
 
 def run_all(runs, slots):
     """Run what is not done yet, as many at once as there are slots. An interrupt saves them all."""
-    waiting = [r for r in {r.out_dir: r for r in runs}.values() if not r.done()]
-    side_by_side(in_order(waiting), slots, Run.start, ended)
+    waiting = iter([r for r in {r.out_dir: r for r in runs}.values() if not r.done()])
+    side_by_side(lambda running: next(waiting, None), slots)
 
 
 def plan(campaign):
@@ -91,7 +92,7 @@ def read_experiment(what):
     contestants = {}
     for text in what:
         path, pairs = split(text)
-        name = " ".join([stem(path), *pairs])
+        name = " ".join([Path(path).stem, *pairs])
         contestants[name] = dict(dict(parse_override("--" + p) for p in pairs), config=path)
         if len(contestants) > 1:
             contestants[name]["against"] = next(iter(contestants))
@@ -113,17 +114,11 @@ def sweep_of(text):
     return key, [parse_override(f"--{key}={v}")[1] for v in values.split(",")]
 
 
-def whole_numbers(text):
-    """For argparse, which says "invalid whole_numbers value" where int() fails."""
-    return [int(s) for s in text.split(",")]
-
-
 def parse(argv):
     """(options, settings of all runs)."""
     p = many_parser("lab.speedrun", __doc__, dict(nargs="+", metavar="EXPERIMENT_OR_CONFIGS"),
                     usage="python -m lab.speedrun EXPERIMENT | CONFIG ... [options] [--key=value ...]",
                     allow_abbrev=False)
-    p.add_argument("--seeds", type=whole_numbers, metavar="1,2,3", help="instead of the experiment's")
     p.add_argument("--sweep", type=sweep_of, action="append", default=[], metavar="KEY:V,V,V",
                    help="of the baselines")
     p.add_argument("--ablation", action="store_true", help="one learning rate for all, no tuning")
@@ -145,7 +140,7 @@ def run_campaign(campaign, slots):
 @exits_cleanly
 def main():
     args, overrides = parse(sys.argv[1:])
-    out = args.out or os.path.join("out", stem(split(args.what[0])[0]))
+    out = args.out or os.path.join("out", Path(split(args.what[0])[0]).stem)
     campaign = Campaign(read_experiment(args.what), out, args.seeds, dict(args.sweep), overrides,
                         args.ablation, args.only)
     print(plan(campaign), flush=True)

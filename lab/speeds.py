@@ -38,18 +38,10 @@ def sizes_of_study(study):
 
 
 def whole_step(config, sizes, before, device):
-    """A function that does a whole training step of such a model, on random tokens."""
-    rows = config.batch_tokens / config.block_size
-    micro = int(min(config.micro_batch, rows))
-    mode = compiler.choose(config.compile, device)[0]
-    step, _ = make_step(config, vocab_of(config), sizes, before, micro, device)
-    compiler.compile_model(step.model, mode)
-
-    def whole():
-        for _ in range(round(rows / micro) - 1):
-            step.forward_backward()
-        step()
-    return whole
+    """The compiled Step of such a model, on random tokens."""
+    step, _ = make_step(config, vocab_of(config), sizes, before, device)
+    compiler.compile_model(step.model, compiler.choose(config.compile, device)[0])
+    return step
 
 
 def measure_speeds(study):

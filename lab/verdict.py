@@ -5,16 +5,14 @@ speedrun.py is what runs the campaign and calls this.
 import contextlib
 import math
 
-import matplotlib
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 
 from lab.words import table as markdown
 from run.curves import reaches
 from run.disk import written
 from run.errors import library
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 
 def interval(values, level=0.95):
@@ -93,8 +91,8 @@ def table(rows):
 @contextlib.contextmanager
 def picture(save, columns, heights=(4.8,)):
     """Axes (rows, columns) to draw on, written to `save` in the end."""
-    fig, axes = plt.subplots(len(heights), columns, figsize=(12, sum(heights)), squeeze=False,
-                             height_ratios=heights)
+    fig = Figure(figsize=(12, sum(heights)))
+    axes = fig.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
     yield axes
     for ax in axes.flat:
         ax.grid(alpha=0.25)
@@ -102,7 +100,6 @@ def picture(save, columns, heights=(4.8,)):
     fig.tight_layout()
     with written(save, "wb") as f:
         fig.savefig(f, dpi=130)  # png
-    plt.close(fig)
 
 
 def draw(rows, curves, save):
@@ -116,7 +113,7 @@ def draw(rows, curves, save):
               if not against[name]]
     with picture(save, 2, [max(3.4, 0.25 * len(names) + 1) for names in groups]) as axes:
         for (left, right), names in zip(axes, groups):
-            hues = plt.cm.turbo(np.linspace(0.05, 0.95, len(names)))
+            hues = colormaps["turbo"](np.linspace(0.05, 0.95, len(names)))
             colors = ["k", *0.8 * hues[:-1, :3]]  # darker: they are read, too
             runs = [list(curves[n].values()) for n in names]
             draw_losses(left, runs, colors)

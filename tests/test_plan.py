@@ -152,7 +152,7 @@ def test_a_curve_is_followed_inverted_and_continued(true):
     assert curve.loss_at(800) == pytest.approx(true(800), abs=0.02)
     for at in (300, 500):
         assert curve.iters_at(true(at)) == pytest.approx(at, rel=0.1)
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError, match="5 evaluations are too few"):
         rates.fit(n[:5], true(n[:5]))
 
 

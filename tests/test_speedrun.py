@@ -174,7 +174,7 @@ def test_wrong_experiments(experiment, words):
 
 
 @pytest.mark.parametrize("flags, words", [
-    ("--sweep=learning_rate", "is written --sweep="), ("--seeds=1,x", "invalid whole_numbers value: '1,x'"),
+    ("--sweep=learning_rate", "is written --sweep="), ("--seeds=1,x", "--seeds: x: must be a whole number"),
     ("--parallel=0", "at least 1"), ("--parallel=9999 --ablation", "parallel=9999: there are"),
     ("--only=nobody --ablation", "only: 'nobody': no such name"), ("--out", "expected one argument"),
     ("--n_layers=3", "did you mean n_layer?"), ("config/none.py", "config/none.py: no such config"),

@@ -57,7 +57,10 @@ class Evaluator:
         rows: [(ids, start)]. For each: the nats of ids[start:], every one given what precedes it,
         and whether all of them were the likeliest tokens. [(sum of nats, bool)]
         """
-        self.check_ids(rows, name)
+        top = max((max(ids) for ids, _ in rows), default=0)
+        if top >= self.config.vocab_size:
+            raise UserError(f"{name}: its text has token id {top}, but the model knows only "
+                            f"{self.config.vocab_size} ids: it has another tokenizer")
         pieces = [(window, first, i) for i, (ids, start) in enumerate(rows)
                   for window, first in windows(ids, start, self.config.block_size, self.stride)]
         total, greedy = [0.0] * len(rows), [True] * len(rows)
@@ -177,12 +180,6 @@ class Evaluator:
         mean = {name: s / n for name, (s, n) in sums.items()}
         return dict(file=config.data_dir, n=sums["mlm_acc"][1], mlm_acc=mean["mlm_acc"],
                     mlm_loss=mean["val_loss"], nsp_acc=mean["nsp_acc"])
-
-    def check_ids(self, rows, name):
-        top = max((max(ids) for ids, _ in rows), default=0)
-        if top >= self.config.vocab_size:
-            raise UserError(f"{name}: its text has token id {top}, but the model knows only "
-                            f"{self.config.vocab_size} ids: it has another tokenizer")
 
 
 DECODERS = ("gpt", "llama")

@@ -37,9 +37,8 @@ def export(model, meta, folder, source="the checkpoint"):
         # inside: what is beside a folder may be another disk
         with tempfile.TemporaryDirectory(prefix="tmp_", dir=folder) as aside:
             write_tokenizer(aside, tok, model.config.block_size)
-            spec = meta["tokenizer"]
-            if tok.name == JSON:  # which has a file of its own
-                spec = dict(name=JSON, eot=tok.eot)
+            # a JSON one has a file of its own
+            spec = dict(name=JSON, eot=tok.eot) if tok.name == JSON else meta["tokenizer"]
             write_json(os.path.join(aside, hf.OURS), dict(
                 tokenizer=spec, vocab_size=tok.vocab_size, doc_end=model.config.doc_end))
             safetensors.save_file(hf.to_hf(model), os.path.join(aside, "model.safetensors"),
@@ -69,8 +68,7 @@ def fits(model, source):
                         f"which no {cls} can express: train on until its ramp has ended, "
                         "or export a checkpoint from before or after it")
     if width != c.n_embd and not c.llama:
-        heads = f"n_head to {c.n_embd / c.head_dim:g}"
-        advice = heads if width < c.n_embd else f"n_embd to {width}"
+        advice = f"n_head to {c.n_embd / c.head_dim:g}" if width < c.n_embd else f"n_embd to {width}"
         raise UserError(f"{source}: n_head={c.n_head} heads of {c.head_dim} are {width} wide, but "
                         f"n_embd={c.n_embd}, and {cls} wants them equal: grow {advice} in a last "
                         "stage, then export")
@@ -98,9 +96,8 @@ def hf_config(model, tok):
 def write_tokenizer(folder, tok, block_size):
     """tokenizer.json and tokenizer_config.json (and BERT's vocab.txt), if the library is here."""
     if tok.name == JSON:  # as it came
-        text, special = tok.vocab, {}
-        if tok.eot is not None:
-            special["eos_token"] = tok.library.id_to_token(tok.eot)
+        text = tok.vocab
+        special = {} if tok.eot is None else dict(eos_token=tok.library.id_to_token(tok.eot))
     else:
         text, special = made_tokenizer(folder, tok)
     if text:

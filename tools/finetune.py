@@ -10,6 +10,7 @@ at its pooled output, GPT at the last token (--pool=mean: either at the mean ove
 BERT whose NSP taught its first token nothing), and for SQuAD both at every token of the passage.
 A model is a checkpoint, a run's folder or a Hugging Face folder.
 """
+import functools
 import os
 import re
 import statistics
@@ -41,7 +42,7 @@ class Encoder:
 
     def __init__(self, tok, kind, block_size):
         self.tok, self.bert, self.T = tok, kind == "bert", block_size
-        self.words = {}
+        self.encode_word = functools.cache(tok.encode)  # there are few words, again and again
         if self.bert:
             cls, sep = ([tok.special[s]] for s in ("cls", "sep"))
             self.first, self.between, self.last = cls, sep, sep
@@ -78,9 +79,7 @@ class Encoder:
         asked = self.tok.encode(q.text)[:self.T // 3]
         ids, units = [], []
         for n, m in enumerate(re.finditer(r"\s*(\w+|[^\w\s])", q.passage)):
-            piece = self.words.get(m[0])
-            if piece is None:
-                piece = self.words[m[0]] = self.tok.encode(m[0])
+            piece = self.encode_word(m[0])
             ids += piece
             units += [(n, m.start(1), m.end(1))] * len(piece)
         end = q.start + len(q.answers[0])  # read_squad has made sure that it is there
@@ -239,9 +238,7 @@ def run(args):
     kind = kind_of(model)
     tok = get_tokenizer(info["meta"], bert=kind == "bert")
     encoder = Encoder(tok, kind, model.config.block_size)
-    train_name, dev_names = args.train or task.train, task.dev
-    if args.dev:
-        dev_names = list(map(os.path.expanduser, args.dev.split(",")))
+    train_name, dev_names = args.train or task.train, args.dev or task.dev
     data = {n: Data(os.path.join(args.folder, n), task, encoder, args.limit)
             for n in (train_name, *dev_names)}
     seeds = []
@@ -267,7 +264,8 @@ def parse(argv):
     p.add_argument("folder", type=os.path.expanduser, help="the task's files")
     p.add_argument("--task", help=f"{', '.join(TASKS)}; by default what the folder is called")
     p.add_argument("--train", type=os.path.expanduser, help="the file to train on")
-    p.add_argument("--dev", help="the file to score on; several joined by commas")
+    p.add_argument("--dev", type=lambda text: list(map(os.path.expanduser, text.split(","))),
+                   help="the file to score on; several joined by commas")
     p.add_argument("--seeds", type=number(int, 1), default=3, help="so many runs, of seeds 0, 1, ...")
     p.add_argument("--epochs", type=number(int, 1), default=3)
     p.add_argument("--lr", type=number(float, 0), default=5e-5,

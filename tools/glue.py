@@ -42,7 +42,6 @@ TASKS = {
                 ("accuracy",)),
     "squad": Task("SQuAD v1.1", (), (), (), (), "train-v1.1.json", ("dev-v1.1.json",)),
 }
-NEARBY = 20  # characters an answer may be from where its file says it is
 
 
 def metric(name, got, want):
@@ -100,10 +99,13 @@ def read_glue(path, task):
             continue
         *texts, label = (cells[w] for w in where)
         try:
-            rows.append((texts, task.classes.index(label) if task.classes else finite(label)))
+            value = task.classes.index(label) if task.classes else float(label)
         except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
             raise UserError(f"{path}:{i}: label {label!r}: must be "
-                            f"{' or '.join(task.classes) or 'a number'}") from None
+                            f"{' or '.join(task.classes) or 'a number'}")
+        rows.append((texts, value))
     if not rows:
         raise UserError(f"{path}: has no rows of {task.name}, whose columns are "
                         f"{', '.join(name for name, _ in columns)}: --task, --train and --dev "
@@ -111,12 +113,6 @@ def read_glue(path, task):
     if short:
         print(f"{path}: {short} lines with too few columns left out")
     return rows
-
-
-def finite(text):
-    if not math.isfinite(value := float(text)):
-        raise ValueError(text)
-    return value
 
 
 class Question(NamedTuple):
@@ -148,19 +144,13 @@ def read_squad(path):
     if moved:
         print(f"{path}: {moved} answers were not at their answer_start, but found in the passage")
     if lost:
-        print(f"{path}: {lost} questions left out: their answer is not in the passage, or it is "
-              "not clear where")
+        print(f"{path}: {lost} questions left out: their answer is not in the passage")
     if not found:
         raise UserError(f"{path}: holds no questions with an answer")
     return found
 
 
 def locate(passage, answer, start):
-    """Where the answer is: at `start`, or where it occurs once nearby or in all; None: nowhere."""
-    if not answer.strip():
-        return None
-    if start >= 0 and passage.startswith(answer, start):
-        return start
+    """Where the answer is: at `start`, or where it occurs nearest to that; None: nowhere."""
     places = [m.start() for m in re.finditer(f"(?={re.escape(answer)})", passage)]
-    near = [p for p in places if abs(p - start) <= NEARBY]
-    return near[0] if len(near) == 1 else places[0] if len(places) == 1 else None
+    return min(places, key=lambda p: abs(p - start), default=None) if answer.strip() else None

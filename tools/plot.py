@@ -11,21 +11,17 @@ import os
 import sys
 import time
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+from model import GROWABLE
+from run.curves import crossing, curve, reaches
+from run.disk import written
+from run.errors import Parser, UserError, exits_cleanly, number
+from run.given import read_json
+from run.runlog import read_metrics
 
-from model import GROWABLE  # noqa: E402
-from run.curves import crossing, curve, reaches  # noqa: E402
-from run.disk import written  # noqa: E402
-from run.errors import Parser, UserError, exits_cleanly, number  # noqa: E402
-from run.given import read_json  # noqa: E402
-from run.runlog import read_metrics  # noqa: E402
-
-# panels of the lower row: title, the event's key, the events that have it
-PANELS = (("mask of the new part", "mask", None), ("learning rate", "lr", "step"),
-          ("gradient norm, before clipping", "grad_norm", "step"))
+# panels of the lower row: the events' key, title
+PANELS = dict(mask="mask of the new part", lr="learning rate", grad_norm="gradient norm, before clipping")
 
 
 def read_run(folder, wait=False):
@@ -34,15 +30,13 @@ def read_run(folder, wait=False):
     an evaluation is an error, or with `wait` has no events yet.
     """
     path = os.path.join(folder, "metrics.jsonl")
-    if not os.path.isfile(path):
+    there, damaged = os.path.isfile(path), []
+    events = read_metrics(folder, damaged) if there else []
+    if not any(e["event"] == "eval" for e in events):
         if wait and os.path.isdir(folder):
             return []
-        raise UserError(f"{folder}: no metrics.jsonl there: give the out_dir of a run")
-    events = read_metrics(folder, damaged := [])
-    if not any(e["event"] == "eval" for e in events):
-        if wait:
-            return []
-        raise UserError(f"{folder}: no evaluation in metrics.jsonl yet: wait for the first")
+        raise UserError(f"{folder}: " + ("no evaluation in metrics.jsonl yet: wait for the first"
+                        if there else "no metrics.jsonl there: give the out_dir of a run"))
     if damaged:
         print(f"{path}: {len(damaged)} damaged lines left out")
     return events
@@ -137,19 +131,19 @@ def name_growths(ax, runs):
 
 
 def small_panels(runs):
-    """[(title, key, kind)] of the lower row: those that there is something to draw in."""
+    """The keys of PANELS that there is something to draw of."""
     grew = [events for events in runs.values() if any(e["event"] == "grow" for e in events)]
-    return [(title, y, kind) for title, y, kind in PANELS if any(
-        points(events, "tokens", kind, y) for events in (grew if y == "mask" else runs.values()))]
+    return [y for y in PANELS if any(
+        points(events, "tokens", None, y) for events in (grew if y == "mask" else runs.values()))]
 
 
-def draw_small(ax, runs, title, y, kind):
+def draw_small(ax, runs, y):
     for i, events in enumerate(runs.values()):
-        found = points(events, "tokens", kind, y)
+        found = points(events, "tokens", None, y)
         ax.plot([a / 1e6 for a, _ in found], [b for _, b in found], "-", color=f"C{i}", lw=1,
                 alpha=0.8)
         mark_growths(ax, events, f"C{i}", "tokens", 1e6)
-    ax.set_title(title, fontsize=9, loc="left")
+    ax.set_title(PANELS[y], fontsize=9, loc="left")
     ax.set_xlabel("tokens (millions)")
     if y == "grad_norm" and any(b > 0 for a in ax.lines for b in a.get_ydata()):
         ax.set_yscale("log")
@@ -171,32 +165,33 @@ def show_lead(ax, runs, baseline, scale):
 def plot(runs, save, baseline=None):
     """runs: {label: events}; baseline: one of the labels, or None. Writes the picture to `save`."""
     small = small_panels(runs)
-    fig = plt.figure(figsize=(12, 7.6 if small else 4.8))
-    grid = fig.add_gridspec(2 if small else 1, 6, height_ratios=[1.9, 1][:2 if small else 1])
-    axes = [fig.add_subplot(grid[0, :3])]
-    axes.append(fig.add_subplot(grid[0, 3:], sharey=axes[0]))
+    rows = [["train_s"] * 3 + ["tokens"] * 3]
+    if small:
+        rows.append([y for y in small for _ in range(6 // len(small))])
+    fig = Figure(figsize=(12, 7.6 if small else 4.8))
+    axes = fig.subplot_mosaic(rows, height_ratios=[1.9, 1][:len(rows)])
+    left, right = axes["train_s"], axes["tokens"]
+    right.sharey(left)
     longest = max(e["train_s"] for events in runs.values() for e in events)
     unit, scale = ("minutes", 60) if longest < 7200 else ("hours", 3600)
     for i, (label, events) in enumerate(runs.items()):
-        for ax, x, s in ((axes[0], "train_s", scale), (axes[1], "tokens", 1e6)):
-            draw(ax, events, label, f"C{i}", x, s)
-            mark_growths(ax, events, f"C{i}", x, s)
-    axes[0].set(xlabel=f"training time ({unit}, growth and compilation included)",
-                ylabel="loss (nats a token)")
-    axes[1].set(xlabel="tokens (millions)")
-    show_lead(axes[0], runs, baseline, scale)
-    name_growths(axes[1], runs)
+        for x, s in (("train_s", scale), ("tokens", 1e6)):
+            draw(axes[x], events, label, f"C{i}", x, s)
+            mark_growths(axes[x], events, f"C{i}", x, s)
+    left.set(xlabel=f"training time ({unit}, growth and compilation included)",
+             ylabel="loss (nats a token)")
+    right.set(xlabel="tokens (millions)")
+    show_lead(left, runs, baseline, scale)
+    name_growths(right, runs)
     found = [points(events, "iter") for events in runs.values()]
     low = min((p[-1][1] for p in found if p), default=0)
     high = max((p[0][1] for p in found if p), default=0)
     if high > low:  # the long fall from the first evaluation says little: show what follows
-        axes[0].set_ylim(low - 0.05 * (high - low), low + 0.6 * (high - low))
-    axes[0].legend(title="validation (thin: training); dots: growth", fontsize=9, title_fontsize=8)
-    for n, panel in enumerate(small):
-        width = 6 // len(small)
-        axes.append(fig.add_subplot(grid[1, n * width:(n + 1) * width]))
-        draw_small(axes[-1], runs, *panel)
-    for ax in axes:
+        left.set_ylim(low - 0.05 * (high - low), low + 0.6 * (high - low))
+    left.legend(title="validation (thin: training); dots: growth", fontsize=9, title_fontsize=8)
+    for y in small:
+        draw_small(axes[y], runs, y)
+    for ax in axes.values():
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
     fig.tight_layout()
@@ -211,37 +206,26 @@ def write(fig, save):
     except (OSError, ValueError) as e:  # ValueError: no such format
         raise UserError(f"{save}: cannot be written ({getattr(e, 'strerror', None) or e}): give "
                         "--save=FILE.png in a folder that is there") from None
-    finally:
-        plt.close(fig)
 
 
 # -----------------------------------------------------------------------------
 # the script
 
 def report(runs):
-    """A line a run: its final validation loss, and when, full-grown, it had the worst of those."""
-    ends = {label: points(events, "train_s")[-1:] for label, events in runs.items()}
-    goal = max((loss for end in ends.values() for _, loss in end), default=None)
+    """A line a run: its final validation loss."""
     for label, events in runs.items():
-        evals = [e for e in events if e["event"] == "eval"]
-        lost = len(evals) - len(points(events, "train_s"))
-        left_out = f"; {lost} of {len(evals)} evaluations infinite or NaN, left out" if lost else ""
-        if not ends[label]:
-            yield f"{label}: no validation loss is finite{left_out}"
-            continue
-        [(seconds, loss)] = ends[label]
-        reached = reaches(curve(events), "train_s", goal) if len(runs) > 1 else None
-        yield (f"{label}: validation loss {loss:.4f} after {seconds:.0f} s of training"
-               + (f", {goal:.4f} after {reached:.0f} s" if reached else "") + left_out)
+        evals, finite = sum(e["event"] == "eval" for e in events), points(events, "train_s")
+        said = "validation loss {1:.4f} after {0:.0f} s of training".format(*finite[-1]) if finite else \
+            "no validation loss is finite"
+        lost = evals - len(finite)
+        yield f"{label}: {said}" + (
+            f"; {lost} of {evals} evaluations infinite or NaN, left out" if lost else "")
 
 
 def is_over(folder, events):
     """Was a run's last iteration evaluated? One that says nothing of its length is over."""
     path = os.path.join(folder, "config.json")
-    try:
-        end = read_json(path).get("max_iters", 0) if os.path.exists(path) else 0
-    except UserError:  # being written
-        return False
+    end = read_json(path).get("max_iters", 0) if os.path.exists(path) else 0
     return any(e["event"] == "eval" and e["iter"] >= end for e in events)
 
 
