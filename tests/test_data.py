@@ -673,7 +673,7 @@ def test_shakespeare(tmp_path, monkeypatch, capsys):
 
 
 def test_openwebtext(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(openwebtext, "load", lambda name, bert: load("bytes"))
+    monkeypatch.setattr("data.text.prepare.open_tokenizer", lambda name, *args: load("bytes"))
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "pip install datasets" in fails(openwebtext, capsys, "--out", tmp_path / "o")
     docs = [dict(text=f"document {i}") for i in range(3000)]

@@ -37,7 +37,7 @@ from data.bin_writer import (  # noqa: E402
     script_parser,
     write_pieces,
 )
-from data.reading import PACKED, dataset_faults, open_dataset, open_text  # noqa: E402
+from data.reading import PACKED, open_dataset, open_text  # noqa: E402
 from data.tokenizer import cut, open_tokenizer  # noqa: E402
 from run.errors import UserError, library  # noqa: E402
 
@@ -115,12 +115,11 @@ class Reader:
 
     def dataset(self, name, split, limit):
         """The same of a split of a dataset on the Hugging Face hub, or of its first `limit` documents."""
-        with dataset_faults(name):
-            for record in itertools.islice(open_dataset(name, split), limit):
-                text = self.text_of(record, f"--dataset={name}")
-                self.show(len(text))
-                if text.strip():
-                    yield from in_pieces(text)
+        for record in itertools.islice(open_dataset(name, split), limit):
+            text = self.text_of(record, f"--dataset={name}")
+            self.show(len(text))
+            if text.strip():
+                yield from in_pieces(text)
 
     def lines(self, path, limit):
         """The file's lines with their newlines, longer ones in parts of `limit` characters."""
