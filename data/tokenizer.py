@@ -14,11 +14,9 @@ A tokenizer has
 """
 import difflib
 import functools
-import hashlib
 import itertools
 import json
 import os
-import tempfile
 
 import numpy as np
 
@@ -266,15 +264,11 @@ def _gpt2_encoding():
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception as e:  # requests' errors, a proxy's, a bad hash: all mean no file
-        files = ", ".join(f"{n} (kept as {hashlib.sha1((GPT2_URL + n).encode()).hexdigest()})"
-                          for n in ("vocab.bpe", "encoder.json"))
-        here = os.environ.get("TIKTOKEN_CACHE_DIR")
-        looked = f"={here}" if here is not None else ", which is not set, so in " + os.environ.get(
-            "DATA_GYM_CACHE_DIR", os.path.join(tempfile.gettempdir(), "data-gym-cache"))
+        cache = os.environ.get("TIKTOKEN_CACHE_DIR", "(not set)")
         raise UserError(
-            f"tokenizer gpt2 needs {files} from {GPT2_URL}: looked in TIKTOKEN_CACHE_DIR{looked}, "
-            f"and the download failed ({type(e).__name__}): run once with a network and point "
-            "TIKTOKEN_CACHE_DIR at a copy of that folder, or use --tokenizer=bytes") from None
+            f"tokenizer gpt2 needs vocab.bpe and encoder.json from {GPT2_URL}: not in "
+            f"TIKTOKEN_CACHE_DIR={cache}, and the download failed ({type(e).__name__}): set it to a "
+            "folder, run once with a network and copy that folder, or use --tokenizer=bytes") from None
 
 
 class WordPiece(Tokenizer):
