@@ -19,7 +19,8 @@ from dataclasses import asdict, replace
 
 import torch
 
-from data.loader import LOADERS, fingerprint, padded, read_meta, vocab_needed
+from data.dataset import fingerprint, read_meta
+from data.loader import LOADERS, padded, vocab_needed
 from grow import describe, set_mask
 from model import GROWABLE, MODELS
 from run import checkpoint, compiler, hf, shard

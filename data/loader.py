@@ -8,12 +8,9 @@ import os
 import numpy as np
 import torch
 
-from data.dataset import check_ids, fingerprint, how_to_prepare, open_tokens, read_meta
+from data.dataset import check_ids, open_tokens
 from data.tokenizer import get_tokenizer
 from run.errors import UserError
-
-__all__ = ["LOADERS", "BertLoader", "Loader", "fingerprint", "how_to_prepare", "padded", "read_meta",
-           "vocab_needed"]
 
 
 class Loader:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from runs import ENV, ROOT, Driver, events, flags, losses
 
-from data.loader import read_meta
+from data.dataset import read_meta
 from model import GPT, MODELS, GPTConfig
 from run import checkpoint, shard
 from run.errors import UserError

@@ -9,7 +9,8 @@ import pytest
 import torch
 from runs import ENV, losses, make_data, train
 
-from data.loader import LOADERS, read_meta, vocab_needed
+from data.dataset import read_meta
+from data.loader import LOADERS, vocab_needed
 from grow import sizes_of
 from lab import bench
 from model import GPT, MODELS, GPTConfig

@@ -25,7 +25,8 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.loader import BertLoader, read_meta
+from data.dataset import read_meta
+from data.loader import BertLoader
 from data.reading import read_text
 from data.tokenizer import get_tokenizer, tokenizer_of
 from run.errors import UserError, exits_cleanly, number
