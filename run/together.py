@@ -113,7 +113,7 @@ class Disk(FileSystem):
                 return
             sealed = Sealed(f)
             yield sealed
-            self.written[os.path.basename(path)] = sealed.size, sealed.digest.digest()
+            self.written[os.path.basename(path)] = f.tell(), sealed.digest.digest()
 
 
 class Writer(dcp.FileSystemWriter):

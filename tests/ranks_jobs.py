@@ -36,8 +36,8 @@ def fault(rank, save, bytes=None, commit=False):
 
     class Cut(disk.Sealed):
         def write(self, data):
-            if count[0] == save and self.size + len(data) > bytes:
-                self.file.write(data[:bytes - self.size])
+            if count[0] == save and self.tell() + len(data) > bytes:
+                self.file.write(data[:bytes - self.tell()])
                 self.file.flush()
                 die()
             return super().write(data)
