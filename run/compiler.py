@@ -34,9 +34,7 @@ def compile_model(model, mode):
     # else Dynamo cuts each block's graph in pieces of 1 MiB of parameters under DDP, for the sake of
     # gradients sent early: 27 s to compile a block as wide as GPT-2's, 4 s whole
     torch._dynamo.config.optimize_ddp = False
-    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") \
-        else "cache_size_limit"
-    setattr(torch._dynamo.config, limit, 64)
+    torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for module in ([*model.blocks, model.row_loss] if mode == "block" else [model]):
         module.compile(fullgraph=True, dynamic=False)
