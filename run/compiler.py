@@ -12,7 +12,6 @@ import glob
 import os
 import signal
 import struct
-import tempfile
 import warnings
 
 import torch
@@ -46,12 +45,11 @@ def choose(mode, device):
     before anything else of torch.compile and before the first optimizer is made. UserError where it
     does not work, but was asked for.
     """
-    fault = make_cache_dir()
+    make_cache_dir()
     if mode == "none":
         return mode, ""
-    if not fault:
-        sweep_cache()
-        fault = broken(torch.device(device).type)
+    sweep_cache()
+    fault = broken(torch.device(device).type)
     if fault and mode != "auto":
         raise UserError(f"compile={mode}: torch.compile does not work here ({fault}): put that right, "
                         "or use --compile=none, which is slower")
@@ -61,23 +59,13 @@ def choose(mode, device):
 
 
 def make_cache_dir():
-    """
-    Make the folder of the compile cache, if one is asked for. Where that cannot be, torch gets an
-    empty one that goes when the process ends, and what is wrong with it is returned; else None.
-    """
-    path = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    """Make the folder of the compile cache, if one is asked for. UserError if that cannot be."""
+    path = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
     try:
-        if path is not None:
-            os.makedirs(os.path.abspath(path), exist_ok=True)
-        return None
+        os.makedirs(os.path.abspath(path), exist_ok=True)
     except OSError as e:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = spare_dir().name
-        return f"TORCHINDUCTOR_CACHE_DIR={path}: cannot be made ({e.strerror})"
-
-
-@functools.cache
-def spare_dir():
-    return tempfile.TemporaryDirectory(prefix="torchinductor_")
+        raise UserError(f"TORCHINDUCTOR_CACHE_DIR={path}: cannot be made ({e.strerror}): name another "
+                        "folder, or unset it") from None
 
 
 @functools.cache
