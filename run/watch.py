@@ -98,13 +98,11 @@ class Watch:
         return (f"{stage}{ramp}loss {loss:.3f}, {speed:,.0f} tok/s, "
                 f"{tqdm.format_interval(round(left))} left")
 
-    def patience(self):
-        """Bad steps in a row that end a run. float16's scale may need 16 of them to come down to 1."""
-        return self.run.config.max_bad_steps + 24 * self.run.scaler.is_enabled()
-
     def check_steps(self):
-        if int(self.run.bad_run) >= self.patience():
-            raise self.diverged(f"in the last {int(self.run.bad_run)} steps")
+        """End a run of bad steps in a row. float16's scale may need 16 of them to come down to 1."""
+        bad, run = int(self.run.bad_run), self.run
+        if bad >= run.config.max_bad_steps + 24 * run.scaler.is_enabled():
+            raise self.diverged(f"in the last {bad} steps")
 
     def diverged(self, where):
         """The error that ends a run whose loss or weights are no numbers any more."""
