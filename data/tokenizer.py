@@ -170,6 +170,9 @@ class Tokenizer:
         """Of the ids in a .bin file: the smallest of "uint8", "uint16", "uint32" they fit in."""
         return np.min_scalar_type(self.stream_size - 1).name
 
+    def meta(self):
+        return dict(name=self.name, bert=bool(self.special))
+
     def _append_special(self, bert):
         self.special = {s: self.vocab_size + i for i, s in enumerate(SPECIALS)} if bert else {}
         self.vocab_size += len(self.special)
@@ -196,9 +199,6 @@ class Bytes(Tokenizer):
 
     def _bytes(self, i):
         return bytes([i]) if 0 <= i < 256 else self._marker(i)
-
-    def meta(self):
-        return dict(name=self.name, bert=bool(self.special))
 
 
 class Char(Tokenizer):
@@ -254,9 +254,6 @@ class GPT2(Tokenizer):
 
     def _bytes(self, i):
         return self.bpe.decode_single_token_bytes(i) if 0 <= i <= self.eot else self._marker(i)
-
-    def meta(self):
-        return dict(name=self.name, bert=bool(self.special))
 
 
 def _gpt2_encoding():
