@@ -97,10 +97,16 @@ def read_json_tokenizer(path, eot=None):
                 eot=tok.library.token_to_id(eot) if isinstance(eot, str) else None)
 
 
+def spec_of(meta):
+    """What a meta.json says of its tokenizer, a dict: "gpt2" is short for {"name": "gpt2"}."""
+    spec = meta.get("tokenizer")
+    return dict(name=spec) if isinstance(spec, str) else spec if isinstance(spec, dict) else {}
+
+
 def tokenizer_of(meta):
     """(name, what two of that name must have in common) of the tokenizer in a meta.json."""
-    spec = meta.get("tokenizer")
-    name, vocab = (spec.get("name"), spec.get("vocab")) if isinstance(spec, dict) else (spec, None)
+    spec = spec_of(meta)
+    name, vocab = spec.get("name"), spec.get("vocab")
     if name != JSON:
         return name, vocab
     try:  # a file's layout differs with who wrote it, and has no say in what an id means
@@ -139,10 +145,8 @@ def get_tokenizer(meta, bert=None):
     to a dataset prepared without them; `sep` still tells what is in the dataset's files.
     Raises UserError.
     """
-    spec = meta.get("tokenizer")
-    if isinstance(spec, str):  # "gpt2" is short for {"name": "gpt2"}
-        spec = dict(name=spec)
-    if not isinstance(spec, dict) or "name" not in spec:
+    spec = spec_of(meta)
+    if "name" not in spec:
         raise UserError("meta.json names no tokenizer: prepare the dataset again")
     prepared = bool(spec.get("bert"))
     tok = load(spec["name"], spec.get("vocab"), prepared if bert is None else bert, spec.get("eot"))
