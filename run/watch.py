@@ -41,8 +41,7 @@ class Watch:
         self.last_log = self.train_s, run.tokens, run.flops
         with torch.device("meta"):
             models = [type(run.model)(replace(run.model.config, **s)) for s in config.sizes()]
-        self.stage_flops = [m.flops_per_token(config.head_fraction()) for m in models]
-        self.eta = Pace(config, self.stage_flops)
+        self.eta = Pace(config, [m.flops_per_token(config.head_fraction()) for m in models])
         self.tokenizer = get_tokenizer(run.meta) if config.sample_interval else None
         self.log = RunLog(config.out_dir, config.max_iters, run.iter,
                           saved.get("metrics_bytes") if saved else None, quiet=run.ranks.rank != 0,
