@@ -94,7 +94,7 @@ class Disk(FileSystem):
                 return
             sealed = Sealed(f)
             yield sealed
-            self.written[os.path.basename(path)] = f.tell(), sealed.digest.digest()
+        self.written[os.path.basename(path)] = os.path.getsize(path), sealed.digest.digest()
 
 
 class Writer(dcp.FileSystemWriter):
