@@ -130,6 +130,13 @@ def share_out(whole, like):
     return shards.clone()  # not a view, which would keep the whole
 
 
+def put(model, params):
+    """Make `params`, name -> Parameter, the model's."""
+    for name, p in params.items():
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, p)
+
+
 def describe(sizes):
     return " ".join(f"{k}={v}" for k, v in sizes.items() if v is not None)
 
@@ -213,9 +220,7 @@ def _grow_tensors(model, config, optimizers, layers, init, masked):
             p.grad = None
             _free(p, original)
 
-    for name in shapes:
-        module, _, leaf = name.rpartition(".")
-        setattr(new.get_submodule(module), leaf, made[name])
+    put(new, made)
     for group in (g for o in optimizers for g in o.param_groups):
         group["params"] = [made[name] for name in shapes if homes[name] is group]
     _keep_modes(model, new, layers)

@@ -19,7 +19,8 @@ from dataclasses import asdict, replace
 
 import torch
 
-from data.loader import LOADERS, fingerprint, padded, read_meta, vocab_needed
+from data.dataset import fingerprint, read_meta
+from data.loader import LOADERS, padded, vocab_needed
 from grow import describe, set_mask
 from model import GROWABLE, MODELS
 from run import checkpoint, compiler, hf, shard
@@ -109,7 +110,7 @@ class Run:
             self.model = cls(config_cls(**self.saved["model_config"]) if self.saved else
                              c.model_config(self.vocab_size, self.meta.get("eot")))
         if theirs:
-            hf.start_from(self.model, c.init_from)
+            hf.load_hf(self.model, hf.read_tensors(c.init_from), c.init_from)
         shard.fill(self.model, self.ranks, self.mesh, self.saved.pop("model") if self.saved else
                    self.model.state_dict() if theirs else None)
 

@@ -57,14 +57,12 @@ class BinWriter:
     def write(self, split, ids):
         """Append token ids, an array or a list, to "train" or "val"."""
         ids = np.asarray(ids, dtype=self.meta["dtype"])
-        try:
-            self.files[split].write(ids.tobytes())
-        except OSError as e:  # a full disk
-            e.filename = self.out
-            raise
+        self.files[split].write(ids.tobytes())
         self.count[split] += len(ids)
 
     def __exit__(self, kind, error, trace):
+        if isinstance(error, OSError):  # a full disk names no file
+            error.filename = error.filename or self.out
         try:
             for f in self.files.values():
                 f.close()

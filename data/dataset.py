@@ -14,7 +14,7 @@ import re
 import numpy as np
 
 from data.reading import read_text
-from data.tokenizer import JSON
+from data.tokenizer import JSON, spec_of
 from run.errors import UserError
 
 GPT2 = dict(tokenizer="gpt2", vocab_size=50257, dtype="uint16", eot=50256)
@@ -67,8 +67,7 @@ def how_to_prepare(data_dir):
 
 def with_tokenizer(meta, folder):
     """The meta.json, and in it the text of the tokenizer.json beside it, where it names that."""
-    spec = meta["tokenizer"]
-    spec = dict(name=spec) if isinstance(spec, str) else spec
+    spec = spec_of(meta)
     if spec.get("name") != JSON:
         return meta
     try:
@@ -84,8 +83,7 @@ def check_meta(meta, path):
         return type(value) is int and value >= 0
 
     meta = meta if isinstance(meta, dict) else {}
-    spec = meta.get("tokenizer")
-    spec = dict(name=spec) if isinstance(spec, str) else spec if isinstance(spec, dict) else {}
+    spec = spec_of(meta)
     listed = spec.get("name") not in ("char", "wordpiece") or isinstance(spec.get("vocab"), list) \
         and spec["vocab"] and all(isinstance(token, str) for token in spec["vocab"])
     for key, good, should in (
@@ -218,9 +216,7 @@ def fingerprint(data_dir, meta):
     its files, of what is in them (all of it up to WHOLE bytes, else BLOCKS evenly spaced blocks,
     the first and the last among them), and of the tokenizer. Cheap whatever the size.
     """
-    spec = meta["tokenizer"]
-    spec = dict(name=spec) if isinstance(spec, str) else spec
-    found = hashlib.sha256(json.dumps([spec, meta["dtype"]], sort_keys=True).encode())
+    found = hashlib.sha256(json.dumps([spec_of(meta), meta["dtype"]], sort_keys=True).encode())
     for split in ("train", "val"):
         try:
             sizes = {path: os.path.getsize(path) for path in files_of(data_dir, split)}

@@ -8,12 +8,9 @@ import os
 import numpy as np
 import torch
 
-from data.dataset import check_ids, fingerprint, how_to_prepare, open_tokens, read_meta
+from data.dataset import check_ids, open_tokens
 from data.tokenizer import get_tokenizer
 from run.errors import UserError
-
-__all__ = ["LOADERS", "BertLoader", "Loader", "fingerprint", "how_to_prepare", "padded", "read_meta",
-           "vocab_needed"]
 
 
 class Loader:
@@ -23,8 +20,7 @@ class Loader:
     """
 
     def __init__(self, config, meta, vocab_size, rank=0, world=1):
-        self.config, self.meta, self.vocab_size = config, meta, vocab_size
-        self.rank, self.world = rank, world
+        self.config, self.vocab_size, self.rank, self.world = config, vocab_size, rank, world
         if config.doc_mask and meta.get("eot") is None:
             raise UserError(f"doc_mask=True: the meta.json of data_dir={config.data_dir} names no eot, "
                             "the token id that ends a document: put it there, or leave doc_mask out")

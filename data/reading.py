@@ -106,27 +106,18 @@ def _refuse_what_is_no_text(path, start):
         raise UserError(f"{path}: is not text, but binary data: give a UTF-8 text file")
 
 
-def open_dataset(name, split="train", streaming=True):
+def open_dataset(name, split):
     """
     The records, dicts, of a split of the dataset OWNER/NAME or OWNER/NAME:CONFIG on the Hugging Face
-    hub, read over the network while they are looped over; streaming=False downloads all of them first.
-    Raises UserError; loop over them within dataset_faults(name).
+    hub, read over the network while they are looped over. Raises UserError, then too.
     """
     load = library("datasets", "datasets").load_dataset
     path, _, config = name.partition(":")
-    with dataset_faults(name):
-        return load(path, config or None, split=split, streaming=streaming)
-
-
-@contextlib.contextmanager
-def dataset_faults(name):
-    """Whatever opening or reading a dataset of the hub raises becomes a UserError with what to type."""
     try:
-        yield
+        yield from load(path, config or None, split=split, streaming=True)
     except Exception as e:  # no network, no such name, part or split, ...
-        if isinstance(e, UserError) or getattr(e, "errno", None) == errno.ENOSPC:
+        if getattr(e, "errno", None) == errno.ENOSPC:
             raise
-        path = name.partition(":")[0]
         if isinstance(e, ConnectionError):
             advice = (f"where there is a network, hf download {path} --repo-type=dataset "
                       "--local-dir=my_texts; then here, python data/text/prepare.py --input my_texts")

@@ -14,11 +14,9 @@ A tokenizer has
 """
 import difflib
 import functools
-import hashlib
 import itertools
 import json
 import os
-import tempfile
 
 import numpy as np
 
@@ -99,10 +97,16 @@ def read_json_tokenizer(path, eot=None):
                 eot=tok.library.token_to_id(eot) if isinstance(eot, str) else None)
 
 
+def spec_of(meta):
+    """What a meta.json says of its tokenizer, a dict: "gpt2" is short for {"name": "gpt2"}."""
+    spec = meta.get("tokenizer")
+    return dict(name=spec) if isinstance(spec, str) else spec if isinstance(spec, dict) else {}
+
+
 def tokenizer_of(meta):
     """(name, what two of that name must have in common) of the tokenizer in a meta.json."""
-    spec = meta.get("tokenizer")
-    name, vocab = (spec.get("name"), spec.get("vocab")) if isinstance(spec, dict) else (spec, None)
+    spec = spec_of(meta)
+    name, vocab = spec.get("name"), spec.get("vocab")
     if name != JSON:
         return name, vocab
     try:  # a file's layout differs with who wrote it, and has no say in what an id means
@@ -141,10 +145,8 @@ def get_tokenizer(meta, bert=None):
     to a dataset prepared without them; `sep` still tells what is in the dataset's files.
     Raises UserError.
     """
-    spec = meta.get("tokenizer")
-    if isinstance(spec, str):  # "gpt2" is short for {"name": "gpt2"}
-        spec = dict(name=spec)
-    if not isinstance(spec, dict) or "name" not in spec:
+    spec = spec_of(meta)
+    if "name" not in spec:
         raise UserError("meta.json names no tokenizer: prepare the dataset again")
     prepared = bool(spec.get("bert"))
     tok = load(spec["name"], spec.get("vocab"), prepared if bert is None else bert, spec.get("eot"))
@@ -172,6 +174,9 @@ class Tokenizer:
         """Of the ids in a .bin file: the smallest of "uint8", "uint16", "uint32" they fit in."""
         return np.min_scalar_type(self.stream_size - 1).name
 
+    def meta(self):
+        return dict(name=self.name, bert=bool(self.special))
+
     def _append_special(self, bert):
         self.special = {s: self.vocab_size + i for i, s in enumerate(SPECIALS)} if bert else {}
         self.vocab_size += len(self.special)
@@ -198,9 +203,6 @@ class Bytes(Tokenizer):
 
     def _bytes(self, i):
         return bytes([i]) if 0 <= i < 256 else self._marker(i)
-
-    def meta(self):
-        return dict(name=self.name, bert=bool(self.special))
 
 
 class Char(Tokenizer):
@@ -257,24 +259,17 @@ class GPT2(Tokenizer):
     def _bytes(self, i):
         return self.bpe.decode_single_token_bytes(i) if 0 <= i <= self.eot else self._marker(i)
 
-    def meta(self):
-        return dict(name=self.name, bert=bool(self.special))
-
 
 def _gpt2_encoding():
     tiktoken = library("tiktoken", "tiktoken")
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception as e:  # requests' errors, a proxy's, a bad hash: all mean no file
-        files = ", ".join(f"{n} (kept as {hashlib.sha1((GPT2_URL + n).encode()).hexdigest()})"
-                          for n in ("vocab.bpe", "encoder.json"))
-        here = os.environ.get("TIKTOKEN_CACHE_DIR")
-        looked = f"={here}" if here is not None else ", which is not set, so in " + os.environ.get(
-            "DATA_GYM_CACHE_DIR", os.path.join(tempfile.gettempdir(), "data-gym-cache"))
+        cache = os.environ.get("TIKTOKEN_CACHE_DIR", "(not set)")
         raise UserError(
-            f"tokenizer gpt2 needs {files} from {GPT2_URL}: looked in TIKTOKEN_CACHE_DIR{looked}, "
-            f"and the download failed ({type(e).__name__}): run once with a network and point "
-            "TIKTOKEN_CACHE_DIR at a copy of that folder, or use --tokenizer=bytes") from None
+            f"tokenizer gpt2 needs vocab.bpe and encoder.json from {GPT2_URL}: not in "
+            f"TIKTOKEN_CACHE_DIR={cache}, and the download failed ({type(e).__name__}): set it to a "
+            "folder, run once with a network and copy that folder, or use --tokenizer=bytes") from None
 
 
 class WordPiece(Tokenizer):

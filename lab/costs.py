@@ -11,7 +11,8 @@ from dataclasses import asdict, replace
 
 import torch
 
-from data.loader import padded, read_meta, vocab_needed
+from data.dataset import read_meta
+from data.loader import padded, vocab_needed
 from grow import grow, role, set_mask
 from model import MODELS
 from run import compiler

@@ -4,6 +4,7 @@ and the run's folder. Whatever is wrong ends in one line.
 """
 import ast
 import difflib
+import glob
 import inspect
 import itertools
 import os
@@ -145,13 +146,10 @@ def sized_by_folder(values):
 def read_file(path):
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
-        folder = os.path.dirname(path) or "config"  # config/ or lab/experiments/
-        folder = folder if os.path.isdir(folder) else "config"
-        there = os.listdir(folder) if os.path.isdir(folder) else []
-        near = difflib.get_close_matches(path, [os.path.join(folder, f) for f in there
-                                                if f.endswith(".py")], 1)
-        raise UserError(f"{path}: no such config file" + (f", did you mean {near[0]}?" if near
-                                                          else f": see {folder}/ for examples"))
+        there = [*glob.glob("config/*.py"), *glob.glob("lab/experiments/*.py")]
+        near = difflib.get_close_matches(path, there, 1)
+        raise UserError(f"{path}: no such config file" + (
+            f", did you mean {near[0]}?" if near else ": see config/ and lab/experiments/ for examples"))
     sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
     try:
         names = runpy.run_path(path)  # which may build on another: from config.gpt2_msg import *

@@ -21,19 +21,6 @@ from run.errors import UserError, first_line, is_out_of_memory
 LATEST, BEST, PARTS = "ckpt.pt", "best.pt", "parts_"
 
 
-def save(out_dir, state, keep, best=False):
-    """commit(), and UserError when it cannot be written; the previous checkpoint is then intact."""
-    try:
-        commit(out_dir, state, keep, best)
-    except (OSError, RuntimeError) as e:  # torch reports a failed write as a RuntimeError
-        raise not_written(out_dir, first_line(e)) from None
-
-
-def not_written(out_dir, why):
-    return UserError(f"{out_dir}: cannot write the checkpoint ({why}): make room or change out_dir; "
-                     "the previous checkpoint is intact, --resume continues from it")
-
-
 def commit(out_dir, state, keep, best=False):
     """
     Write `state` as ckpt_ITER.pt, point ckpt.pt (and best.pt) at it, delete all but the last
@@ -198,13 +185,13 @@ def settings_of(path):
             raise
 
 
-def load_model(path, device="cpu"):
+def load_model(path):
     """The model in a checkpoint (a file, or a run's folder) and that checkpoint's other contents."""
     state = load(path, values=False)  # the optimizers' state stays on the disk
     cls, config_cls = MODELS[state["config"]["model"]]
     model = cls(config_cls(**state["model_config"]))
     model.load_state_dict(with_values(state.pop("model")))
-    return model.to(device).eval(), state
+    return model.eval(), state
 
 
 def make_out_dir(out_dir):

@@ -10,9 +10,8 @@ import contextlib
 import functools
 import glob
 import os
+import shutil
 import signal
-import struct
-import tempfile
 import warnings
 
 import torch
@@ -34,9 +33,7 @@ def compile_model(model, mode):
     # else Dynamo cuts each block's graph in pieces of 1 MiB of parameters under DDP, for the sake of
     # gradients sent early: 27 s to compile a block as wide as GPT-2's, 4 s whole
     torch._dynamo.config.optimize_ddp = False
-    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") \
-        else "cache_size_limit"
-    setattr(torch._dynamo.config, limit, 64)
+    torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for module in ([*model.blocks, model.row_loss] if mode == "block" else [model]):
         module.compile(fullgraph=True, dynamic=False)
@@ -48,12 +45,11 @@ def choose(mode, device):
     before anything else of torch.compile and before the first optimizer is made. UserError where it
     does not work, but was asked for.
     """
-    fault = make_cache_dir()
+    make_cache_dir()
     if mode == "none":
         return mode, ""
-    if not fault:
-        sweep_cache()
-        fault = broken(torch.device(device).type)
+    sweep_cache()
+    fault = broken(torch.device(device).type)
     if fault and mode != "auto":
         raise UserError(f"compile={mode}: torch.compile does not work here ({fault}): put that right, "
                         "or use --compile=none, which is slower")
@@ -63,23 +59,13 @@ def choose(mode, device):
 
 
 def make_cache_dir():
-    """
-    Make the folder of the compile cache, if one is asked for. Where that cannot be, torch gets an
-    empty one that goes when the process ends, and what is wrong with it is returned; else None.
-    """
-    path = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    """Make the folder of the compile cache, if one is asked for. UserError if that cannot be."""
+    path = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
     try:
-        if path is not None:
-            os.makedirs(os.path.abspath(path), exist_ok=True)
-        return None
+        os.makedirs(os.path.abspath(path), exist_ok=True)
     except OSError as e:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = spare_dir().name
-        return f"TORCHINDUCTOR_CACHE_DIR={path}: cannot be made ({e.strerror})"
-
-
-@functools.cache
-def spare_dir():
-    return tempfile.TemporaryDirectory(prefix="torchinductor_")
+        raise UserError(f"TORCHINDUCTOR_CACHE_DIR={path}: cannot be made ({e.strerror}): name another "
+                        "folder, or unset it") from None
 
 
 @functools.cache
@@ -115,39 +101,22 @@ def undisturbed():
 def sweep_cache():
     """
     Remove from torch.compile's disk cache what a killed compiler left half written: Inductor takes
-    any .so that is there for a finished one. What another process is writing now is left alone.
-    Returns the paths removed.
+    any .so that is there for a finished one. The folder that each is built in goes when it is
+    finished, so one that is there tells. What another process is building now is left alone.
     """
     from torch._inductor.codecache import get_lock_dir
+    from torch._inductor.cpp_builder import _BUILD_TEMP_DIR
     from torch._inductor.runtime.cache_dir_utils import cache_dir
     from torch.utils._filelock import FileLock
-    removed = []
-    for path in glob.glob(os.path.join(glob.escape(cache_dir()), "*", "*.*o")):
-        try:
-            if not path.endswith((".so", ".o")) or whole_elf(path):
-                continue
-            key = os.path.basename(path).partition(".")[0]
-            with FileLock(os.path.join(get_lock_dir(), key + ".lock"), timeout=0):
-                if not whole_elf(path):  # it may have been finished just now
-                    os.remove(path)
-                    removed.append(path)
-        except (OSError, TimeoutError):  # gone already, not ours to read, or in somebody's hands
-            pass
-    return removed
-
-
-def whole_elf(path):
-    """False for an ELF file (.so or .o of 64 bits, what compilers write on Linux) that ends early."""
-    with open(path, "rb") as f:
-        head = f.read(64)
-    if len(head) < 64 or not any(head):  # the linker fills in the header last
-        return False
-    if head[:5] != b"\x7fELF\x02":
-        return True  # another platform's format: nothing to say
-    order = "<" if head[5] == 1 else ">"
-    sections, = struct.unpack_from(order + "Q", head, 40)  # e_shoff: the table at the file's end
-    size, count = struct.unpack_from(order + "HH", head, 58)
-    return sections > 0 and os.path.getsize(path) >= sections + size * count
+    for folder in glob.glob(os.path.join(glob.escape(cache_dir()), "*", f"*_{_BUILD_TEMP_DIR}")):
+        built = folder.removesuffix(f"_{_BUILD_TEMP_DIR}")
+        key = os.path.basename(built).partition(".")[0]
+        with contextlib.suppress(OSError, TimeoutError), \
+                FileLock(os.path.join(get_lock_dir(), key + ".lock"), timeout=0):
+            os.stat(folder)  # it may have been finished just now
+            for path in glob.glob(glob.escape(built) + ".*o"):
+                os.remove(path)
+            shutil.rmtree(folder)
 
 
 def forget_graphs():

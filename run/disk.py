@@ -16,22 +16,17 @@ PAUSES = (1, 4, 15)  # seconds before a failed write is tried again, and again
 
 
 class Sealed:
-    """A file to write to, in order, and the digest and size of what was written."""
+    """A file to write to, in order, and the digest of what was written."""
 
     def __init__(self, file):
-        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+        self.file, self.digest = file, hashlib.sha256()
 
-    def __getattr__(self, name):  # flush, fileno, close
+    def __getattr__(self, name):  # tell, flush, fileno, close
         return getattr(self.file, name)
 
     def write(self, data):
         self.digest.update(data)
-        n = self.file.write(data)
-        self.size += n
-        return n
-
-    def tell(self):
-        return self.size
+        return self.file.write(data)
 
 
 def write_sealed(path, state):

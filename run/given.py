@@ -15,14 +15,8 @@ def model_parser(doc):
     p = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("checkpoint", type=os.path.expanduser,
                    help="a checkpoint file, a run's folder or a Hugging Face folder")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=device)
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=open_device)
     return p
-
-
-def device(name):
-    """For argparse's `type`: the name of a device that is there."""
-    open_device(name)
-    return name
 
 
 def read_json(path, **kinds):

@@ -15,7 +15,7 @@ import torch
 from data.dataset import with_tokenizer
 from data.tokenizer import JSON, is_gpt2, read_json_tokenizer, read_vocab, tokenizer_of
 from model import MODELS
-from run.checkpoint import load_model
+from run.checkpoint import believed, load_model
 from run.errors import UserError, first_line, library
 from run.given import need, read_json
 
@@ -270,17 +270,12 @@ def said_tokens(files):
     return sorted(vocab, key=vocab.get), uncased
 
 
-def start_from(model, folder):
-    """A folder's weights into `model`: train.py's init_from."""
-    load_hf(model, read_tensors(folder), folder)
-
-
 def from_hf(folder):
     """The model in a Hugging Face folder."""
     kind, sizes = folder_config(folder)
     cls, config_cls = MODELS[kind]
     model = cls(config_cls(**sizes, doc_end=doc_end(folder, sizes["vocab_size"])))
-    start_from(model, folder)
+    load_hf(model, read_tensors(folder), folder)
     return model.eval()
 
 
@@ -305,29 +300,20 @@ def open_model(path, device="cpu"):
         raise UserError(f"{path}: no such checkpoint or folder" + "".join(
             f" (did you mean {os.path.join(folder, n)}?)" for n in near) + ": give a run's out_dir, a "
             "checkpoint or a Hugging Face folder (hf download OWNER/NAME --local-dir=FOLDER makes one)")
-    try:
+    with believed(path):
         if is_hf(path):
             model = from_hf(path)
             kind = kind_of(model)
             info = dict(config=dict(model=kind), meta=folder_meta(path, kind))
         else:
             model, info = load_model(path)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as e:
-        said = (str(e).strip() or type(e).__name__).splitlines()[-1].strip()
-        raise UserError(f"{path}: not a whole model of this project ({type(e).__name__}: {said})") \
-            from None
     need(path, info, config=dict, meta=dict)
     return model.to(device), info
 
 
 def check_tokenizer(folder, meta, data_dir):
     """Refuse to train a model on the ids of another tokenizer."""
-    theirs = folder_meta(folder, folder_config(folder)[0])
-    if not same_tokenizer(theirs, meta):
-        a, b = tokenizer_of(meta)[0], tokenizer_of(theirs)[0]
-        raise UserError(f"data_dir={data_dir}: made with tokenizer {a}, but {folder} was trained "
-                        f"with {b}" + (" of another vocabulary" if a == b else ""))
-
-
-def same_tokenizer(a, b):
-    return tokenizer_of(a) == tokenizer_of(b)
+    ours, theirs = map(tokenizer_of, (meta, folder_meta(folder, folder_config(folder)[0])))
+    if ours != theirs:
+        raise UserError(f"data_dir={data_dir}: made with tokenizer {ours[0]}, but {folder} was trained "
+                        f"with {theirs[0]}" + " of another vocabulary" * (ours[0] == theirs[0]))

@@ -49,8 +49,9 @@ def net2net(model, optimizer=None, *, noise=SPLIT_NOISE, **sizes):
     """
     old, new = model.config, grown_config(model.config, **sizes)
     group = old.kv_group * old.head_dim  # heads that share keys and values are split together
-    maps = {axis: split_map(n, m, group if axis == "head" else 1)
-            for axis, n, m in grown_axes(old, new)}
+    before, after = old.axis_sizes(), new.axis_sizes()
+    maps = {axis: split_map(before[axis], after[axis], group if axis == "head" else 1)
+            for axis in WIDTH_AXES if after[axis] > before[axis]}
     if "head" in maps:
         kv = maps["head"][::group, None] // old.kv_group + torch.arange(old.head_dim)
         maps["kv"] = kv.flatten()
@@ -84,14 +85,13 @@ def aki(model, optimizer=None, **sizes):
     """
     before = model.config.axis_sizes()
     model, optimizer = net2net(model, optimizer, **sizes, noise=0.0)
-    specs = model.blocks[0]
     with torch.no_grad():
         for block, above in zip(model.blocks, model.blocks[1:]):  # from below: `above` is untouched
-            for (name, p), q in zip(block.named_parameters(), above.parameters()):
-                module, _, leaf = name.rpartition(".")
-                if isinstance(specs.get_submodule(module), Linear):
-                    old = before[specs.get_submodule(module).spec[leaf].axes[0]]
-                    p[old:] = q[old:]
+            for layer, source in zip(block.modules(), above.modules()):
+                if isinstance(layer, Linear):
+                    old = before[layer.spec["weight"].axes[0]]
+                    for p, q in zip(layer.parameters(), source.parameters()):
+                        p[old:] = q[old:]
     return model, optimizer
 
 
@@ -165,12 +165,6 @@ def refusal(operator, sizes, before, sharded=False):
     if operator == "zero_output" and before.post_ln:
         return "operator='zero_output' is for pre-LN models (gpt, llama) only: use another"
     return ""
-
-
-def grown_axes(old, new):
-    """[(axis, its old length, its new length)] of the width axes that grew between two configs."""
-    before, after = old.axis_sizes(), new.axis_sizes()
-    return [(a, before[a], after[a]) for a in WIDTH_AXES if after[a] > before[a]]
 
 
 def split_map(n_old, n_new, unit=1):

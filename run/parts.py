@@ -35,9 +35,7 @@ class Masks(nn.Module):
 
     def __init__(self):
         super().__init__()
-        for name in (*WIDTH_AXES, "layer", "c"):
-            self.register_buffer(name, None)
-        self.new_layers = frozenset()
+        self.stop()
 
     def start(self, newborn, device, dtype):
         """newborn: axis -> bool tensor (size,). The ramp starts at 0."""

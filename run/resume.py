@@ -10,7 +10,7 @@ from run.settings import TrainConfig, known_settings
 # what a resumed run may change, because it says nothing about the steps already taken
 FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "save_interval",
         "eval_seqs", "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
-        "max_bad_steps", "data_dir", "zero1", "shard", "tensorboard", "wandb",
+        "max_bad_steps", "data_dir", "shard", "tensorboard", "wandb",
         "sample_interval", "finish_stages"}
 # what a branch may change besides: what is still to come
 AHEAD = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "learning_rate", "muon_learning_rate",

@@ -84,10 +84,11 @@ class RunLog:
                         bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}")
 
     def event(self, event, **values):
-        """One JSON object in metrics.jsonl. Floats are rounded to what is meaningful."""
+        """One JSON object in metrics.jsonl; infinite and NaN are text, for JSON has no such numbers."""
         if not self.quiet:
             self.metrics.write(json.dumps({"event": event, **{
-                k: sane(v) for k, v in values.items() if v is not None}}) + "\n")
+                k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
+                for k, v in values.items() if v is not None}}) + "\n")
             with contextlib.suppress(OSError):
                 self.metrics.flush()
             for track in self.trackers:
@@ -155,13 +156,6 @@ def open_trackers(config, start=0):
                             "WANDB_MODE=offline needs no network".replace("\n", " ")) from None
         made.append(lambda values, it: run.log(values, step=it))
     return made
-
-
-def sane(v):
-    """JSON has no NaN; and a time in microseconds is precise enough."""
-    if not isinstance(v, float):
-        return v
-    return v if math.isfinite(v) else str(v)
 
 
 def read_metrics(out_dir, damaged=None):

@@ -18,7 +18,7 @@ class Saver:
     def __init__(self, config, ranks):
         self.out_dir, self.keep, self.ranks = config.out_dir, config.keep_checkpoints, ranks
         self.together = ranks.several and ranks.see_alike(config.out_dir)
-        self.copies, self.count = together.Copies(), 0
+        self.copies, self.count = together.copies(), 0
         self.saving = None
         self.tidy()  # what a killed run left
 
@@ -34,8 +34,8 @@ class Saver:
         state, self.saving, error = whole(state, self.ranks.rank == 0), Future(), None
         try:
             if self.ranks.rank == 0:
-                checkpoint.save(self.out_dir, state, self.keep, best)
-        except UserError as e:
+                checkpoint.commit(self.out_dir, state, self.keep, best)
+        except (OSError, RuntimeError) as e:  # torch reports a failed write as a RuntimeError
             error = e
         if self.ranks.any(error is not None):
             self.saving.set_exception(error or UserError("rank 0 could not write the checkpoint"))
@@ -61,5 +61,6 @@ class Saver:
         self.tidy()  # half of it, on a disk that may be full; or all, if only the answer was lost
         failures = getattr(error, "failures", {})  # DCP's, rank -> (exception, trace)
         rank, why = next(((r, e) for r, (e, _) in failures.items()), (self.ranks.rank, error))
-        return why if isinstance(why, UserError) else checkpoint.not_written(
-            self.out_dir, f"rank {rank}: {first_line(why)}")
+        return why if isinstance(why, UserError) else UserError(
+            f"{self.out_dir}: cannot write the checkpoint (rank {rank}: {first_line(why)}): make room or "
+            "change out_dir; the previous checkpoint is intact, --resume continues from it")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 
 from grow import grown_config, sizes_of
 from model import GROWABLE, MODELS
-from run.errors import UserError, say_once
+from run.errors import UserError
 from run.operators import OPERATORS, refusal
 
 OWN_STARTS = ("scratch", "resume", "auto")
@@ -90,7 +90,6 @@ class TrainConfig:
     compile: str = "auto"           # "block", "model", "none", or "auto": block where it works
     shard: str = "none"             # several processes: "none", the whole model in each (DDP), or
                                     # "fsdp", shards of it, its gradients and optimizer state
-    zero1: bool = False             # the former name of shard="fsdp"
     peak_flops: float = 0.0         # of the device, for mfu; 0: known for common GPUs
     max_bad_steps: int = 5          # stop after so many steps in a row with loss inf or NaN
 
@@ -166,9 +165,6 @@ def from_dict(values):
             raise UserError(f"{key}={value!r}: holds a NUL, which no name can")
         typed[key] = os.path.expanduser(value) if key in PATHS else value
     config = TrainConfig(**typed)
-    if config.zero1:
-        config.zero1, config.shard = False, "fsdp"
-        say_once("zero1=True is shard='fsdp' now, which shards weights and gradients too")
     check(config)
     return config
 
@@ -203,7 +199,7 @@ def shortened(value):
 OTHER_NAMES = dict(n_kv_head="kv_group, which is n_head / n_kv_head", batch_size="micro_batch",
                    gradient_accumulation_steps="batch_tokens, of a whole iteration",
                    lr="learning_rate", min_lr="min_lr_frac", lr_decay_iters="decay_iters",
-                   dataset="data_dir")
+                   dataset="data_dir", zero1="shard='fsdp'")
 
 
 def unknown(key, known, otherwise="python train.py --help lists them all"):

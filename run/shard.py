@@ -16,6 +16,7 @@ from torch.distributed.tensor import empty as empty_shards
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils._pytree import tree_leaves, tree_map
 
+from grow import put
 from run.checkpoint import with_values
 from run.errors import UserError
 from run.together import Stored
@@ -141,13 +142,6 @@ def shard(model, mesh):
     fully_shard(model, mesh=mesh)
     put(model, shards)
     return model
-
-
-def put(model, params):
-    """Make `params`, name -> Parameter, the model's."""
-    for name, p in params.items():
-        module, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(module), leaf, p)
 
 
 def in_step(run, batches):

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -24,7 +23,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import keystr, tree_map_with_path
 
@@ -45,7 +44,7 @@ def save(state, folder, ranks, copies, commit):
         warnings.simplefilter("ignore")
         return dcp.async_save(
             mine, storage_writer=Writer(folder, lambda parts: commit({**rest, "parts": parts})),
-            async_stager=copies, planner=DefaultSavePlanner(**PLAIN), process_group=ranks.aside)
+            async_stager=copies, planner=dcp.DefaultSavePlanner(**PLAIN), process_group=ranks.aside)
 
 
 def split(state, ranks):
@@ -74,29 +73,11 @@ def split(state, ranks):
     return mine, rest
 
 
-class Copies(BlockingAsyncStager):
-    """What a rank writes, copied into its memory on the CPU, which is kept from save to save."""
-
-    def __init__(self):
-        super().__init__()
-        self.kept = {}
-
-    @torch.no_grad()
-    def stage(self, state_dict):
-        had, self.kept, staged = self.kept, {}, {}
-        for name, v in state_dict.items():
-            local = v.to_local() if isinstance(v, DTensor) else v
-            copy = had.pop(name, None)
-            if copy is None or copy.shape != local.shape or copy.dtype != local.dtype:
-                copy = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
-            self.kept[name] = copy.copy_(local, non_blocking=True)
-            staged[name] = copy
-            if isinstance(v, DTensor):  # which rows these are stays with them
-                staged[name] = v.detach()
-                staged[name]._local_tensor = copy
-        if torch.cuda.is_available():
-            torch.cuda.current_stream().synchronize()
-        return staged
+def copies():
+    """What copies a rank's tensors into its memory on the CPU, which is kept from save to save."""
+    cuda = torch.cuda.is_available()
+    return DefaultStager(StagingOptions(use_pinned_memory=cuda, use_shared_memory=False,
+                                        use_async_staging=False, use_non_blocking_copy=cuda))
 
 
 class Disk(FileSystem):
@@ -113,7 +94,7 @@ class Disk(FileSystem):
                 return
             sealed = Sealed(f)
             yield sealed
-            self.written[os.path.basename(path)] = sealed.size, sealed.digest.digest()
+        self.written[os.path.basename(path)] = os.path.getsize(path), sealed.digest.digest()
 
 
 class Writer(dcp.FileSystemWriter):
@@ -172,7 +153,7 @@ class Stored:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that this process reads alone
             dcp.load({self.name: tensor}, storage_reader=Reader(self), no_dist=True,
-                     planner=DefaultLoadPlanner(**PLAIN))
+                     planner=dcp.DefaultLoadPlanner(**PLAIN))
         return tensor
 
     def value(self):

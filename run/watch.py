@@ -41,8 +41,7 @@ class Watch:
         self.last_log = self.train_s, run.tokens, run.flops
         with torch.device("meta"):
             models = [type(run.model)(replace(run.model.config, **s)) for s in config.sizes()]
-        self.stage_flops = [m.flops_per_token(config.head_fraction()) for m in models]
-        self.eta = Pace(config, self.stage_flops)
+        self.eta = Pace(config, [m.flops_per_token(config.head_fraction()) for m in models])
         self.tokenizer = get_tokenizer(run.meta) if config.sample_interval else None
         self.log = RunLog(config.out_dir, config.max_iters, run.iter,
                           saved.get("metrics_bytes") if saved else None, quiet=run.ranks.rank != 0,
@@ -98,13 +97,11 @@ class Watch:
         return (f"{stage}{ramp}loss {loss:.3f}, {speed:,.0f} tok/s, "
                 f"{tqdm.format_interval(round(left))} left")
 
-    def patience(self):
-        """Bad steps in a row that end a run. float16's scale may need 16 of them to come down to 1."""
-        return self.run.config.max_bad_steps + 24 * self.run.scaler.is_enabled()
-
     def check_steps(self):
-        if int(self.run.bad_run) >= self.patience():
-            raise self.diverged(f"in the last {int(self.run.bad_run)} steps")
+        """End a run of bad steps in a row. float16's scale may need 16 of them to come down to 1."""
+        bad, run = int(self.run.bad_run), self.run
+        if bad >= run.config.max_bad_steps + 24 * run.scaler.is_enabled():
+            raise self.diverged(f"in the last {bad} steps")
 
     def diverged(self, where):
         """The error that ends a run whose loss or weights are no numbers any more."""

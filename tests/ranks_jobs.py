@@ -36,8 +36,8 @@ def fault(rank, save, bytes=None, commit=False):
 
     class Cut(disk.Sealed):
         def write(self, data):
-            if count[0] == save and self.size + len(data) > bytes:
-                self.file.write(data[:bytes - self.size])
+            if count[0] == save and self.tell() + len(data) > bytes:
+                self.file.write(data[:bytes - self.tell()])
                 self.file.flush()
                 die()
             return super().write(data)
@@ -138,7 +138,7 @@ def stall():
             if ranks.rank == 0:  # as one process would write it
                 state = checkpoint.load(out[0])
                 started = time.perf_counter()
-                checkpoint.save(out[0], {**state, "iter": 9}, 1)
+                checkpoint.commit(out[0], {**state, "iter": 9}, 1)
                 found[how]["one_file"] = time.perf_counter() - started
             ranks.barrier()
         print(json.dumps(found))

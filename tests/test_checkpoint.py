@@ -82,7 +82,7 @@ def test_file_systems_without_locks_and_folders_that_are_not_flushed(monkeypatch
         return refuse() if os.path.isdir(f"/proc/self/fd/{fd}") else fsync(fd)
     monkeypatch.setattr(os, "fsync", files_only)
     monkeypatch.setattr(os, "link", refuse)
-    checkpoint.save(str(tmp_path), dict(iter=3, model_config={}, w=torch.arange(100.)), 1, True)
+    checkpoint.commit(str(tmp_path), dict(iter=3, model_config={}, w=torch.arange(100.)), 1, True)
     assert all(checkpoint.load(str(tmp_path / n))["iter"] == 3 for n in ("ckpt.pt", "best.pt"))
 
 
@@ -106,7 +106,7 @@ print(json.dumps([loaded, status("RssAnon") - base]))
 def test_a_resume_reads_what_it_uses(tmp_path):
     """The file is mapped: nothing of it is in memory before it is used, and then once."""
     model = {f"w{i}": torch.randn(1 << 20) for i in range(40)}
-    checkpoint.save(str(tmp_path), dict(iter=1, model_config={}, model=model), 1)
+    checkpoint.commit(str(tmp_path), dict(iter=1, model_config={}, model=model), 1)
     done = subprocess.run([sys.executable, "-c", RESUME, str(tmp_path)], cwd=ROOT, env=ENV,
                           capture_output=True, text=True)
     loaded, used = json.loads(done.stdout)

@@ -189,13 +189,11 @@ def test_gpt2_offline_says_what_is_missing_and_where(monkeypatch, tmp_path):
         load("gpt2")
     message = str(e.value)
     for part in ("vocab.bpe", "encoder.json", f"TIKTOKEN_CACHE_DIR={tmp_path}",
-                 "6d1cbeee0f20b3d9449abfede4726ed8212e3aee", "--tokenizer=bytes"):
+                 "--tokenizer=bytes"):
         assert part in message
     assert "\n" not in message
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
-    monkeypatch.delenv("DATA_GYM_CACHE_DIR", raising=False)
-    monkeypatch.setenv("DATA_GYM_CACHE_DIR", str(tmp_path / "gym"))
-    with pytest.raises(UserError, match="which is not set, so in .*gym"):
+    with pytest.raises(UserError, match="not set"):
         load("gpt2")
 
 
@@ -673,7 +671,7 @@ def test_shakespeare(tmp_path, monkeypatch, capsys):
 
 
 def test_openwebtext(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(openwebtext, "load", lambda name, bert: load("bytes"))
+    monkeypatch.setattr("data.text.prepare.open_tokenizer", lambda name, *args: load("bytes"))
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "pip install datasets" in fails(openwebtext, capsys, "--out", tmp_path / "o")
     docs = [dict(text=f"document {i}") for i in range(3000)]

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data.dataset import GPT2, Shards, files_of, open_tokens
-from data.loader import Loader, fingerprint, read_meta, vocab_needed
+from data.dataset import GPT2, Shards, files_of, fingerprint, open_tokens, read_meta
+from data.loader import Loader, vocab_needed
 from data.tokenizer import get_tokenizer
 from run.errors import UserError
 from run.settings import TrainConfig

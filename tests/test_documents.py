@@ -7,7 +7,8 @@ from runs import TINY, events, losses, make_data, train_here
 from test_grow import BIGGER, batch, check_preserved, make
 from test_operators import EVEN, EXACT, change
 
-from data.loader import Loader, read_meta
+from data.dataset import read_meta
+from data.loader import Loader
 from grow import grow, set_mask
 from run import compiler, hf
 from run.errors import UserError

@@ -12,12 +12,12 @@ import torch
 from runs import make_data
 from test_grow import make
 
-from data.tokenizer import get_tokenizer
+from data.tokenizer import get_tokenizer, tokenizer_of
 from run import runlog
 from run.arguments import from_args
 from run.errors import UserError
 from run.given import read_jsonl, read_text
-from run.hf import open_model, same_tokenizer
+from run.hf import open_model
 from run.settings import TrainConfig
 from tools import evaluate
 from tools.common import save_result, table
@@ -471,8 +471,8 @@ def test_another_tokenizer(tmp_path, gpt):
     with pytest.raises(UserError, match="knows only 64 ids"):
         small = Evaluator(save("gpt", tmp_path / "s", vocab_size=64))
         small.lambada(jsonl(tmp_path / "l.jsonl", dict(context="a", continuation="b")))
-    assert same_tokenizer(dict(tokenizer="gpt2"), dict(tokenizer=dict(name="gpt2", bert=True)))
-    assert not same_tokenizer(META, CHAR)
+    assert tokenizer_of(dict(tokenizer="gpt2")) == tokenizer_of(dict(tokenizer=dict(name="gpt2", bert=True)))
+    assert tokenizer_of(META) != tokenizer_of(CHAR)
 
 
 def test_no_checkpoint(tmp_path):

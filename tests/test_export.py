@@ -146,7 +146,7 @@ def test_cropped_block_size(folders, tmp_path):
     config = from_args([f"--init_from={folder}", "--block_size=8", "--batch_tokens=64"])
     assert (config.block_size, config.n_embd, config.vocab_size, config.model) == (8, 12, 320, "gpt")
     model = make("gpt", torch.float32, **SIZES, block_size=8)
-    hf.start_from(model, folder)
+    hf.load_hf(model, hf.read_tensors(folder))
     assert torch.equal(model.wpe.weight, folders["gpt"][0].wpe.weight[:8])
 
 

@@ -256,17 +256,14 @@ def test_a_disk_that_is_full_from_the_start(driver, data, tmp_path):
 
 
 def test_a_cache_folder_that_cannot_be_made(driver, data, tmp_path):
-    """--compile=none needs none, auto goes on without torch.compile, block is told."""
+    """One line, whatever --compile says: torch's optimizers make it too."""
     (tmp_path / "file").touch()
     env = dict(TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "file" / "cache"))
     settings = dict(data_dir=data, max_iters=1, warmup_iters=0, stages=[], env=env)
-    for mode in ("none", "auto"):
+    for mode in ("none", "auto", "block"):
         done = driver.run(str(tmp_path / mode), compile=mode, **settings)
-        assert done["code"] == 0, done["log"]
-        assert ("TORCHINDUCTOR_CACHE_DIR" in done["log"]) == (mode == "auto")
-    done = driver.run(str(tmp_path / "block"), compile="block", **settings)
-    assert done["code"] == 2 and len(done["log"].splitlines()) == 1, done["log"]
-    assert "TORCHINDUCTOR_CACHE_DIR" in done["log"] and "--compile=none" in done["log"]
+        assert done["code"] == 2 and len(done["log"].splitlines()) == 1, done["log"]
+        assert "TORCHINDUCTOR_CACHE_DIR" in done["log"] and "unset it" in done["log"]
 
 
 def test_no_compiler(driver, data, tmp_path):

@@ -73,9 +73,7 @@ def played(monkeypatch):
         monkeypatch.setattr(f"data.{name}.prepare.HERE", os.path.abspath(f"new/{name}"))  # where they write
     monkeypatch.setattr("lab.frontier.measure", lambda *args: dict(step_s=1.0))
     monkeypatch.setattr("data.pystdlib.prepare.find_files", lambda root: ["ast.py", "bisect.py", "abc.py"])
-    monkeypatch.setattr("data.openwebtext.prepare.open_dataset", lambda name, streaming: [dict(text="a\nb")] * 5000)
-    monkeypatch.setattr("data.openwebtext.prepare.load", lambda name, bert: importlib.import_module(
-        "data.tokenizer").load("bytes", bert=bert))
+    monkeypatch.setattr("data.text.prepare.open_dataset", lambda name, split: [dict(text="a\nb")] * 5000)
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor.submit", no)
     generate = importlib.import_module("model").GPT.generate
     monkeypatch.setattr("model.GPT.generate", lambda self, idx, n, *args: generate(self, idx, min(n, 2), *args))

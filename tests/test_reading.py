@@ -332,7 +332,7 @@ def test_bad_requests_for_a_dataset(tmp_path, monkeypatch, capsys):
     hub(monkeypatch, [dict(body="x")])
     assert "--dataset=some/texts: has no field 'text', its fields are body: name one with --field" in \
         fails(text, capsys, *some)
-    for more, said in ((["--limit=0"], "--limit 0 must be at least 1"),
+    for more, said in ((["--limit=0"], "--limit: 0: must be a whole number, at least 1"),
                        (["--val-within"], "--val-within reads its texts twice"),
                        (["--input", "x"], "not allowed with argument")):
         assert said in fails(text, capsys, *some, *more)

@@ -145,8 +145,8 @@ def test_bert_does_not_write(tmp_path, monkeypatch, capsys):
     (lambda s: s.pop("meta"), "lacks meta"), (lambda s: s.update(meta=[1]), "lacks meta"),
     (lambda s: s.update(model_config=3), "TypeError"), (lambda s: s.update(model=[]), "TypeError"),
     (lambda s: s["model_config"].update(n_embd=24), "size mismatch"),
-    (lambda s: s["model_config"].update(n_embd="24"), "not a whole model"),
-    (lambda s: s["model_config"].update(n_embd=-1), "not a whole model"),
+    (lambda s: s["model_config"].update(n_embd="24"), "not a whole checkpoint"),
+    (lambda s: s["model_config"].update(n_embd=-1), "not a whole checkpoint"),
     (lambda s: s["config"].update(model="mamba"), "KeyError: 'mamba'"),
     (lambda s: s["model"].pop("wte.weight"), "Missing key"),
     (lambda s: s.update(meta={}), "names no tokenizer")])

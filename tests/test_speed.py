@@ -8,8 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from runs import ENV, losses, make_data, train
+from torch._inductor.codecache import get_lock_dir
+from torch.utils._filelock import FileLock
 
-from data.loader import LOADERS, read_meta, vocab_needed
+from data.dataset import read_meta
+from data.loader import LOADERS, vocab_needed
 from grow import sizes_of
 from lab import bench
 from model import GPT, MODELS, GPTConfig
@@ -97,13 +100,18 @@ def test_contestants_take_a_step(name, model, monkeypatch):
 
 
 def test_sweep_passes_over_what_it_cannot_read(tmp_path, monkeypatch):
-    """Files of the cache that another process swept first, or that are not ours to read."""
+    """Files of the cache that are finished, that another process builds, or that are not ours to remove."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    (tmp_path / "ab").mkdir()
-    (tmp_path / "ab" / "gone.so").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "ab" / "folder.o").mkdir()
-    (tmp_path / "ab" / "half.so").write_bytes(b"\x7fELF")
-    assert compiler.sweep_cache() == [str(tmp_path / "ab" / "half.so")]
+    made = tmp_path / "ab"
+    for name in ("half", "odd", "busy"):
+        (made / f"{name}.main_CxxBuild").mkdir(parents=True)
+    (made / "odd.main.so").mkdir()
+    for name in ("half.main.so", "half.main.o", "half.main.cpp", "busy.main.so", "whole.main.so"):
+        (made / name).write_bytes(b"\x7fELF")
+    with FileLock(os.path.join(get_lock_dir(), "busy.lock")):
+        compiler.sweep_cache()
+    assert {p.name for p in made.glob("*.main.*")} == {"half.main.cpp", "odd.main.so", "busy.main.so", "whole.main.so"}
+    assert {p.name for p in made.glob("*_CxxBuild")} == {"odd.main_CxxBuild", "busy.main_CxxBuild"}
 
 
 @pytest.mark.parametrize("said, todo", [
@@ -120,7 +128,7 @@ def test_what_to_type_where_it_cannot_compile(said, todo, monkeypatch):
 
 @pytest.mark.slow
 def test_what_a_killed_compiler_left_is_compiled_again(tmp_path):
-    """Cut-off files in the disk cache are noticed at the next start; whole ones stay."""
+    """Unfinished files in the disk cache are noticed at the next start; finished ones stay."""
     if compiler.broken("cpu"):
         pytest.skip("torch.compile does not work here")
     env = {**ENV, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
@@ -133,6 +141,7 @@ def test_what_a_killed_compiler_left_is_compiled_again(tmp_path):
     assert len(made) >= 3
     for path, length in zip(made, (0, 100, 5000)):  # the last: a header, but not the end
         os.truncate(path, length)
+        path.with_name(f"{path.stem}_CxxBuild").mkdir()
     train(out_dir=tmp_path / "b", env=env, **settings)
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
     now = libraries()

@@ -55,7 +55,7 @@ def test_the_leftovers_of_a_run_are_not_overwritten(data, tmp_path):
 def test_a_flipped_bit_anywhere_is_noticed(data, tmp_path):
     """Also in the zip's directory, whose flags no record's checksum covers."""
     path = str(tmp_path / "ckpt.pt")
-    checkpoint.save(str(tmp_path), dict(iter=3, model_config={}, w=torch.arange(100.)), 1)
+    checkpoint.commit(str(tmp_path), dict(iter=3, model_config={}, w=torch.arange(100.)), 1)
     raw = open(os.path.join(tmp_path, "ckpt.pt"), "rb").read()
     at = raw.index(b"PK\x01\x02") + 38  # an entry's external attributes
     for i in (at, at + 2, 0, len(raw) // 2, len(raw) - 60):

@@ -25,13 +25,14 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.loader import BertLoader, read_meta
+from data.dataset import read_meta
+from data.loader import BertLoader
 from data.reading import read_text
-from data.tokenizer import get_tokenizer
+from data.tokenizer import get_tokenizer, tokenizer_of
 from run.errors import UserError, exits_cleanly, number
 from run.evaluation import scores
 from run.given import need, read_jsonl
-from run.hf import kind_of, open_model, same_tokenizer
+from run.hf import kind_of, open_model
 from run.settings import TrainConfig, known_settings
 from tools.common import batches, pad, parser, save_result, table
 
@@ -166,7 +167,7 @@ class Evaluator:
                          micro_batch=self.batch, batch_tokens=self.batch * T,
                          eval_seqs=self.limit or 1024)
         meta = read_meta(config.data_dir)
-        if not same_tokenizer(meta, self.info["meta"]):
+        if tokenizer_of(meta) != tokenizer_of(self.info["meta"]):
             raise UserError(f"data_dir={config.data_dir}: made with another tokenizer than the "
                             "model's: give the folder of a dataset that goes with it, mlm:DIR")
         sums = {}

@@ -15,13 +15,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 import numpy as np  # noqa: E402
 
-from data.bin_writer import (  # noqa: E402
-    BinWriter,
-    already_there,
-    place,
-    run,
-    script_parser,
-)
+from data.bin_writer import BinWriter, already_there, place, run, script_parser  # noqa: E402
 from data.tokenizer import load  # noqa: E402
 from run.errors import UserError  # noqa: E402
 

@@ -37,9 +37,9 @@ from data.bin_writer import (  # noqa: E402
     script_parser,
     write_pieces,
 )
-from data.reading import PACKED, dataset_faults, open_dataset, open_text  # noqa: E402
+from data.reading import PACKED, open_dataset, open_text  # noqa: E402
 from data.tokenizer import cut, open_tokenizer  # noqa: E402
-from run.errors import UserError, library  # noqa: E402
+from run.errors import UserError, library, number  # noqa: E402
 
 READ = (".txt", ".jsonl", ".parquet")
 NOT_TEXT = (".zip", ".bz2", ".tar", ".tgz", ".pdf", ".docx", ".epub", ".7z", ".arrow")
@@ -115,12 +115,11 @@ class Reader:
 
     def dataset(self, name, split, limit):
         """The same of a split of a dataset on the Hugging Face hub, or of its first `limit` documents."""
-        with dataset_faults(name):
-            for record in itertools.islice(open_dataset(name, split), limit):
-                text = self.text_of(record, f"--dataset={name}")
-                self.show(len(text))
-                if text.strip():
-                    yield from in_pieces(text)
+        for record in itertools.islice(open_dataset(name, split), limit):
+            text = self.text_of(record, f"--dataset={name}")
+            self.show(len(text))
+            if text.strip():
+                yield from in_pieces(text)
 
     def lines(self, path, limit):
         """The file's lines with their newlines, longer ones in parts of `limit` characters."""
@@ -140,13 +139,13 @@ class Reader:
             self.bar.update(n)
 
     def jsonl(self, path):
-        for number, line in enumerate(self.lines(path, -1), 1):
+        for n, line in enumerate(self.lines(path, -1), 1):
             try:
                 record = json.loads(line) if line.strip() else {self.field: ""}
             except (ValueError, RecursionError):
-                raise UserError(f"{path}:{number}: is not JSON: one object a line is expected"
+                raise UserError(f"{path}:{n}: is not JSON: one object a line is expected"
                                 ) from None
-            yield self.text_of(record, f"{path}:{number}")
+            yield self.text_of(record, f"{path}:{n}")
 
     def parquet(self, path):
         reading = library("pyarrow.parquet", "pyarrow")
@@ -247,7 +246,7 @@ def parse(argv):
     group.add_argument("--input", nargs="+", default=[], help="text files, or folders of them")
     group.add_argument("--dataset", help="of the Hugging Face hub: OWNER/NAME or OWNER/NAME:CONFIG")
     add("--split", default="train", help="of --dataset")
-    add("--limit", type=int, help="only the first so many documents of --dataset")
+    add("--limit", type=number(int, 1), help="only the first so many documents of --dataset")
     add("--tokenizer", default="bytes",
         help="bytes, gpt2, wordpiece, or a Hugging Face tokenizer.json or its folder")
     add("--eot", help="the token of a tokenizer.json that ends a document (default: its eos_token)")
@@ -265,8 +264,6 @@ def parse(argv):
     args = parser.parse_args(argv)
     if not args.val and not 0 < args.val_fraction < 1:
         parser.error(f"--val-fraction {args.val_fraction} must lie between 0 and 1")
-    if args.limit is not None and args.limit < 1:
-        parser.error(f"--limit {args.limit} must be at least 1")
     if args.dataset and args.val_within:
         parser.error("--val-within reads its texts twice: with --dataset leave it out")
     if args.tokenizer == "char":
