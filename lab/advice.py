@@ -18,7 +18,8 @@ from run.given import read_json
 from run.settings import from_dict, known_settings
 
 STUDIES = [os.path.join(ROOT, "results", name) for name in ("frontier", "frontier_gpu")]
-NEAR = 1.5  # times as many tokens a weight: so far what the study measured there counts
+NEAR = 1.5  # times as many tokens a weight, and of a small one's weights: so far what was measured counts
+NEAR_SIZE = 10  # times as many weights
 
 
 def run_point(out_dir):
@@ -102,13 +103,15 @@ def nearest(rows, N, ratio, key):
 
 def advise_by(law, N, D, small=None, rows=()):
     """
-    law.advise(), and the nearest row of a study; by that where it is near and of these tokens, and the
-    law no user's own.
+    law.advise(), and the nearest row of a study; by that where it is near in all that matters, of these
+    tokens, and the law no user's own.
     """
-    keys = ("given_target", "given_best") if small else ("target", "best")
+    keys = ("given_target", "given_best", "less_small") if small else ("target", "best")
     row = nearest(rows, N, D / N, keys[0])
-    near = row and abs(math.log(row["budget"] * N / D)) < math.log(NEAR) and \
-        law == find_law("", row["vocab_size"]) and law.vocab_size == row["vocab_size"]
+    near = row and law == find_law("", row["vocab_size"]) and law.vocab_size == row["vocab_size"] and all(
+        abs(math.log(mine / theirs)) < math.log(limit) for mine, theirs, limit in (
+            (D / N, row["budget"], NEAR), (N, row["weights"], NEAR_SIZE),
+            *((n / N, m / row["weights"], NEAR) for n, m in zip(small or (), row["small"] or ()))))
     return dict(advise(law, N, D, small, [row[k] for k in keys] if near else None), row=row)
 
 
@@ -118,6 +121,8 @@ def show_advice(config, rows, vocab_size, args):
         return "Whether to grow: loss laws are of models that predict the next token, not of BERT."
     law, last = find_law(args.law, vocab_size), rows[-1]
     N = law.counted(last["params"], last["weights"])
+    if not N:
+        return "Whether to grow: loss laws are of models with layers."
     D = sum(r["tokens"] * r["flops"] for r in rows) / last["flops"]  # for the same compute
     small, tried = find_small(args.small, law, rows), measured()
     both = [advise_by(law, N, D, s, tried) for s in (None, small)]
@@ -133,7 +138,7 @@ def show_advice(config, rows, vocab_size, args):
     for whom, *keys in (("target", "target", "given_target"), ("best fixed size", "best", "given_best")):
         lines.append([f"measured, against the {whom}", *(
             f"{times(a['row'][k])} at {a['row']['budget']:g} a weight of {human(a['row']['weights'])}, "
-            f"{a['row']['name']}"
+            f"{a['row']['name']}, {len(a['row']['seeds'])} seed(s)"
             if a["row"] else "not measured yet" for a, k in zip(both, keys))])
     own = law.vocab_size == vocab_size
     out = [f"Grow? {both[0]['fits']}", f"Law: {law.of}, per token of " + (
@@ -144,6 +149,6 @@ def show_advice(config, rows, vocab_size, args):
     if row := both[0]["row"]:
         r = row["recipe"]
         grown = "; ".join(f"at {at:.0%} of the compute {sizes}" for at, sizes in r["growths"])
-        out.append(f"Best measured: {row['name']}: {r['start']}, {grown} ({r['operator']}), decay "
+        out.append(f"Nearest measured: {row['name']}: {r['start']}, {grown} ({r['operator']}), decay "
                    f"{row['decay']:.0%}: {os.path.join(os.path.relpath(row['folder']), row['config'])}")
     return "\n".join(out)

@@ -133,9 +133,19 @@ def make_rows(study, found, best, fitted):
                 row[key] = multiplier(found, r, names, "flops")
                 row[f"{key}_s"] = multiplier(found, r, names, "seconds") if timed else None
                 row[f"given_{key}"] = given and multiplier(found, r, names, "flops", given)
+            row["less_small"] = row["small"] = None
+            if name in study.grown:
+                row["small"], row["less_small"] = r["parts"][0], less(r, found.get((study.start(name), budget)))
             row["beyond_law"] = mean_loss(r) - fitted.grown_loss(r["parts"]) if fitted else None
             rows.append(row)
     return rows
+
+
+def less(result, other):
+    """The loss of a result less another's, the mean over the seeds that both have; None without any."""
+    seeds = result["seeds"].keys() & (other or dict(seeds={}))["seeds"].keys()
+    return float(np.mean([result["seeds"][s]["loss"] - other["seeds"][s]["loss"] for s in seeds])) \
+        if seeds else None
 
 
 def make_table(rows, best):
@@ -143,10 +153,12 @@ def make_table(rows, best):
               len(r["seeds"]), f"{100 * r['decay']:.0f} %", plus_minus(r["loss"], 4),
               times(r["target"]), times(r["target_s"]), times(r["best"]), times(r["best_s"]),
               times(r["given_target"] or None), times(r["given_best"] or None),
-              "-" if r["beyond_law"] is None else f"{r['beyond_law']:+.4f}"] for r in rows]
+              *("-" if r[k] is None else f"{r[k]:+.4f}" for k in ("less_small", "beyond_law"))]
+             for r in rows]
     return table(["tokens a weight", "contestant", "seeds", "decay", "final val loss", "target, compute",
                   "target, s", "best size, compute", "best size, s", "small given: target",
-                  "small given: best size", "loss less the law's"], lines)
+                  "small given: best size", "loss less the small one's, trained on",
+                  "loss less the law's"], lines)
 
 
 def finished(study, found):

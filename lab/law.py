@@ -108,16 +108,22 @@ class Law:
         For a target of N weights on D tokens, a dict: best_size for its loss; oversize (N / that) and
         for_budget (N / best size for its compute); against_target and against_best (FLOPs of the
         target from scratch, and of the best fixed size, over those of an ideal growth to the same
-        loss). small: (weights, tokens) of a model that is there already.
+        loss). small: (weights, tokens) of a model that is there already; then against_small, too, that
+        of training it on.
         """
         if small and small[0] >= N:
             raise UserError(f"the small model has {human(small[0])} weights, the target {human(N)}: "
                             "a model only grows")
         loss, C = float(self.loss(N, D)), 6 * N * D
+        if not self.E * (1 + 1e-9) < loss < np.inf:
+            raise UserError(f"{human(N)} weights on {human(D)} tokens: the law's loss there is {loss:g}, "
+                            f"its lowest {self.E:g}: it says nothing about so many or so few")
         grown, best = self.growth_compute(loss, N, small), self.best_size(loss)
-        over = [float(c / grown) if grown else np.inf for c in (C, 6 * best * self.tokens(best, loss))]
-        return dict(best_size=best, oversize=N / best, for_budget=N / self.best_for(C),
-                    against_target=over[0], against_best=over[1])
+        costs = dict(target=C, best=6 * best * self.tokens(best, loss))
+        if small:
+            costs["small"] = 6 * small[0] * max(0, self.tokens(small[0], loss) - small[1])
+        return dict(best_size=best, oversize=N / best, for_budget=N / self.best_for(C), **{
+            f"against_{k}": float(c / grown) if grown else np.inf for k, c in costs.items()})
 
     def one_growth(self, N, D, small=None):
         """
@@ -143,32 +149,42 @@ def advise(law, N, D, small=None, measured=None):
     """
     Is it worth growing to N weights that would train on D tokens from scratch? small: (weights, tokens)
     of a model that is there. measured: the compute that growing saved there, (mean, low, high) against
-    the target and against the best fixed size, instead of the most that the law allows. A dict: the
-    law's savings(), one (one_growth()), fits and words (sentences).
+    the target and against the best fixed size, and with a small model the loss less that of training it
+    on, instead of the most that the law allows. A dict: the law's savings(), one (one_growth()), fits
+    and words (sentences).
     """
-    s, chance = law.savings(N, D, small), False
+    s = law.savings(N, D, small)
     there = s["against_target"] == np.inf
-    target, best, ratio, how = s["against_target"], s["against_best"], s["for_budget"], "at most"
+    size, ratio, how = f"{human(s['best_size'])} weights", s["for_budget"], "at most"
+    saves, sure = s["against_target"], True
+    else_, gain = f"train {size} from scratch", s["against_best"]
+    if small and s["against_small"] <= gain:
+        else_, gain = "train the small one on", s["against_small"]
+    against = f"{gain:.3g}x against that"
+    better = False  # than all else? The most that a law allows is no promise
     if measured:
-        (target, low, _), how = measured[0], "measured"
-        best = (measured[1] or [best])[0]
-        chance = low is not None and low < 1
-        how += ", which may be chance" * (chance and target >= WORTH)
+        (saves, low, _), best, *lost = measured
+        sure, how = low is not None and low >= 1, "measured"
+        if lost and lost[0] is not None and lost[0] > 0:
+            else_, against = "train the small one on", f"which ended {lost[0]:.2g} lower"
+        elif best:
+            against = f"{best[0]:.3g}x against that"
+            better = best[0] >= WORTH and best[1] is not None and best[1] >= 1
     fits = "as many as" if 0.95 < ratio < 1.05 else \
         f"{max(ratio, 1 / ratio):.2g} times {'more' if ratio > 1 else 'fewer'} than"
     fits = f"{human(N)} weights on {human(D)} tokens ({D / N:.3g} a weight) are {fits} this compute " \
         "wants."
-    size, gains = f"{human(s['best_size'])} weights", f"{target:.3g}x against the target from scratch"
+    gains = f"{saves:.3g}x against the target from scratch, {how}"
     if there:
-        words = "Grow: what is there is better already than the target from scratch would be."
-    elif chance or target < WORTH:
-        words = f"Do not grow ({gains}, {how}): train the target from scratch"
-        words += f", or better {size}." if ratio < 0.8 else "."
-    elif best < WORTH:
-        words = (f"Grow if it must be this size ({gains}, {how}); if not, do not grow: train {size} "
-                 f"from scratch ({best:.3g}x against those).")
+        words = "Grow if it must be this size: what is there is better already than the target from " \
+            "scratch would be; if not, train it on."
+    elif saves < WORTH or not sure:
+        words = f"Do not grow ({gains}{', which may be chance' * (saves >= WORTH)}): train the target " \
+            "from scratch" + (f", or better {size}." if ratio < 0.8 else ".")
+    elif better:
+        words = f"Grow ({gains}; {against.replace('that', f'{size}, the best fixed size')})."
     else:
-        words = f"Grow ({gains}, {best:.3g}x against {size}, the best fixed size; {how})."
+        words = f"Grow if it must be this size ({gains}); if not, do not grow: {else_} ({against})."
     return dict(s, one=None if there else law.one_growth(N, D, small), fits=fits, words=words)
 
 
@@ -240,11 +256,11 @@ def main():
     args = p.parse_args(sys.argv[1:])
     law = read_law(args.law) if args.law else BESIROGLU
     keys = ("oversize", "against_target", "against_best")
+    said = advise(law, args.params, args.tokens, args.small)
     print(table(["tokens a weight", "target / best size for its loss", "ideal growth, against it",
                  "against the best fixed size"],
                 [[r, *(f"{law.savings(args.params, r * args.params)[k]:.3g}" for k in keys)]
                  for r in (0.3, 1.25, 5, 10, 20, 40, 80)]), end="\n\n")
-    said = advise(law, args.params, args.tokens, args.small)
     print(f"{said['fits']} {said['words']}\nLaw: {law.of}.")
 
 

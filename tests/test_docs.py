@@ -54,7 +54,7 @@ CASES = [(page.name, words) for page in PAGES for words in commands(page.read_te
 def check_script(path, args):
     assert path in FILES, f"{path.relative_to(ROOT)}: no such script"
     text = path.read_text()  # and that of what it imports: parsers are shared
-    for module in re.findall(r"^from ((?:run|data|lab|tools)[\w.]+) import", text, re.M):
+    for module in re.findall(r"^from ((?:run|data|lab|tools)\.[\w.]+) import", text, re.M):
         text += (ROOT / f"{module.replace('.', '/')}.py").read_text()
     known = set(re.findall(r'"--([\w-]+)"', text))
     if path.name in ("train.py", "plan.py", "speedrun.py"):

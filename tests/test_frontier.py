@@ -244,7 +244,7 @@ def said_of(folder, configs, monkeypatch):
         text = advice.show_advice(config, stage_costs(config, 256), 256, args)
         assert f"at {budget:g} a weight" in text
         verdict = text.partition("To be trained: ")[2].splitlines()[0]
-        out.append((budget, mean >= WORTH and not (low is not None and low < 1), verdict))
+        out.append((budget, mean >= WORTH and low is not None and low >= 1, verdict))
     return out
 
 

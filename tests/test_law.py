@@ -95,7 +95,7 @@ def test_advice():
                             "compute wants.")
     assert said["words"] == (
         "Grow if it must be this size (1.68x against the target from scratch, at most); if not, do not "
-        "grow: train 5.83 M weights from scratch (1.06x against those).")
+        "grow: train 5.83 M weights from scratch (1.06x against that).")
     for ratio in (20, 40, 100):
         said = law.advise(c, N, ratio * N)
         assert said["words"].startswith("Do not grow")
@@ -103,19 +103,30 @@ def test_advice():
     assert "fewer than" in said["fits"] and "or better " in said["words"]
     small = (N / 4, 20 * N)  # its compute is spent already
     said = law.advise(c, N, 20 * N, small)
-    assert said["words"].startswith("Grow (") and said["against_best"] > 1.15
+    assert said["words"].startswith("Grow if it must be this size") and said["against_best"] > 1.15
+    assert said["against_small"] > 1.15 and "not, do not grow: train" in said["words"]  # the most it may be
+    said = law.advise(c, N, 5 * N, (N / 1.5, 3 * N))
+    assert 1 < said["against_small"] < 1.15 and "do not grow: train the small one on (1x" in said["words"]
 
 
 def test_advice_by_what_was_measured():
     c, N = CHINCHILLA, balanced_at(CHINCHILLA, 20)
     for target, best, grow, words in (
-            ((1.4, None, None), None, True, "Grow if it must be this size (1.4x"),
-            ((1.4, 1.3, 1.5), (1.3, 1.2, 1.4), True, "Grow (1.4x against the target from scratch, 1.3x"),
+            ((1.4, 1.3, 1.5), None, True, "Grow if it must be this size (1.4x"),
+            ((1.4, None, None), (1.3, None, None), False, "chance"),  # one seed
+            ((1.4, 1.3, 1.5), (1.3, 1.2, 1.4), True, "Grow (1.4x against the target from scratch, measured; "
+             "1.3x against"),
+            ((1.4, 1.3, 1.5), (1.3, 0.9, 1.8), True, "Grow if it must be this size (1.4x"),
             ((1.4, 0.9, 2.0), (1.3, 0.9, 1.8), False, "Do not grow (1.4x against the target from "
              "scratch, measured, which may be chance)"),
             ((0.9, 0.8, 1.0), (0.8, 0.7, 0.9), False, "Do not grow (0.9x")):
         said = law.advise(c, N, 5 * N, measured=(target, best))
         assert said["words"].startswith("Grow") == grow and words in said["words"]
+    said = law.advise(c, N, 5 * N, (N / 4, 4 * N), ((6, 5, 7), (4, 3, 5), 0.02))
+    assert said["words"] == (
+        "Grow if it must be this size (6x against the target from scratch, measured); if not, do not grow: "
+        "train the small one on (which ended 0.02 lower).")
+    assert law.advise(c, N, 5 * N, (N / 4, 4 * N), ((6, 5, 7), (4, 3, 5), -0.02))["words"].startswith("Grow (6x")
 
 
 def test_advice_of_made_up_laws():
@@ -135,7 +146,7 @@ def test_advice_of_made_up_laws():
     there = law.advise(CHINCHILLA, 1e9, 1e7, small=(9e8, 1e12))
     assert there["words"].startswith("Grow") and "better already" in there["words"] and there["one"] is None
     seen = law.advise(CHINCHILLA, 1e9, 1e7, small=(9e8, 1e12), measured=((0.9, 0.8, 1.0), (0.9, 0.8, 1.0)))
-    assert [seen[k] for k in ("grow", "words", "one")] == [there[k] for k in ("grow", "words", "one")]
+    assert [seen[k] for k in ("words", "one")] == [there[k] for k in ("words", "one")]
     with pytest.raises(UserError, match="a model only grows"):
         law.advise(CHINCHILLA, 1e9, 1e10, small=(1e9, 1e10))
 
