@@ -268,8 +268,9 @@ def _gpt2_encoding():
         cache = os.environ.get("TIKTOKEN_CACHE_DIR", "(not set)")
         raise UserError(
             f"tokenizer gpt2 needs vocab.bpe and encoder.json from {GPT2_URL}: not in "
-            f"TIKTOKEN_CACHE_DIR={cache}, and the download failed ({type(e).__name__}): set it to a "
-            "folder, run once with a network and copy that folder, or use --tokenizer=bytes") from None
+            f"TIKTOKEN_CACHE_DIR={cache}, and the download failed ({type(e).__name__}): set it to "
+            "a folder, run once with a network and take the folder along, or use "
+            "--tokenizer=bytes") from None
 
 
 class WordPiece(Tokenizer):

@@ -149,7 +149,7 @@ def read_file(path):
         there = [*glob.glob("config/*.py"), *glob.glob("lab/experiments/*.py")]
         near = difflib.get_close_matches(path, there, 1)
         raise UserError(f"{path}: no such config file" + (
-            f", did you mean {near[0]}?" if near else ": see config/ and lab/experiments/ for examples"))
+            f", did you mean {near[0]}?" if near else ": see config/ and lab/experiments/"))
     sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
     try:
         names = runpy.run_path(path)  # which may build on another: from config.gpt2_msg import *

@@ -64,8 +64,8 @@ def make_cache_dir():
     try:
         os.makedirs(os.path.abspath(path), exist_ok=True)
     except OSError as e:
-        raise UserError(f"TORCHINDUCTOR_CACHE_DIR={path}: cannot be made ({e.strerror}): name another "
-                        "folder, or unset it") from None
+        raise UserError(f"TORCHINDUCTOR_CACHE_DIR={path}: cannot be made ({e.strerror}): name "
+                        "another folder, or unset it") from None
 
 
 @functools.cache

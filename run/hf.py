@@ -315,5 +315,5 @@ def check_tokenizer(folder, meta, data_dir):
     """Refuse to train a model on the ids of another tokenizer."""
     ours, theirs = map(tokenizer_of, (meta, folder_meta(folder, folder_config(folder)[0])))
     if ours != theirs:
-        raise UserError(f"data_dir={data_dir}: made with tokenizer {ours[0]}, but {folder} was trained "
-                        f"with {theirs[0]}" + " of another vocabulary" * (ours[0] == theirs[0]))
+        raise UserError(f"data_dir={data_dir}: made with tokenizer {ours[0]}, but {folder} was "
+                        f"trained with {theirs[0]}" + " of another vocabulary" * (ours[0] == theirs[0]))

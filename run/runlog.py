@@ -84,7 +84,7 @@ class RunLog:
                         bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}")
 
     def event(self, event, **values):
-        """One JSON object in metrics.jsonl; infinite and NaN are text, for JSON has no such numbers."""
+        """One JSON object in metrics.jsonl; infinity and NaN are text: JSON has no such numbers."""
         if not self.quiet:
             self.metrics.write(json.dumps({"event": event, **{
                 k: str(v) if isinstance(v, float) and not math.isfinite(v) else v

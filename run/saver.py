@@ -62,5 +62,5 @@ class Saver:
         failures = getattr(error, "failures", {})  # DCP's, rank -> (exception, trace)
         rank, why = next(((r, e) for r, (e, _) in failures.items()), (self.ranks.rank, error))
         return why if isinstance(why, UserError) else UserError(
-            f"{self.out_dir}: cannot write the checkpoint (rank {rank}: {first_line(why)}): make room or "
-            "change out_dir; the previous checkpoint is intact, --resume continues from it")
+            f"{self.out_dir}: cannot write the checkpoint (rank {rank}: {first_line(why)}): make room "
+            "or change out_dir; the previous checkpoint is intact, --resume continues from it")

@@ -98,7 +98,7 @@ class Watch:
                 f"{tqdm.format_interval(round(left))} left")
 
     def check_steps(self):
-        """End a run of bad steps in a row. float16's scale may need 16 of them to come down to 1."""
+        """End a run of bad steps in a row. float16's scale may need 16 to come down to 1."""
         bad, run = int(self.run.bad_run), self.run
         if bad >= run.config.max_bad_steps + 24 * run.scaler.is_enabled():
             raise self.diverged(f"in the last {bad} steps")
