@@ -1,0 +1,12 @@
+# frontier.py at one budget with AdamW, at rates of its own.
+from lab.experiments import frontier as _f
+
+settings = dict(_f.settings, optimizer="adamw")
+target = _f.target
+ladder = {k: v for k, v in _f.ladder.items() if k != "12 x 64"}
+budgets, grown_at = [2.5, 5], [5]
+decays = [0.35, 0.55]
+rates = dict(learning_rate=[1e-3, 2e-3, 4e-3, 8e-3])
+sweep_at = 5.0
+seeds = [1, 2, 3]
+grown = {k: v for k, v in _f.grown.items() if k not in ("as the paper, MSG", "65 %, zero output")}
