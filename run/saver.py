@@ -18,7 +18,7 @@ class Saver:
     def __init__(self, config, ranks):
         self.out_dir, self.keep, self.ranks = config.out_dir, config.keep_checkpoints, ranks
         self.together = ranks.several and ranks.see_alike(config.out_dir)
-        self.copies, self.count = together.copies(), 0
+        self.copies, self.count = together.Copies(), 0
         self.saving = None
         self.tidy()  # what a killed run left
 

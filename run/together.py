@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import keystr, tree_map_with_path
 
@@ -73,11 +73,29 @@ def split(state, ranks):
     return mine, rest
 
 
-def copies():
-    """What copies a rank's tensors into its memory on the CPU, which is kept from save to save."""
-    cuda = torch.cuda.is_available()
-    return DefaultStager(StagingOptions(use_pinned_memory=cuda, use_shared_memory=False,
-                                        use_async_staging=False, use_non_blocking_copy=cuda))
+class Copies(BlockingAsyncStager):
+    """What a rank writes, copied into its memory on the CPU, which is kept from save to save."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+
+    @torch.no_grad()
+    def stage(self, state_dict):
+        had, self.kept, staged = self.kept, {}, {}
+        for name, v in state_dict.items():
+            local = v.to_local() if isinstance(v, DTensor) else v
+            copy = had.pop(name, None)
+            if copy is None or copy.shape != local.shape or copy.dtype != local.dtype:
+                copy = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
+            self.kept[name] = copy.copy_(local, non_blocking=True)
+            staged[name] = copy
+            if isinstance(v, DTensor):  # which rows these are stays with them
+                staged[name] = v.detach()
+                staged[name]._local_tensor = copy
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
+        return staged
 
 
 class Disk(FileSystem):
