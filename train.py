@@ -88,7 +88,8 @@ class Run:
     def resolved(self):
         """What the settings left to this machine and its data, for the record."""
         return dict(machine=machine(self.device), device=str(self.device),
-                    dtype=str(self.dtype).split(".")[1], compile=self.compile, processes=self.ranks.world, vocab_size=self.vocab_size,
+                    dtype=str(self.dtype).split(".")[1], compile=self.compile,
+                    processes=self.ranks.world, vocab_size=self.vocab_size,
                     threads=torch.get_num_threads(), torch=torch.__version__,
                     data_dir=os.path.abspath(self.config.data_dir))
 

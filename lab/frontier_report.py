@@ -135,7 +135,8 @@ def make_rows(study, found, best, fitted):
                 row[f"given_{key}"] = given and multiplier(found, r, names, "flops", given)
             row["less_small"] = row["small"] = None
             if name in study.grown:
-                row["small"], row["less_small"] = r["parts"][0], less(r, found.get((study.start(name), budget)))
+                row["small"] = r["parts"][0]
+                row["less_small"] = less(r, found.get((study.start(name), budget)))
             row["beyond_law"] = mean_loss(r) - fitted.grown_loss(r["parts"]) if fitted else None
             rows.append(row)
     return rows

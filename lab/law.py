@@ -157,16 +157,16 @@ def advise(law, N, D, small=None, measured=None):
     there = s["against_target"] == np.inf
     size, ratio, how = f"{human(s['best_size'])} weights", s["for_budget"], "at most"
     saves, sure = s["against_target"], True
-    else_, gain = f"train {size} from scratch", s["against_best"]
+    instead, gain = f"train {size} from scratch", s["against_best"]
     if small and s["against_small"] <= gain:
-        else_, gain = "train the small one on", s["against_small"]
+        instead, gain = "train the small one on", s["against_small"]
     against = f"{gain:.3g}x against that"
     better = False  # than all else? The most that a law allows is no promise
     if measured:
         (saves, low, _), best, *lost = measured
         sure, how = low is not None and low >= 1, "measured"
         if lost and lost[0] is not None and lost[0] > 0:
-            else_, against = "train the small one on", f"which ended {lost[0]:.2g} lower"
+            instead, against = "train the small one on", f"which ended {lost[0]:.2g} lower"
         elif best:
             against = f"{best[0]:.3g}x against that"
             better = best[0] >= WORTH and best[1] is not None and best[1] >= 1
@@ -182,9 +182,9 @@ def advise(law, N, D, small=None, measured=None):
         words = f"Do not grow ({gains}{', which may be chance' * (saves >= WORTH)}): train the target " \
             "from scratch" + (f", or better {size}." if ratio < 0.8 else ".")
     elif better:
-        words = f"Grow ({gains}; {against.replace('that', f'{size}, the best fixed size')})."
+        words = f"Grow ({gains}; {best[0]:.3g}x against {size}, the best fixed size)."
     else:
-        words = f"Grow if it must be this size ({gains}); if not, do not grow: {else_} ({against})."
+        words = f"Grow if it must be this size ({gains}); if not, do not grow: {instead} ({against})."
     return dict(s, one=None if there else law.one_growth(N, D, small), fits=fits, words=words)
 
 

@@ -46,6 +46,20 @@ def test_the_nearest_of_what_was_measured():
     assert advice.nearest([], 1e6, 5, "target") is None
 
 
+def test_near_in_all_that_matters(monkeypatch):
+    """By what was measured only for such tokens a weight, weights, and a small model like the study's."""
+    monkeypatch.setattr(advice, "find_law", lambda path, vocab_size: BESIROGLU)
+    row = dict(budget=5, weights=1e7, vocab_size=0, small=(2e6, 1e8), less_small=0.02,
+               **{k: [9.0, 8.0, 10.0] for k in ("target", "best", "given_target", "given_best")})
+
+    def words(N, ratio, small=None):
+        return advice.advise_by(BESIROGLU, N, N * ratio, small, [row])["words"]
+    assert words(1e7, 5).startswith("Grow (9x") and "9x" in words(5e7, 6)
+    assert "9x" not in words(1e7, 9) and "9x" not in words(2e8, 5)
+    assert "9x" in words(1e7, 5, (2.2e6, 9e7)) and "0.02 lower" in words(1e7, 5, (2.2e6, 9e7))
+    assert "9x" not in words(1e7, 5, (5e6, 1e8)) and "9x" not in words(1e7, 5, (2e6, 1e6))
+
+
 def ladder(folder, law, shapes, **more):
     """Finished runs as train.py leaves them, [(n_layer, iterations), ...], in a world of a law."""
     for n_layer, iters in shapes:

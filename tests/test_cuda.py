@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 import train
+from run import ranks
 from run.evaluation import evaluate
 from run.settings import from_dict
 
@@ -186,6 +187,18 @@ def steps(run, strict, n):
 EVERY_RUN = [*itertools.product((("gpt", False), ("bert", False), ("llama", False), ("llama", True)),
                                 ("adamw", "muon"), ("bfloat16", "float16"))]
 FIRST = EVERY_RUN[::3]  # each model, optimizer and format, and documents kept apart
+
+
+@pytest.mark.parametrize("device, threads", [("cuda", 1), ("cpu", 2)])
+def test_a_process_with_a_gpu_takes_one_cpu_thread(device, threads, monkeypatch):
+    monkeypatch.setattr(ranks, "open_device", lambda name: torch.device(device))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        ranks.Ranks(device)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("model, optimizer, dtype", [

@@ -74,8 +74,11 @@ def play(job, gain=0.0, diverges=lambda job: False):
 
 def play_all(study, at_once=1000, **more):
     done = []
-    while jobs := list({j.out_dir: j for j in reversed([*study.ready()])}.values())[::-1][:at_once]:
-        for job in jobs:
+    while any(study.ready()):
+        jobs = {}
+        for job in study.ready():
+            jobs.setdefault(job.out_dir, job)
+        for job in list(jobs.values())[:at_once]:
             assert job.after is None or job.after.done()
             play(job, **more)
             done.append(job)
@@ -279,6 +282,10 @@ def test_a_gain_is_seen(study):
         rows = {(r["name"], r["budget"]): r for r in json.load(f)["rows"]}
     assert rows["early", 10]["beyond_law"] == pytest.approx(-0.1, abs=0.01)
     assert rows["early", 10]["target"][0] > 1.2
+    early, one = rows["early", 10], rows["one", 10]
+    assert early["less_small"] == pytest.approx(early["loss"][0] - one["loss"][0])
+    assert early["small"][0] == study.costs("one")[0]["weights"]
+    assert one["less_small"] is rows["steps", 10]["less_small"] is None  # which starts from no size of the ladder
 
 
 def test_half_a_study_reports_too(study):
