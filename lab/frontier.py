@@ -40,9 +40,12 @@ class Study:
     def __init__(self, experiment, out, budgets=None, seeds=None, only=None):
         check_experiment(experiment)
         self.__dict__.update(dict(starts={}, grown={}, grown_at=[]), **experiment)
-        self.out, self.tuned, (self.rate_key, self.rate_values) = out, {}, next(iter(self.rates.items()))
-        self.sizes = {name: {k: v for k, v in sizes.items() if k != "budgets"}
-                      for name, sizes in {**self.starts, **self.ladder}.items()}
+        self.out, (self.rate_key, self.rate_values) = out, next(iter(self.rates.items()))
+        entries = {**self.starts, **self.ladder}
+        self.sizes = {name: {k: v for k, v in entry.items() if k not in ("budgets", "rate")}
+                      for name, entry in entries.items()}
+        self.given = {n: e["rate"] for n, e in {**entries, **self.grown}.items() if "rate" in e}
+        self.tuned = dict(self.given)
         for what, some, every in (("budgets", budgets, self.budgets), ("seeds", seeds, self.seeds)):
             if extra := set(some or ()) - set(every):
                 raise UserError(f"--{what}: {min(extra):g} is none of the experiment's {every}")
@@ -54,7 +57,6 @@ class Study:
         self.run_names = [known(n, self.names, "--only") for n in only or self.names]
         self.decay = self.decays[len(self.decays) // 2]  # of sweeps, and where none is known yet
         self.batch = self.config(self.target).batch_tokens
-        self.smallest = min(self.ladder, key=self.cost)
         self.weights = self.costs(self.target)[0]["weights"]
         for name, g in self.grown.items():
             known(g.get("start"), self.sizes, f"grown {name!r}: start")
@@ -64,6 +66,8 @@ class Study:
             if self.config(g["start"], stages=self.stages(name, self.budgets[0])).sizes()[-1] != \
                     self.config(self.target).sizes()[0]:
                 raise UserError(f"grown {name!r}: does not end at the size of {self.target}")
+        for name, rate in self.given.items():
+            self.config(self.start(name), **{self.rate_key: rate})  # or says what is wrong with it
         for name in self.sizes:
             first, warmup = min(self.points(name), default=10**9), self.config(name).warmup_iters
             if first < warmup:
@@ -129,13 +133,13 @@ class Study:
         if name in self.grown:
             return {self.branch(name, budget, d)[0] for d in self.decays}
         found = {min(self.stages(g, b)[0]["at"], self.branch(g, b, d)[0]) for g in self.grown
-                 for b in self.grown_at for d in self.decays if self.start(g) == name}
+                 for b in self.budgets_of(g) for d in self.decays if self.start(g) == name}
         return found.union(*({self.branch(name, b, d)[0] for d in self.decays}
                              for b in self.budgets_of(name)))
 
     def budgets_of(self, name):
         if name in self.grown:
-            return self.grown_at
+            return self.grown[name].get("budgets", self.grown_at)
         return self.ladder[name].get("budgets", self.budgets) if name in self.ladder else []
 
     # -- jobs
@@ -172,59 +176,90 @@ class Study:
 
     def folder(self, name, budget, seed, rate):
         parts = ["grown", slug(name), f"tokens_{budget:g}"] if name in self.grown else \
-            ["scratch", slug(name), f"rate_{rate:g}"]
-        return os.path.join(self.out, *parts, f"seed_{seed}")
+            ["scratch", slug(name)]
+        return os.path.join(self.out, *parts, f"rate_{rate:g}", f"seed_{seed}")
+
+    def swept(self, names):
+        """Those of the contestants that have a sweep of their rate."""
+        return [n for n in names if self.sweep_at in self.budgets_of(n) and n not in self.given]
+
+    def at_rates(self, name):
+        """The jobs of a sweep over all rates."""
+        return [self.leaf(name, self.sweep_at, self.seeds[0], self.decay, r) for r in self.rate_values] \
+            if self.sweep_at in self.budgets_of(name) else []
 
     def sweep(self, name):
-        return [self.leaf(name, self.sweep_at, self.seeds[0], self.decay, r) for r in self.rate_values]
+        """
+        Those that tune its rate, as far as is known: the middle one and its neighbours, then on
+        while the best lies at an edge.
+        """
+        jobs, middle = self.at_rates(name), len(self.rate_values) // 2
+        low, high = max(0, middle - 1), middle + 2
+        while None not in (losses := [job.final() for job in jobs[low:high]]):
+            if losses[0] == min(losses) and low > 0:
+                low -= 1
+            elif losses[-1] == min(losses) and high < len(jobs):
+                high += 1
+            else:
+                break
+        return jobs[low:high]
+
+    def best_rate(self, name):
+        """As given, or by its own sweep; None where that is not done, or there is none."""
+        if name not in self.tuned:
+            losses = {j.values[self.rate_key]: j.final() for j in self.sweep(name)} \
+                if self.swept([name]) else {}
+            if not losses or None in losses.values():
+                return None
+            if min(losses.values()) == math.inf:
+                raise UserError(f"{name}: every rate of its sweep diverged: try lower ones")
+            self.tuned[name] = min(losses, key=losses.get)
+        return self.tuned[name]
 
     def rate(self, name):
-        """Of the smallest size's sweep or the target's, which costs more nearly what it ends at."""
+        """Its best, else that of the size from scratch that costs most nearly what it ends at."""
         here = math.log(self.cost(self.target if name in self.grown else name))
-        ends = self.smallest, self.target
-        tuned = min(ends, key=lambda e: abs(math.log(self.cost(e)) - here))
-        if tuned in self.tuned:
-            return self.tuned[tuned]
-        losses = [j.final() for j in self.sweep(tuned)]
-        if None in losses:
-            return self.rate_values[len(self.rate_values) // 2]  # for plans; nothing runs at it
-        if min(losses) == math.inf:
-            raise UserError(f"{tuned}: every rate of its sweep diverged: try lower ones")
-        self.tuned[tuned] = self.rate_values[losses.index(min(losses))]
-        return self.tuned[tuned]
+        near = sorted(self.ladder, key=lambda n: abs(math.log(self.cost(n)) - here))
+        found = (self.best_rate(n) for n in [name, *near])
+        # the middle one is for plans; nothing runs at it
+        return next((r for r in found if r), self.rate_values[len(self.rate_values) // 2])
 
     def tried(self, name, budget, seed):
-        """{decay: job}: of the first seed every decay, of the others the best."""
+        """Of the first seed every decay at its best rate, of the others the best there is."""
         if seed == self.seeds[0]:
-            return {d: self.leaf(name, budget, seed, d) for d in self.decays}
-        best = self.best_decay(name, budget)
-        return {best: self.leaf(name, budget, seed, best)}
+            return [self.leaf(name, budget, seed, d) for d in self.decays]
+        rate, decay = self.best(name, budget)
+        return [self.leaf(name, budget, seed, decay, rate)]
 
-    def best_decay(self, name, budget):
-        """By what the first seed has finished."""
-        losses = {d: j.final() for d, j in self.tried(name, budget, self.seeds[0]).items()}
-        have = {d: v for d, v in losses.items() if v is not None}
-        return min(have, key=have.get) if have else self.decay
+    def best(self, name, budget):
+        """(rate, decay) by all that the first seed has finished at this budget."""
+        seed = self.seeds[0]
+        rates = [self.given[name]] if name in self.given else [
+            r for r in self.rate_values if os.path.isdir(self.folder(name, budget, seed, r))]
+        jobs = {(r, d): self.leaf(name, budget, seed, d, r) for r in rates for d in self.decays}
+        losses = {key: loss for key, job in jobs.items() if (loss := job.final()) is not None}
+        return min(losses, key=losses.get) if losses else (self.rate(name), self.decay)
 
     def wanted(self, guess=True):
         """
         (what for, decay) of all jobs, in order of their worth. guess: also those whose rate or decay
         depends on runs that are not done, as far as it is known.
         """
-        first, sweeps = self.seeds[0], []
-        for name in dict.fromkeys((self.target, self.smallest)):
-            sweeps += self.sweep(name)
-        yield from ((("rates", self.sweep_at, first), job) for job in sweeps)
-        if not (guess or all(job.done() for job in sweeps)):
-            return
+        first = self.seeds[0]
+        for names in self.ladder, [n for n in self.run_names if n in self.grown]:
+            sweeps = [job for name in self.swept(names) for job in self.sweep(name)]
+            yield from ((("rates", self.sweep_at, first), job) for job in sweeps)
+            if not (guess or names is not self.ladder or all(job.done() for job in sweeps)):
+                return  # for a grown run's start has its best rate
         for budget, seed in sorted(((b, s) for b in self.run_budgets for s in self.run_seeds),
                                    key=lambda p: (p[0] * 2**self.seeds.index(p[1]), p)):
             for name in self.run_names:
-                if budget in self.budgets_of(name) and (guess or seed == first or all(
-                        job.done() for job in self.tried(name, budget, first).values())):
+                if budget not in self.budgets_of(name) or not (
+                        guess or self.best_rate(name) or not self.swept([name])):
+                    continue
+                if guess or seed == first or all(j.done() for j in self.tried(name, budget, first)):
                     kind = "grown" if name in self.grown else "scratch"
-                    yield from (((kind, budget, seed), j)
-                                for j in self.tried(name, budget, seed).values())
+                    yield from (((kind, budget, seed), j) for j in self.tried(name, budget, seed))
 
     def ready(self):
         """The jobs that can start now, in order of their worth."""
@@ -239,7 +274,13 @@ def check_experiment(experiment):
         if key not in OPTIONAL and not experiment.get(key):
             raise UserError(f"experiment: has no {key}, or none in it: see docs/frontier.md")
     known(experiment["target"], experiment["ladder"], "experiment: target")
-    for b in [experiment["sweep_at"], *experiment.get("grown_at", [])]:
+    asked = [experiment["sweep_at"], *experiment.get("grown_at", [])]
+    for name, entry in {**experiment["ladder"], **experiment.get("starts", {}),
+                        **experiment.get("grown", {})}.items():
+        if not isinstance(entry, dict):
+            raise UserError(f"experiment: {name!r}: {entry!r}: must be a dict")
+        asked += entry.get("budgets", [])
+    for b in asked:
         if b not in experiment["budgets"]:
             raise UserError(f"experiment: {b} is none of the budgets {experiment['budgets']}")
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.ticker import MaxNLocator
 
 from lab import law, words
 from lab.children import machines
@@ -20,7 +21,7 @@ BEYOND = 2  # how many times beyond its ends a curve of loss over cost is believ
 
 def results(study):
     """
-    Of what is finished, {(contestant, budget): dict of decay (as asked for), share (of the compute
+    Of what is finished, {(contestant, budget): dict of rate, decay (as asked for), share (of the compute
     that it was), small (FLOPs before the first growth), parts ([(weights, tokens), ...]), seeds
     ({seed: dict(loss, flops, seconds)}), and of a grown run recipe and config (its first seed's)}.
     Seconds are iterations at the speeds of lab.speeds; absent where those are not measured.
@@ -28,12 +29,12 @@ def results(study):
     found, speeds = {}, read_speeds(study)
     for name in study.names:
         for budget in study.budgets_of(name):
-            decay = study.best_decay(name, budget)
-            jobs = {s: study.leaf(name, budget, s, decay) for s in study.seeds}
+            rate, decay = study.best(name, budget)
+            jobs = {s: study.leaf(name, budget, s, decay, rate) for s in study.seeds}
             ends = {s: j.end() for s, j in jobs.items() if j.final() not in (None, math.inf)}
             if ends:
                 about, took = summary(study, name, budget, decay, speeds)
-                found[name, budget] = dict(about, decay=decay, seeds={
+                found[name, budget] = dict(about, rate=rate, decay=decay, seeds={
                     s: dict(took, loss=e["val_loss"], flops=e["flops"]) for s, e in ends.items()})
                 if name in study.grown:
                     config = jobs[next(iter(ends))].path("config.json")
@@ -126,7 +127,7 @@ def make_rows(study, found, best, fitted):
         for name in (n for n in study.names if (n, budget) in found):
             r = found[name, budget]
             given = r["small"]
-            row = dict(name=name, budget=budget, seeds=sorted(r["seeds"]), decay=r["share"],
+            row = dict(name=name, budget=budget, seeds=sorted(r["seeds"]), rate=r["rate"], decay=r["share"],
                        **{k: r[k] for k in ("recipe", "config") if k in r},
                        loss=interval([v["loss"] for v in r["seeds"].values()]))
             for key, names in (("target", target), ("best", best)):
@@ -151,13 +152,13 @@ def less(result, other):
 
 def make_table(rows, best):
     lines = [[f"{r['budget']:g}", r["name"] + " (best)" * (best.get(r["budget"]) == r["name"]),
-              len(r["seeds"]), f"{100 * r['decay']:.0f} %", plus_minus(r["loss"], 4),
+              len(r["seeds"]), f"{r['rate']:g}", f"{100 * r['decay']:.0f} %", plus_minus(r["loss"], 4),
               times(r["target"]), times(r["target_s"]), times(r["best"]), times(r["best_s"]),
               times(r["given_target"] or None), times(r["given_best"] or None),
               *("-" if r[k] is None else f"{r[k]:+.4f}" for k in ("less_small", "beyond_law"))]
              for r in rows]
-    return table(["tokens a weight", "contestant", "seeds", "decay", "final val loss", "target, compute",
-                  "target, s", "best size, compute", "best size, s", "small given: target",
+    return table(["tokens a weight", "contestant", "seeds", "rate", "decay", "final val loss",
+                  "target, compute", "target, s", "best size, compute", "best size, s", "small given: target",
                   "small given: best size", "loss less the small one's, trained on",
                   "loss less the law's"], lines)
 
@@ -172,13 +173,25 @@ def finished(study, found):
     return f"Finished, tokens a weight: contestants x seeds: {', '.join(said)}."
 
 
+def rates_tried(study, name):
+    """{rate: loss} of a contestant's finished runs at the sweep's budget, decay and seed."""
+    return {j.values[study.rate_key]: j.final() for j in study.at_rates(name) if j.final() is not None}
+
+
 def cautions(study, found, best):
     said = []
-    for name in (study.target, study.smallest):
-        if study.rate(name) in (min(study.rate_values), max(study.rate_values)) and all(
-                j.final() is not None for j in study.sweep(name)):
-            said.append(f"{name}: its best {study.rate_key}, {study.rate(name):g}, lies at the edge of "
-                        "the sweep: widen it")
+    for name in dict.fromkeys(n for n, _ in found):
+        rate, tried = study.rate(name), rates_tried(study, name)
+        if name in study.given:
+            better = tried.get(rate, math.inf) - min(tried.values(), default=math.inf)
+            if better > 0:
+                said.append(f"{name}: its {study.rate_key}, {rate:g}, is given; "
+                            f"{min(tried, key=tried.get):g} was better by {better:.4f}")
+        elif study.best_rate(name) is None:
+            said.append(f"{name}: no sweep of its own, {study.rate_key} as of the nearest size, {rate:g}")
+        elif rate in (min(tried), max(tried)):
+            said.append(f"{name}: its best {study.rate_key}, {rate:g}, lies at the edge of the sweep: "
+                        "widen it")
     for budget, name in sorted(best.items()):
         ran = sorted((n for n in study.ladder if (n, budget) in found), key=study.cost)
         if name in (ran[0], ran[-1]):
@@ -186,7 +199,7 @@ def cautions(study, found, best):
                         f"{'smallest' if name == ran[0] else 'largest'} that ran: the envelope may "
                         "lie lower")
     for (name, budget), r in found.items():
-        first = study.tried(name, budget, study.seeds[0]).values()
+        first = study.tried(name, budget, study.seeds[0])
         if any(j.final() is None for j in first):
             said.append(f"{name}, {budget:g} tokens a weight: not all its decays have run")
         elif len(first) > 1 and r["decay"] in (min(study.decays), max(study.decays)):
@@ -203,7 +216,8 @@ def write_report(study):
     best = envelope(study, found)
     fitted, why = fit_law(study, found)
     rows, said = make_rows(study, found, best, fitted), cautions(study, found, best)
-    where = machines(study.leaf(n, b, s, r["decay"]) for (n, b), r in found.items() for s in r["seeds"])
+    where = machines(study.leaf(n, b, s, r["decay"], r["rate"]) for (n, b), r in found.items()
+                     for s in r["seeds"])
     speeds = read_speeds(study)
     took = "Seconds: iterations at the speeds measured side by side on " + speeds["machine"] if speeds \
         else "No seconds, for no speeds are measured: see --speeds"
@@ -213,8 +227,7 @@ def write_report(study):
         f"Machine: {where}. {took}.", "",
         f"Law from scratch: {fitted}." if fitted else f"No law yet: {why}.", "",
         *(f"Caution: {c}." for c in said)])
-    sweeps = {n: {j.values[study.rate_key]: j.final() for j in study.sweep(n)}
-              for n in (study.target, study.smallest)}
+    sweeps = {n: rates_tried(study, n) for n in study.names}
     words.write_report(study.out, text, dict(
         machine=where, target=dict(name=study.target, weights=study.weights), rows=rows, best=best,
         law=fitted and asdict(fitted), sweeps=sweeps, cautions=said,
@@ -257,6 +270,5 @@ def draw(study, found, best, rows, save):
         right.set_xticks(budgets, [f"{b:g}" for b in budgets])
         for ax in (left, right):
             ax.minorticks_off()
-            low, high = ax.get_ylim()
-            ax.set_yticks(np.geomspace(low, high, 9)[1:-1])
+            ax.yaxis.set_major_locator(MaxNLocator(8))
             ax.yaxis.set_major_formatter("{x:.3g}")

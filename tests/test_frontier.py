@@ -25,10 +25,10 @@ TINY = dict(
                   log_interval=10, device="cpu", dtype="float32", compile="none"),
     target="two", ladder=dict(one=dict(n_layer=1), two=dict(n_layer=2), four=dict(n_layer=4)),
     starts=dict(narrow=dict(n_layer=1, n_embd=8, n_head=1, n_inner=16)),
-    budgets=[5, 10, 20], grown_at=[10], decays=[0.2, 0.35, 0.5], sweep_at=5, seeds=[1, 2],
+    budgets=[5, 10, 20], grown_at=[5, 10], decays=[0.2, 0.35, 0.5], sweep_at=5, seeds=[1, 2],
     rates=dict(muon_learning_rate=[0.01, 0.02, 0.04]),
     grown={"early": dict(start="one", growths=[(0.1, dict(n_layer=2))], operator="stack"),
-           "late": dict(start="one", growths=[(0.8, dict(n_layer=2))]),
+           "late": dict(start="one", growths=[(0.8, dict(n_layer=2))], budgets=[5, 10]),
            "steps": dict(start="narrow", growths=[(0.2, dict(n_embd=16, n_inner=32)),
                                                   (0.5, dict(n_head=2, n_layer=2))])})
 LAW = Law(E=1.0, A=20, B=60, a=0.4, b=0.4)
@@ -40,15 +40,18 @@ def study(tmp_path):
     return make(tmp_path)
 
 
-def make(tmp_path, only_budgets=None, only_seeds=None, only_names=None, **changes):
+def make(tmp_path, only_budgets=None, only_seeds=None, only_names=None, data=None, **changes):
     experiment = {**TINY, **changes}
-    experiment["settings"] = dict(experiment["settings"], data_dir=str(tmp_path / "data"))
+    experiment["settings"] = dict(experiment["settings"], data_dir=str(data or tmp_path / "data"))
     return Study({k: v for k, v in experiment.items() if v is not None}, str(tmp_path / "out"),
                  only_budgets, only_seeds, only_names)
 
 
-def play(job, gain=0.0, diverges=lambda job: False):
-    """What train.py would leave of a job, in a world where LAW holds; gain: of grown runs, in nats."""
+def play(job, gain=0.0, diverges=lambda job: False, wants=0.02):
+    """
+    What train.py would leave of a job, in a world where LAW holds and the rate that it `wants` is
+    the best; gain: of grown runs, in nats.
+    """
     os.makedirs(job.out_dir, exist_ok=True)
     if job.keep:
         open(job.checkpoint(), "w").close()
@@ -59,14 +62,15 @@ def play(job, gain=0.0, diverges=lambda job: False):
              for s, a, b in zip(c.sizes(), starts, [*starts[1:], c.max_iters])]
     share = c.decay_iters / c.max_iters
     loss = LAW.grown_loss(parts) - gain * bool(c.stages) + 0.1 * (share - 0.35)**2 + \
-        abs(c.muon_learning_rate - 0.02)
+        abs(c.muon_learning_rate - wants)
     with open(job.path("metrics.jsonl"), "a") as f:
         f.write(json.dumps(dict(event="eval", iter=c.max_iters, tokens=c.max_iters * 64,
                                 train_s=c.max_iters / 9, flops=compute(c), val_loss=loss)) + "\n")
     with open(job.path("config.json"), "w") as f:
         json.dump(dict(out_dir=job.out_dir, init_from="x/y.pt", resolved=dict(data_dir="z", b=1)), f)
     if diverges(job):
-        os.remove(job.checkpoint())
+        if job.keep:
+            os.remove(job.checkpoint())
         open(job.path("diverged.txt"), "w").close()
     else:
         job.tidy()
@@ -111,7 +115,7 @@ def test_jobs_come_in_order(study):
     kinds = [os.path.relpath(j.out_dir, study.out).split(os.sep) for j in done]
     first = [k for k in kinds if k[0] == "grown"][0]
     assert {k[2] for k in kinds[:kinds.index(first)]} == {"rate_0.01", "rate_0.02", "rate_0.04"}
-    assert {k[1] for k in kinds if k[2] == "rate_0.01"} == {"one", "two"}  # that are tuned
+    assert {k[1] for k in kinds if k[2] == "rate_0.01"} == {"one", "two", "four"}
     trunks = [(j.out_dir, j.values["max_iters"]) for j in done if j.keep]
     assert len(trunks) == len(set(trunks))
     for folder in {t[0] for t in trunks}:
@@ -168,11 +172,11 @@ def test_a_part_of_the_study_first(study, tmp_path):
     first = one + play_all(make(tmp_path, only_budgets=[10], only_seeds=[1]))
     assert all("seed_1" in j.out_dir for j in first)
     assert {os.path.basename(j.out_dir).split("_")[1] for j in first if not j.keep} == {"5", "10"}
-    assert "x seeds: 5: 2/6, 10: 6/12, 20: 0/6." in frontier_report.write_report(study)
+    assert "x seeds: 5: 6/12, 10: 6/12, 20: 0/6." in frontier_report.write_report(study)
     rest = play_all(study)
     assert not {(j.out_dir, j.values["max_iters"]) for j in first} & {
         (j.out_dir, j.values["max_iters"]) for j in rest}
-    assert "5: 6/6, 10: 12/12, 20: 6/6." in frontier_report.write_report(study)
+    assert "5: 12/12, 10: 12/12, 20: 6/6." in frontier_report.write_report(study)
 
 
 def test_the_report_finds_the_law(study):
@@ -186,7 +190,7 @@ def test_the_report_finds_the_law(study):
     found = Law(**report["law"])
     assert found.loss(3000, 50_000) == pytest.approx(LAW.loss(3000, 50_000), rel=5e-3)
     rows = {(r["name"], r["budget"]): r for r in report["rows"]}
-    assert len(rows) == 12 and all(r["seeds"] == [1, 2] for r in rows.values())
+    assert len(rows) == 15 and all(r["seeds"] == [1, 2] for r in rows.values())
     for budget in (5, 10, 20):
         assert rows["two", budget]["target"] == pytest.approx([1, 1, 1], abs=0.01)
         assert rows[report["best"][str(budget)], budget]["best"] == pytest.approx([1, 1, 1], abs=0.01)
@@ -222,7 +226,7 @@ def test_seconds_are_iterations_at_measured_speeds(study, monkeypatch):
     took = {(r["name"], r["budget"]): r["seeds"]["1"]["seconds"] for r in report["runs"]}
     iters = study.iterations(study.costs("four"), study.flops(10))
     assert took["four", 10] == pytest.approx(0.4 * iters)
-    decay = study.best_decay("late", 10)
+    decay = study.best("late", 10)[1]
     grow, end = study.stages("late", 10)[0], study.branch("late", 10, decay)[1]
     ramp = min(grow["ramp_iters"], end - grow["at"])
     assert ramp and took["late", 10] == pytest.approx(
@@ -285,13 +289,13 @@ def test_a_gain_is_seen(study):
     early, one = rows["early", 10], rows["one", 10]
     assert early["less_small"] == pytest.approx(early["loss"][0] - one["loss"][0])
     assert early["small"][0] == study.costs("one")[0]["weights"]
-    assert one["less_small"] is rows["steps", 10]["less_small"] is None  # which starts from no size of the ladder
+    assert one["less_small"] is rows["steps", 10]["less_small"] is None  # starts from no size of the ladder
 
 
 def test_half_a_study_reports_too(study):
     with pytest.raises(UserError, match="no finished runs"):
         frontier_report.write_report(study)
-    for _ in range(9):
+    for _ in range(12):
         play(next(study.ready()))
     text = frontier_report.write_report(study)
     assert "No law yet: a loss law has 5 numbers" in text and "not all its decays have run" in text
@@ -299,10 +303,68 @@ def test_half_a_study_reports_too(study):
 
 def test_divergence(study):
     done = play_all(study, diverges=lambda j: j.values["muon_learning_rate"] == 0.04)
-    assert {j.out_dir for j in done if "rate_0.04" in j.out_dir} == {
-        os.path.join(study.out, "scratch", n, "rate_0.04", "seed_1", "trunk") for n in ("one", "two")}
+    for job in done:
+        name = os.path.relpath(job.out_dir, study.out).split(os.sep)
+        if "rate_0.04" in name:  # scratch runs get no further than their trunk, late growth has none
+            assert name[-1] == ("tokens_5_decay_0.35" if "late" in name else "trunk")
     assert study.rate("two") == 0.02
     assert "lies at the edge of the sweep" not in frontier_report.write_report(study)
+
+
+@pytest.mark.parametrize("wants, tried", [(0.02, (2, 5)), (0.005, (0, 5)), (0.08, (2, 7)), (0.3, (2, 7))])
+def test_a_sweep_goes_on_while_the_best_is_at_its_edge(study, tmp_path, wants, tried):
+    rates = [0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16]
+    study = make(tmp_path, rates=dict(muon_learning_rate=rates), budgets=[5], grown_at=[5],
+                 grown={"late": dict(TINY["grown"]["late"], budgets=[5])})
+    play_all(study, wants=wants)
+    for folder in ("scratch/two", "grown/late/tokens_5"):
+        assert sorted(os.listdir(os.path.join(study.out, folder))) == [
+            f"rate_{r:g}" for r in rates[slice(*tried)]]
+    best = min(wants, 0.16)
+    assert study.rate("two") == study.rate("late") == best
+    assert study.leaf("late", 5, 2, 0.35).values["muon_learning_rate"] == best
+    assert ("two: its best muon_learning_rate, 0.16, lies at the edge of the sweep" in
+            frontier_report.write_report(study)) == (wants == 0.3)
+
+
+def test_who_has_no_sweep_takes_the_nearest_size(study, tmp_path):
+    """By cost; and of an older folder, where only some were swept, too."""
+    study = make(tmp_path, ladder=dict(TINY["ladder"], four=dict(n_layer=4, budgets=[20])))
+    for name, rate in (("one", 0.04), ("two", 0.01)):
+        for job in study.sweep(name):
+            for j in (j for j in job.chain() if not j.done()):
+                play(j, wants=rate)
+    assert [study.rate(n) for n in ("one", "narrow", "two", "four", "late")] == [0.04] * 2 + [0.01] * 3
+    text = frontier_report.write_report(study)
+    assert "late: no sweep" not in text and "two: no sweep" not in text  # late has not run
+    play_all(study, wants=0.01)
+    assert "four: no sweep of its own, muon_learning_rate as of the nearest size, 0.01" in \
+        frontier_report.write_report(study)
+
+
+def test_the_best_of_all_rates_that_were_tried_counts(study):
+    """At each budget by itself: a run at another rate, made by hand, is seen, and other seeds follow it."""
+    for job in study.leaf("late", 10, 1, 0.35, 0.04).chain():
+        play(job, wants=0.04, gain=0.1)
+    assert study.best("late", 10) == (0.04, 0.35) and study.best("late", 5) == (0.02, 0.35)
+    play_all(study, wants=0.02)
+    assert study.best("late", 10) == (0.04, 0.35) and study.rate("late") == 0.02
+    assert study.leaf("late", 10, 2, 0.35, 0.04).done() and not study.leaf("late", 10, 2, 0.35).done()
+    assert "0.04" in next(line.split("|")[4] for line in frontier_report.write_report(study).splitlines()
+                          if line.startswith("| 10 ") and "late" in line)
+
+
+def test_a_rate_that_is_given(study, tmp_path):
+    """It is used, what starts there starts with it, nothing sweeps it; what was better is said."""
+    play_all(study)
+    ladder = dict(TINY["ladder"], one=dict(n_layer=1, rate=0.04))
+    again = make(tmp_path, ladder=ladder)
+    assert again.rate("one") == again.rate("narrow") == 0.04 and again.rate("two") == 0.02
+    assert "rate_0.04" in again.leaf("late", 10, 1, 0.35).after.out_dir
+    assert "one: its muon_learning_rate, 0.04, is given; 0.02 was better by 0.0200" in \
+        frontier_report.write_report(again)
+    new = make(tmp_path / "new", ladder=ladder, data=tmp_path / "data")
+    assert not [j for j in play_all(new) if "scratch/one" in j.out_dir and "rate_0.04" not in j.out_dir]
 
 
 def test_every_rate_diverges(study):
@@ -338,8 +400,11 @@ def test_cost_of_a_loss():
 @pytest.mark.parametrize("changes, message", [
     (dict(target="tow"), "target: 'tow': no such name, did you mean two"),
     (dict(decays=None), "experiment: has no decays"),
+    (dict(ladder=dict(one=dict(n_layer=1), two=2)), "experiment: 'two': 2: must be a dict"),
+    (dict(starts=dict(narrow=dict(TINY["starts"]["narrow"], rate="0.1x"))), "muon_learning_rate='0.1x'"),
     (dict(seeds=[]), "experiment: has no seeds, or none in it"),
     (dict(sweep_at=7), "7 is none of the budgets"),
+    (dict(ladder=dict(TINY["ladder"], four=dict(n_layer=4, budgets=[5, 7]))), "7 is none of the budgets"),
     (dict(sweep_at="5"), "sweep_at='5': must be a number"),
     (dict(ladder=[1]), r"ladder=\[1\]: must be a dict"),
     (dict(bugdets=[5]), "no such name, did you mean budgets"),
@@ -406,7 +471,7 @@ def test_end_to_end(tmp_path):
     assert not any(study.ready())
     for name in study.names:
         for budget in study.budgets_of(name):
-            leaf = study.leaf(name, budget, 1, study.best_decay(name, budget))
+            leaf = study.leaf(name, budget, 1, study.best(name, budget)[1])
             end = events(leaf.out_dir, "eval")[-1]
             assert end["n_layer"] == from_dict(leaf.values).sizes()[-1]["n_layer"]
             assert end["flops"] == pytest.approx(study.flops(budget), rel=0.05)

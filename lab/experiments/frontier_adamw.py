@@ -3,10 +3,11 @@ from lab.experiments import frontier as _f
 
 settings = dict(_f.settings, optimizer="adamw")
 target = _f.target
-ladder = {k: v for k, v in _f.ladder.items() if k != "12 x 64"}
+ladder = {f"{n} x 64": dict(n_layer=n) for n in (1, 2, 3, 6)}
 budgets, grown_at = [2.5, 5], [5]
 decays = [0.35, 0.55]
-rates = dict(learning_rate=[1e-3, 2e-3, 4e-3, 8e-3])
+rates = dict(learning_rate=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 0.016, 0.032])
 sweep_at = 5.0
 seeds = [1, 2, 3]
-grown = {k: v for k, v in _f.grown.items() if k not in ("as the paper, MSG", "65 %, zero output")}
+grown = {k: {n: v for n, v in _f.grown[k].items() if n != "budgets"} for k in _f.grown
+         if k not in ("as the paper, MSG", "65 %, zero output")}

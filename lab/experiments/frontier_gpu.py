@@ -14,7 +14,7 @@ ladder = {"2 x 384": dict(n_layer=2), "3 x 384": dict(n_layer=3), "6 x 384": dic
 budgets = [2.5, 5, 7.5]
 grown_at = [5]
 decays = [0.55]
-rates = dict(muon_learning_rate=[0.01, 0.02, 0.04])
+rates = dict(muon_learning_rate=[0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16])
 sweep_at = 2.5
 seeds = [1, 2]
 
