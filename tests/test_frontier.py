@@ -422,7 +422,8 @@ def test_what_is_no_study(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize("name, weights", [
-    ("frontier", 294_912), ("frontier_adamw", 294_912), ("frontier_gpu", 10_616_832)])
+    ("frontier", 294_912), ("frontier_adamw", 294_912), ("frontier_llama", 296_448),
+    ("frontier_gpu", 10_616_832)])
 def test_the_experiments_of_this_house(name, weights, tmp_path):
     made = read_file(str(ROOT / "lab/experiments" / f"{name}.py"))
     made["settings"] = dict(made["settings"], data_dir=str(make_data(tmp_path / "data")))
