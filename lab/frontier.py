@@ -18,7 +18,7 @@ import os
 from pathlib import Path
 
 from lab.branches import Branch, run_all
-from lab.campaign import check_keys, known, slug
+from lab.campaign import check_keys, known, must_be, slug
 from lab.children import in_folder, listed, many_parser
 from lab.costs import measure, stage_costs, vocab_of
 from lab.frontier_report import write_report
@@ -60,7 +60,7 @@ class Study:
         self.weights = self.costs(self.target)[0]["weights"]
         for name, g in self.grown.items():
             known(g.get("start"), self.sizes, f"grown {name!r}: start")
-            if not all(0 < at < 1 for at, _ in g.get("growths", [(0, {})])):
+            if not g.get("growths") or not all(is_growth(pair) for pair in g["growths"]):
                 raise UserError(f"grown {name!r}: growths={g.get('growths')!r}: must be [(share of the "
                                 "compute, dict of sizes), ...]")
             if self.config(g["start"], stages=self.stages(name, self.budgets[0])).sizes()[-1] != \
@@ -268,6 +268,12 @@ class Study:
                         if not job.done() and (job.after is None or job.after.done()))
 
 
+def is_growth(pair):
+    """Is it (share of the compute, dict of sizes)?"""
+    return isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], (int, float)) \
+        and 0 < pair[0] < 1 and isinstance(pair[1], dict)
+
+
 def check_experiment(experiment):
     check_keys(experiment, EXPERIMENT)
     for key in EXPERIMENT:
@@ -279,6 +285,9 @@ def check_experiment(experiment):
                         **experiment.get("grown", {})}.items():
         if not isinstance(entry, dict):
             raise UserError(f"experiment: {name!r}: {entry!r}: must be a dict")
+        kinds = dict(budgets=list, rate=(int, float), growths=list, start=str)
+        for key in entry.keys() & kinds:
+            must_be(entry[key], kinds[key], f"experiment: {name!r}: {key}")
         asked += entry.get("budgets", [])
     for b in asked:
         if b not in experiment["budgets"]:
