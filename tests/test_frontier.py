@@ -401,7 +401,7 @@ def test_cost_of_a_loss():
     (dict(target="tow"), "target: 'tow': no such name, did you mean two"),
     (dict(decays=None), "experiment: has no decays"),
     (dict(ladder=dict(one=dict(n_layer=1), two=2)), "experiment: 'two': 2: must be a dict"),
-    (dict(starts=dict(narrow=dict(TINY["starts"]["narrow"], rate="0.1x"))), "muon_learning_rate='0.1x'"),
+    (dict(starts=dict(narrow=dict(TINY["starts"]["narrow"], rate="0.1x"))), "'narrow': rate='0.1x'"),
     (dict(seeds=[]), "experiment: has no seeds, or none in it"),
     (dict(sweep_at=7), "7 is none of the budgets"),
     (dict(ladder=dict(TINY["ladder"], four=dict(n_layer=4, budgets=[5, 7]))), "7 is none of the budgets"),
