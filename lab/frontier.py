@@ -245,12 +245,15 @@ class Study:
         (what for, decay) of all jobs, in order of their worth. guess: also those whose rate or decay
         depends on runs that are not done, as far as it is known.
         """
-        first = self.seeds[0]
-        for names in self.ladder, [n for n in self.run_names if n in self.grown]:
-            sweeps = [job for name in self.swept(names) for job in self.sweep(name)]
-            yield from ((("rates", self.sweep_at, first), job) for job in sweeps)
-            if not (guess or names is not self.ladder or all(job.done() for job in sweeps)):
-                return  # for a grown run's start has its best rate
+        first, grown = self.seeds[0], [n for n in self.run_names if n in self.grown]
+
+        def sweeps(names):
+            return ((("rates", self.sweep_at, first), job) for name in self.swept(names)
+                    for job in self.sweep(name))
+        yield from sweeps(self.ladder)
+        if not guess and None in map(self.best_rate, self.swept(self.ladder)):
+            return  # a grown run starts with its start's best rate
+        yield from sweeps(grown)
         for budget, seed in sorted(((b, s) for b in self.run_budgets for s in self.run_seeds),
                                    key=lambda p: (p[0] * 2**self.seeds.index(p[1]), p)):
             for name in self.run_names:

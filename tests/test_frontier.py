@@ -303,10 +303,10 @@ def test_half_a_study_reports_too(study):
 
 def test_divergence(study):
     done = play_all(study, diverges=lambda j: j.values["muon_learning_rate"] == 0.04)
-    for job in done:
-        name = os.path.relpath(job.out_dir, study.out).split(os.sep)
-        if "rate_0.04" in name:  # scratch runs get no further than their trunk, late growth has none
-            assert name[-1] == ("tokens_5_decay_0.35" if "late" in name else "trunk")
+    high = [os.path.relpath(j.out_dir, study.out).split(os.sep) for j in done if "rate_0.04" in j.out_dir]
+    assert {name[1] for name in high} == set(study.names)
+    for name in high:  # scratch runs get no further than their trunk, late growth has none
+        assert name[-1] == ("tokens_5_decay_0.35" if "late" in name else "trunk")
     assert study.rate("two") == 0.02
     assert "lies at the edge of the sweep" not in frontier_report.write_report(study)
 
@@ -405,6 +405,9 @@ def test_cost_of_a_loss():
     (dict(seeds=[]), "experiment: has no seeds, or none in it"),
     (dict(sweep_at=7), "7 is none of the budgets"),
     (dict(ladder=dict(TINY["ladder"], four=dict(n_layer=4, budgets=[5, 7]))), "7 is none of the budgets"),
+    (dict(grown={"x": dict(start="one", growths=None)}), "'x': growths=None: must be"),
+    (dict(grown={"x": dict(start="one", growths=[None])}), r"\[\(share of the compute"),
+    (dict(grown={"x": dict(start="one", budgets=5)}), "'x': budgets=5: must be"),
     (dict(sweep_at="5"), "sweep_at='5': must be a number"),
     (dict(ladder=[1]), r"ladder=\[1\]: must be a dict"),
     (dict(bugdets=[5]), "no such name, did you mean budgets"),

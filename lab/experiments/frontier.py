@@ -17,7 +17,7 @@ ladder = {
 starts = {"2 x 32": dict(n_layer=2, n_embd=32, n_head=1, n_inner=48)}  # grown from, not compared
 
 budgets = [2.5, 5, 10, 20, 40, 80]
-grown_at, _late_at = [5, 20, 80], [2.5, 5, 20, 80]  # early growth at 2.5 would be in the warmup
+grown_at = [5, 20, 80]
 decays = [0.2, 0.35, 0.55]  # shares of the compute
 rates = dict(muon_learning_rate=[0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16])
 sweep_at = 5.0
@@ -26,14 +26,15 @@ seeds = [1, 2, 3, 4, 5]
 _six = dict(n_layer=6)
 _paper = [(0.1, dict(n_inner=256)), (0.2, dict(n_layer=3)), (0.3, dict(n_embd=64)),
           (0.4, dict(n_head=2)), (0.5, dict(n_layer=6))]  # its order and its places
-grown = {
+_ways = {
     "early, stack": dict(start="2 x 64", growths=[(0.02, _six)], operator="stack"),
     "early, MSG": dict(start="2 x 64", growths=[(0.02, _six)], operator="msg"),
-    "late, MSG": dict(start="2 x 64", growths=[(0.8, _six)], operator="msg", budgets=_late_at),
-    "late, zero output": dict(start="2 x 64", growths=[(0.8, _six)], operator="zero_output",
-                              budgets=_late_at),
-    "late, stack": dict(start="2 x 64", growths=[(0.8, _six)], operator="stack", budgets=_late_at),
+    "late, MSG": dict(start="2 x 64", growths=[(0.8, _six)], operator="msg"),
+    "late, zero output": dict(start="2 x 64", growths=[(0.8, _six)], operator="zero_output"),
+    "late, stack": dict(start="2 x 64", growths=[(0.8, _six)], operator="stack"),
     "65 %, zero output": dict(start="2 x 64", growths=[(0.65, _six)], operator="zero_output"),
     "half, stack": dict(start="2 x 64", growths=[(0.4, _six)], operator="stack"),
     "as the paper, MSG": dict(start="2 x 32", growths=_paper, operator="msg"),
 }
+# late ways at 2.5, too, where early growth would be in the warmup
+grown = {k: dict(v, budgets=[2.5, *grown_at]) if k.startswith("late") else v for k, v in _ways.items()}

@@ -8,5 +8,4 @@ budgets, grown_at = [2.5, 5], [5]
 decays = [0.35, 0.55]
 rates, sweep_at = _f.rates, _f.sweep_at
 seeds = [1, 2, 3]
-grown = {k: {n: v for n, v in _f.grown[k].items() if n != "budgets"}
-         for k in ("early, MSG", "late, MSG", "late, zero output")}
+grown = {k: _f._ways[k] for k in ("early, MSG", "late, MSG", "late, zero output")}
