@@ -189,20 +189,8 @@ class Study:
             if self.sweep_at in self.budgets_of(name) else []
 
     def sweep(self, name):
-        """
-        Those that tune its rate, as far as is known: the middle one and its neighbours, then on
-        while the best lies at an edge.
-        """
-        jobs, middle = self.at_rates(name), len(self.rate_values) // 2
-        low, high = max(0, middle - 1), middle + 2
-        while None not in (losses := [job.final() for job in jobs[low:high]]):
-            if losses[0] == min(losses) and low > 0:
-                low -= 1
-            elif losses[-1] == min(losses) and high < len(jobs):
-                high += 1
-            else:
-                break
-        return jobs[low:high]
+        """Those that tune its rate."""
+        return outward(self.at_rates(name))
 
     def best_rate(self, name):
         """As given, or by its own sweep; None where that is not done, or there is none."""
@@ -225,20 +213,24 @@ class Study:
         return next((r for r in found if r), self.rate_values[len(self.rate_values) // 2])
 
     def tried(self, name, budget, seed):
-        """Of the first seed every decay at its best rate, of the others the best there is."""
+        """Of the first seed those that tune its decay at its best rate, of others the best there is."""
         if seed == self.seeds[0]:
-            return [self.leaf(name, budget, seed, d) for d in self.decays]
+            return outward([self.leaf(name, budget, seed, d) for d in self.decays])
         rate, decay = self.best(name, budget)
         return [self.leaf(name, budget, seed, decay, rate)]
 
     def best(self, name, budget):
         """(rate, decay) by all that the first seed has finished at this budget."""
+        losses = self.finished(name, budget)
+        return min(losses, key=losses.get) if losses else (self.rate(name), self.decay)
+
+    def finished(self, name, budget):
+        """{(rate, decay): loss} of all that the first seed has finished at this budget."""
         seed = self.seeds[0]
         rates = [self.given[name]] if name in self.given else [
             r for r in self.rate_values if os.path.isdir(self.folder(name, budget, seed, r))]
         jobs = {(r, d): self.leaf(name, budget, seed, d, r) for r in rates for d in self.decays}
-        losses = {key: loss for key, job in jobs.items() if (loss := job.final()) is not None}
-        return min(losses, key=losses.get) if losses else (self.rate(name), self.decay)
+        return {key: loss for key, job in jobs.items() if (loss := job.final()) is not None}
 
     def wanted(self, guess=True):
         """
@@ -269,6 +261,22 @@ class Study:
         for _, leaf in self.wanted(guess=False):
             yield from (job for job in leaf.chain()
                         if not job.done() and (job.after is None or job.after.done()))
+
+
+def outward(jobs):
+    """
+    Of jobs along the values of a setting those that tune it, as far as is known: the middle one and its
+    neighbours, then on while the best lies at an edge.
+    """
+    low, high = max(0, len(jobs) // 2 - 1), len(jobs) // 2 + 2
+    while None not in (losses := [job.final() for job in jobs[low:high]]):
+        if losses[0] == min(losses) and low > 0:
+            low -= 1
+        elif losses[-1] == min(losses) and high < len(jobs):
+            high += 1
+        else:
+            break
+    return jobs[low:high]
 
 
 def is_growth(pair):

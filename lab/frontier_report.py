@@ -189,22 +189,26 @@ def cautions(study, found, best):
                             f"{min(tried, key=tried.get):g} was better by {better:.4f}")
         elif study.best_rate(name) is None:
             said.append(f"{name}: no sweep of its own, {study.rate_key} as of the nearest size, {rate:g}")
-        elif rate in (min(tried), max(tried)):
-            said.append(f"{name}: its best {study.rate_key}, {rate:g}, lies at the edge of the sweep: "
-                        "widen it")
     for budget, name in sorted(best.items()):
         ran = sorted((n for n in study.ladder if (n, budget) in found), key=study.cost)
         if name in (ran[0], ran[-1]):
             said.append(f"{budget:g} tokens a weight: the best size, {name}, is the "
                         f"{'smallest' if name == ran[0] else 'largest'} that ran: the envelope may "
                         "lie lower")
+    where = {}
     for (name, budget), r in found.items():
-        first = study.tried(name, budget, study.seeds[0])
-        if any(j.final() is None for j in first):
-            said.append(f"{name}, {budget:g} tokens a weight: not all its decays have run")
-        elif len(first) > 1 and r["decay"] in (min(study.decays), max(study.decays)):
-            said.append(f"{name}, {budget:g} tokens a weight: its best decay, {r['decay']:g}, lies at "
-                        "the edge of those tried")
+        tried = study.finished(name, budget)
+        for key, had, could in zip((study.rate_key, "decay"), zip(*tried), (study.rate_values, study.decays)):
+            mine = r["decay" if key == "decay" else "rate"]
+            if key != "decay" and name in study.given:
+                continue
+            if len(set(had)) == 1 < len(could):
+                where.setdefault((budget, f"one {key} ran"), []).append(f"{name} ({mine:g})")
+            elif mine in (min(had), max(had)):
+                where.setdefault((budget, f"the best {key} lies at the edge of those tried"), []).append(
+                    f"{name} ({mine:g})")
+    said += [f"{budget:g} tokens a weight: {what}: {'; '.join(names)}"
+             for (budget, what), names in sorted(where.items())]
     return said
 
 

@@ -298,7 +298,7 @@ def test_half_a_study_reports_too(study):
     for _ in range(12):
         play(next(study.ready()))
     text = frontier_report.write_report(study)
-    assert "No law yet: a loss law has 5 numbers" in text and "not all its decays have run" in text
+    assert "No law yet: a loss law has 5 numbers" in text and "one decay ran: one (0.35)." in text
 
 
 def test_divergence(study):
@@ -308,7 +308,7 @@ def test_divergence(study):
     for name in high:  # scratch runs get no further than their trunk, late growth has none
         assert name[-1] == ("tokens_5_decay_0.35" if "late" in name else "trunk")
     assert study.rate("two") == 0.02
-    assert "lies at the edge of the sweep" not in frontier_report.write_report(study)
+    assert "5 tokens a weight: the best muon_learning_rate lies at" not in frontier_report.write_report(study)
 
 
 @pytest.mark.parametrize("wants, tried", [(0.02, (2, 5)), (0.005, (0, 5)), (0.08, (2, 7)), (0.3, (2, 7))])
@@ -323,8 +323,19 @@ def test_a_sweep_goes_on_while_the_best_is_at_its_edge(study, tmp_path, wants, t
     best = min(wants, 0.16)
     assert study.rate("two") == study.rate("late") == best
     assert study.leaf("late", 5, 2, 0.35).values["muon_learning_rate"] == best
-    assert ("two: its best muon_learning_rate, 0.16, lies at the edge of the sweep" in
-            frontier_report.write_report(study)) == (wants == 0.3)
+    assert ("Caution: 5 tokens a weight: the best muon_learning_rate lies at the edge of those tried: one (0.16); "
+            in frontier_report.write_report(study)) == (wants == 0.3)
+
+
+def test_so_do_decays(study, tmp_path):
+    study = make(tmp_path, decays=[0.15, 0.35, 0.5, 0.6, 0.7], budgets=[5], grown_at=[5], seeds=[1],
+                 grown={"late": dict(TINY["grown"]["late"], budgets=[5])}, ladder=dict(two=dict(n_layer=2)),
+                 starts=dict(one=dict(n_layer=1)))
+    play_all(study)
+    for folder in ("scratch/two", "grown/late/tokens_5"):
+        assert {name for name in os.listdir(os.path.join(study.out, folder, "rate_0.02/seed_1"))
+                if "decay" in name} == {f"tokens_5_decay_{d}" for d in (0.15, 0.35, 0.5, 0.6)}
+    assert study.best("late", 5) == (0.02, 0.35)
 
 
 def test_who_has_no_sweep_takes_the_nearest_size(study, tmp_path):

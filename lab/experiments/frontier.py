@@ -18,7 +18,7 @@ starts = {"2 x 32": dict(n_layer=2, n_embd=32, n_head=1, n_inner=48)}  # grown f
 
 budgets = [2.5, 5, 10, 20, 40, 80]
 grown_at = [5, 20, 80]
-decays = [0.2, 0.35, 0.55]  # shares of the compute
+decays = [0.1, 0.2, 0.35, 0.55, 0.75]  # shares of the compute
 rates = dict(muon_learning_rate=[0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16])
 sweep_at = 5.0
 seeds = [1, 2, 3, 4, 5]
@@ -38,3 +38,6 @@ _ways = {
 }
 # late ways at 2.5, too, where early growth would be in the warmup
 grown = {k: dict(v, budgets=[2.5, *grown_at]) if k.startswith("late") else v for k, v in _ways.items()}
+_law = [(0.12, dict(n_layer=3)), (0.29, _six)]  # when the law that fits the sizes from scratch would, at 20
+grown.update({f"as the law, {name}": dict(start="2 x 64", growths=_law, operator=op, budgets=[20])
+              for name, op in (("MSG", "msg"), ("zero output", "zero_output"))})
