@@ -63,9 +63,13 @@ def mean_loss(result):
 
 
 def envelope(study, found):
-    """{budget: the size from scratch with the lowest loss}"""
-    ran = {b: [n for n in study.ladder if (n, b) in found] for b in study.budgets}
-    return {b: min(names, key=lambda n: mean_loss(found[n, b])) for b, names in ran.items() if names}
+    """{budget: the size from scratch with the lowest loss, over the seeds that all sizes there have}"""
+    best = {}
+    for b in study.budgets:
+        if ran := {n: found[n, b]["seeds"] for n in study.ladder if (n, b) in found}:
+            shared = set.intersection(*map(set, ran.values()))
+            best[b] = min(ran, key=lambda n: np.mean([ran[n][s]["loss"] for s in shared or ran[n]]))
+    return best
 
 
 def curve(found, names, seed, cost):

@@ -398,6 +398,16 @@ def test_plan(study):
     assert {line.split("|")[6].strip() for line in plan(study, 1e9).splitlines()[2:-2]} == {"0.0 s"}
 
 
+def test_sizes_are_compared_over_the_seeds_that_all_have():
+    study = SimpleNamespace(ladder=dict(one={}, two={}), budgets=[5, 10, 20])
+
+    def seeds(*losses):
+        return dict(seeds={s: dict(loss=loss) for s, loss in enumerate(losses, 1) if loss})
+    found = {("one", 5): seeds(1.5), ("two", 5): seeds(1.4, 1.7), ("one", 10): seeds(None, 1.5),
+             ("two", 10): seeds(1.6)}
+    assert frontier_report.envelope(study, found) == {5: "two", 10: "one"}
+
+
 def test_cost_of_a_loss():
     curve = [(1, 4.0), (4, 2.0), (16, 1.0)]
     assert frontier_report.cost_of(curve, 2.0) == pytest.approx(4)
