@@ -68,8 +68,8 @@ def verdict(rows, config, ceiling, saved, unit):
                    f"last stage ({saved / each / config.max_iters:.0%} of the run): if growing costs "
                    "more than that to reach the same loss, scratch is faster")
         if ceiling < WORTH_IT:
-            out.append(f"this schedule can hardly pay off: even a growth that wastes no token saves "
-                       f"{1 - 1 / ceiling:.1%}: grow later, or start smaller")
+            out.append(f"this schedule can hardly pay off by what it spares, {1 - 1 / ceiling:.1%} with a "
+                       "growth that wastes no token: grow later, or start smaller")
     for r in rows[:-1]:
         if r.get("step_s", r["flops"]) >= last.get("step_s", last["flops"]):
             out.append(f"{describe(r['sizes'])} costs as much {what} a step as the last stage: leave "
