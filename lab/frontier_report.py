@@ -201,16 +201,18 @@ def cautions(study, found, best):
                         "lie lower")
     where = {}
     for (name, budget), r in found.items():
-        tried = study.finished(name, budget)
-        for key, had, could in zip((study.rate_key, "decay"), zip(*tried), (study.rate_values, study.decays)):
-            mine = r["decay" if key == "decay" else "rate"]
-            if key != "decay" and name in study.given:
-                continue
+        tried = zip(*study.finished(name, budget))
+        for key, had, could in zip(("rate", "decay"), tried, (study.rate_values, study.decays)):
+            setting = study.rate_key if key == "rate" else key
+            if key == "rate" and name in study.given:
+                continue  # said above
             if len(set(had)) == 1 < len(could):
-                where.setdefault((budget, f"one {key} ran"), []).append(f"{name} ({mine:g})")
-            elif mine in (min(had), max(had)):
-                where.setdefault((budget, f"the best {key} lies at the edge of those tried"), []).append(
-                    f"{name} ({mine:g})")
+                what = f"one {setting} ran"
+            elif r[key] in (min(had), max(had)):
+                what = f"the best {setting} lies at the edge of those tried"
+            else:
+                continue
+            where.setdefault((budget, what), []).append(f"{name} ({r[key]:g})")
     said += [f"{budget:g} tokens a weight: {what}: {'; '.join(names)}"
              for (budget, what), names in sorted(where.items())]
     return said

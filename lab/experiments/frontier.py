@@ -38,6 +38,6 @@ _ways = {
 }
 # late ways at 2.5, too, where early growth would be in the warmup
 grown = {k: dict(v, budgets=[2.5, *grown_at]) if k.startswith("late") else v for k, v in _ways.items()}
-_law = [(0.12, dict(n_layer=3)), (0.29, _six)]  # when the law that fits the sizes from scratch would, at 20
+_law = [(0.12, dict(n_layer=3)), (0.29, _six)]  # about when lab.law would, at 20
 grown.update({f"as the law, {name}": dict(start="2 x 64", growths=_law, operator=op, budgets=[20])
               for name, op in (("MSG", "msg"), ("zero output", "zero_output"))})
