@@ -12,6 +12,27 @@ from data.dataset import check_ids, open_tokens
 from data.tokenizer import get_tokenizer
 from run.errors import UserError
 
+ROUNDS = 6  # of shuffled()
+
+
+def shuffled(i, n, keys):
+    """
+    Where i, 0 <= i < n, comes in an order of n that the whole numbers `keys` determine, a Feistel network
+    (Luby and Rackoff 1988): it permutes the numbers of an even number of bits, fewer than 4 n of them, so
+    it is walked on from those that are no numbers below n. No table, whatever n.
+    """
+    half = max(1, ((n - 1).bit_length() + 1) // 2)  # bits
+    low = (1 << half) - 1
+    while True:
+        left, right = i >> half, i & low
+        for key in keys:
+            x = ((right + key) * 0x9E3779B97F4A7C15 & 2**64 - 1) ^ key
+            x = (x ^ x >> 31) * 0xBF58476D1CE4E5B9 & 2**64 - 1
+            left, right = right, left ^ (x ^ x >> 29) & low
+        i = left << half | right
+        if i < n:
+            return i
+
 
 class Loader:
     """
@@ -61,15 +82,29 @@ class Loader:
         for i in range(0, len(mine), size):
             yield self.draw("val", [(r, n) for r in mine[i:i + size]])
 
+    def windows(self):
+        """How many training windows an epoch has, wherever within T tokens the first of them begins."""
+        return max(1, (len(self.split["train"]) - self.T) // self.T)
+
+    def place(self, seed, it, r):
+        """
+        Where the training window of row r of iteration `it` begins. sampling="epochs": all windows in a
+        random order, each once, then again in another order, cut at other places.
+        """
+        tokens = len(self.split["train"]) - 1
+        if self.config.sampling == "random":
+            return int(np.random.Philox(key=seed, counter=[0, 0, r, it]).random_raw() % (tokens - self.T + 1))
+        epoch, i = divmod(it * self.rows + r, self.windows())
+        keys = np.random.Philox(key=seed, counter=[0, 1, 0, epoch]).random_raw(ROUNDS + 1).tolist()
+        offset = keys.pop() % min(self.T, tokens - self.windows() * self.T + 1)
+        return offset + shuffled(i, self.windows(), keys) * self.T
+
     def draw(self, split, keys):
-        """GPT: windows of T + 1 tokens, at random in training, evenly spread in validation."""
+        """GPT: windows of T + 1 tokens; in validation evenly spread."""
         tokens = self.split[split]
         last = len(tokens) - self.T - 1
-        if split == "train":
-            starts = [int(np.random.Philox(key=seed, counter=[0, 0, r, it]).random_raw() % (last + 1))
-                      for seed, it, r in keys]
-        else:
-            starts = [r * last // max(n - 1, 1) for r, n in keys]
+        starts = [self.place(*key) for key in keys] if split == "train" else \
+            [r * last // max(n - 1, 1) for r, n in keys]
         rows = np.stack([tokens[s:s + self.T + 1] for s in starts])
         check_ids(rows, self.vocab_size, os.path.join(self.config.data_dir, split + ".bin"))
         return {k: torch.from_numpy(v.astype(np.int64)) for k, v in dict(

@@ -58,6 +58,9 @@ class TrainConfig:
     # optimization
     max_iters: int = 2000
     batch_tokens: int = 4096        # tokens an iteration, over all processes and micro-batches
+    sampling: str = "epochs"        # "epochs": every token once, then all again in another order; or
+                                    # "random": windows from anywhere, as runs before 2026-12 had it.
+                                    # BERT's pairs of segments are always drawn at random
     micro_batch: int = 16           # sequences a process runs at once; a stage may have its own
     optimizer: str = "adamw"        # "adamw", or "muon": blocks' matrices Muon, the rest AdamW
     learning_rate: float = 1e-3     # peak
@@ -139,7 +142,7 @@ PATHS = ("out_dir", "data_dir", "init_from")
 LLAMA_ALONE = ("kv_group", "rope_theta", "tie", "qk_norm", "norm_eps")
 CHOICES = dict(model=tuple(MODELS), optimizer=("adamw", "muon"),
                operator=tuple(OPERATORS), schedule=("wsd", "cosine", "constant"),
-               gelu=("", "tanh", "exact"), compile=("auto", "block", "model", "none"),
+               sampling=("epochs", "random"), gelu=("", "tanh", "exact"), compile=("auto", "block", "model", "none"),
                shard=("none", "fsdp"), dtype=("auto", "float32", "bfloat16", "float16"))
 AT_LEAST = dict.fromkeys(("block_size", "n_head", "n_embd", "n_inner", "head_dim", "kv_group",
                           "rope_theta", "max_iters", "batch_tokens", "micro_batch", "eval_interval",
@@ -175,7 +178,7 @@ def known_settings(had):
     still are; check_resume() says which others it had.
     """
     known = {f.name for f in fields(TrainConfig)}
-    had = {k: v for k, v in had.items() if k in known}
+    had = {"sampling": "random", **{k: v for k, v in had.items() if k in known}}
     if isinstance(had.get("stages"), list) and all(isinstance(s, dict) for s in had["stages"]):
         had["stages"] = [{k: v for k, v in s.items() if k in STAGE_KEYS} for s in had["stages"]]
     return had

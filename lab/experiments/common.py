@@ -7,6 +7,7 @@ tiny = {**small, "n_layer": 1}
 
 settings = dict(
     data_dir="data/pystdlib", block_size=256, head_dim=32, batch_tokens=2048, micro_batch=8,
+    sampling="random",
     max_iters=500, schedule="wsd", warmup_iters=25, decay_frac=0.25, ramp_iters=25,
     eval_interval=25, eval_seqs=128)
 

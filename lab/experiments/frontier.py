@@ -3,6 +3,7 @@
 # are tokens a weight of the target; 2.5, 10 and 40 are there for the curves from scratch only.
 settings = dict(
     data_dir="data/pystdlib", block_size=128, head_dim=32, batch_tokens=2048, micro_batch=16,
+    sampling="random",
     n_embd=64, n_head=2, n_inner=256, optimizer="muon", learning_rate=2e-3, warmup_iters=30,
     eval_interval=1000, eval_seqs=512, log_interval=100, dtype="float32",
     compile="none")

@@ -5,6 +5,7 @@
 #     python data/text/prepare.py --input=FILE_OR_FOLDER --out=data/english
 settings = dict(
     data_dir="data/english", block_size=512, head_dim=64, batch_tokens=65536, micro_batch=128,
+    sampling="random",
     n_embd=384, n_head=6, n_inner=1536, optimizer="muon", learning_rate=2e-3, warmup_iters=30,
     eval_interval=1000, eval_seqs=2048, log_interval=100, dtype="bfloat16", device="cuda")
 

@@ -3,6 +3,7 @@
 # 500 iterations of 4,096 bytes, float32.
 settings = dict(
     data_dir="data/pystdlib", block_size=256, head_dim=32, batch_tokens=4096, micro_batch=16,
+    sampling="random",
     n_layer=4, n_embd=128, n_head=4, max_iters=500, warmup_iters=30, decay_frac=0.5,
     optimizer="muon", learning_rate=2e-3, eval_interval=50, eval_seqs=512, dtype="float32")
 seeds = [1, 2, 3]
