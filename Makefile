@@ -23,7 +23,7 @@ test-all: $(VENV)/extra
 # the linter, and the order of the house: who may import whom
 lint: $(VENV)/extra
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest -q tests/test_layers.py tests/test_docs.py
+	$(RUN) -m pytest -q tests/test_house.py tests/test_docs.py
 
 data/pystdlib/meta.json: | $(VENV)/ready
 	$(RUN) data/pystdlib/prepare.py

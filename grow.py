@@ -15,8 +15,8 @@ import torch
 import torch.nn as nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from layers import WIDTH_AXES
 from model import GROWABLE
-from run.parts import WIDTH_AXES
 
 
 def grow(model, optimizer=None, *, n_layer=None, n_head=None, n_embd=None, n_inner=None,
@@ -113,7 +113,7 @@ def grow_tensor(old, spec, shape, fill, device=None, dtype=None, keep_old=True):
     if old is not None and tuple(old.shape) == tuple(shape):
         return old
     if isinstance(old, DTensor):  # sharded: whole for a moment, the same on every process
-        return share_out(grow_tensor(old.full_tensor(), spec, shape, fill, keep_old=keep_old), old)
+        return shard_like(grow_tensor(old.full_tensor(), spec, shape, fill, keep_old=keep_old), old)
     new = torch.empty(shape, device=device if old is None else old.device,
                       dtype=dtype if old is None else old.dtype)
     fill(new, old, spec)
@@ -122,7 +122,7 @@ def grow_tensor(old, spec, shape, fill, device=None, dtype=None, keep_old=True):
     return new
 
 
-def share_out(whole, like):
+def shard_like(whole, like):
     """`whole`, which every process has, sharded as `like` is, be it not at all."""
     if not isinstance(like, DTensor) or isinstance(whole, DTensor):
         return whole
@@ -209,7 +209,7 @@ def _grow_tensors(model, config, optimizers, layers, init, masked):
             tensor = grow_tensor(None if p is None else p.detach(), specs[name], shapes[name],
                                  init or fill_normal, some.device, some.dtype,
                                  keep_old=masked or init is None)
-            tensor = share_out(tensor, some)
+            tensor = shard_like(tensor, some)
             if is_new and p is not None and tensor.shape == p.shape:
                 tensor = tensor.clone()
             made[name] = nn.Parameter(tensor, requires_grad=p is None or p.requires_grad)

@@ -5,7 +5,7 @@ Every parameter knows what its axes mean ("embd", "inner", "head", ...) and how 
 initialised (`Spec`), so that growing a model (grow.py) needs no code per layer or per parameter.
 
 While a model grows, its new coordinates carry a mask c that rises from 0 to 1 (Masked Structural
-Growth, Yao et al., ICLR 2024, https://arxiv.org/abs/2305.02869). It acts in four places:
+Growth, Yao et al., ICLR 2024, https://arxiv.org/abs/2305.02869). It acts in four positions_and_mask:
 
     n_inner   MLP, SwiGLU         proj(m * gelu(fc(x))), proj(m * silu(gate(x)) * up(x))
     n_head    Attention           proj(m * heads(x))
@@ -23,8 +23,21 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from run.loss import RowLoss, cross_entropy, head_loss
-from run.parts import Embedding, Linear, Mask, Masks, Spec, attend, norm, places, rotary, turn
+from layers import (
+    Embedding,
+    Linear,
+    Mask,
+    Masks,
+    RowLoss,
+    Spec,
+    apply_rotary,
+    attend,
+    cross_entropy,
+    head_loss,
+    norm,
+    positions_and_mask,
+    rotary,
+)
 
 # the four sizes that grow, and the axis each of them is
 GROWABLE = {"n_embd": "embd", "n_inner": "inner", "n_head": "head", "n_layer": "layer"}
@@ -111,17 +124,17 @@ class Attention(nn.Module):
         self.proj = Linear(config, "embd", "head", std=out_std)
         self.attn_dropout, self.dropout = config.dropout, nn.Dropout(config.dropout)
 
-    def forward(self, x, m=None, keep=None, cache=None, rope=None):
+    def forward(self, x, m=None, attn_mask=None, cache=None, rope=None):
         B, T, _ = x.shape
         q, k, v = (y.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, n_head, T, head_dim)
                    for y in self.heads(x))
         if rope is not None:
-            q, k = (turn(t, rope).to(v.dtype) for t in (self.ln_q(q), self.ln_k(k)))
+            q, k = (apply_rotary(t, rope).to(v.dtype) for t in (self.ln_q(q), self.ln_k(k)))
         if cache is not None:
             k, v = cache[:] = [torch.cat(kv, dim=2) for kv in zip(cache, (k, v))] if cache else [k, v]
         if self.group > 1:  # not SDPA's enable_gqa: not all of its kernels know that
             k, v = (t.repeat_interleave(self.group, dim=1) for t in (k, v))
-        y = attend(q, k, v, keep, self.causal and k.size(2) == T,
+        y = attend(q, k, v, attn_mask, self.causal and k.size(2) == T,
                    self.attn_dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, n_head * head_dim)
         return self.dropout(self.proj(y, m))
@@ -174,16 +187,16 @@ class Block(nn.Module):
         self.ln_2 = norm(config)
         self.mlp = SwiGLU(config, out_std) if config.llama else MLP(config, out_std)
 
-    def forward(self, x, m=Mask(), gate=None, keep=None, cache=None, rope=None):
+    def forward(self, x, m=Mask(), gate=None, attn_mask=None, cache=None, rope=None):
         """
-        x: (B, T, n_embd); gate: None or 0-D; keep: None or which tokens are seen, bool, by all
+        x: (B, T, n_embd); gate: None or 0-D; attn_mask: None or which tokens are seen, bool, by all
         (B, 1, 1, T) or by each (B, 1, T, T); rope: None or the positions that rotary() made.
         """
         if self.post_ln:
-            y = self.ln_1(x + self.attn(x, m.head, keep, cache), m.embd)
+            y = self.ln_1(x + self.attn(x, m.head, attn_mask, cache), m.embd)
             y = self.ln_2(y + self.mlp(y, m.inner), m.embd)
         else:
-            y = x + self.attn(self.ln_1(x, m.embd), m.head, keep, cache, rope)
+            y = x + self.attn(self.ln_1(x, m.embd), m.head, attn_mask, cache, rope)
             y = y + self.mlp(self.ln_2(y, m.embd), m.inner)
         return y if gate is None else gate * y + (1 - gate) * x
 
@@ -215,9 +228,9 @@ class Transformer(nn.Module):
         for (_, p), spec in zip(self.named_parameters(), self.specs().values()):
             p.normal_(spec.mean, spec.std)
 
-    def run_blocks(self, x, m, keep=None, cache=None, rope=None):
+    def run_blocks(self, x, m, attn_mask=None, cache=None, rope=None):
         for i, block in enumerate(self.blocks):
-            x = block(x, m, self.masks.gate(i), keep, None if cache is None else cache[i], rope)
+            x = block(x, m, self.masks.gate(i), attn_mask, None if cache is None else cache[i], rope)
         return x
 
     def embed(self, idx, t):
@@ -263,10 +276,10 @@ class GPT(Transformer):
     def hidden(self, idx, cache=None):
         """What the head reads, (B, T, n_embd), of the tokens that are not yet in the cache."""
         start = cache[0][0].size(2) if cache and cache[0] else 0
-        t, keep = places(self.config, idx, start)
+        t, attn_mask = positions_and_mask(self.config, idx, start)
         x = self.dropout(self.embed(idx[:, start:], t))  # (B, T, n_embd)
         m = self.masks.width()
-        x = self.run_blocks(x, m, keep, cache, self.rope(t))
+        x = self.run_blocks(x, m, attn_mask, cache, self.rope(t))
         return self.ln_f(x, m.embd)
 
     def forward(self, idx, targets=None, cache=None, return_logits=True):
@@ -345,28 +358,28 @@ class Bert(Transformer):
     def head_params(self):
         return self.wte.weight.numel() + self.transform.weight.numel()
 
-    def hidden(self, idx, segments=None, keep=None):
+    def hidden(self, idx, segments=None, attn_mask=None):
         """What the heads read: every token's output (B, T, n_embd), the first's pooled (B, n_embd)."""
         m = self.masks.width()
-        x = self.embed(idx, places(self.config, idx)[0])  # (B, T, n_embd)
+        x = self.embed(idx, positions_and_mask(self.config, idx)[0])  # (B, T, n_embd)
         x = x + (self.wse.weight[0] if segments is None else self.wse(segments))
         x = self.dropout(self.ln_e(x, m.embd))
-        x = self.run_blocks(x, m, keep=None if keep is None else keep[:, None, None, :])
+        x = self.run_blocks(x, m, attn_mask=None if attn_mask is None else attn_mask[:, None, None, :])
         pooled = torch.tanh(self.pooler(x[:, 0]))
         if m.embd is not None:
             pooled = pooled * m.embd.to(pooled.dtype)  # the NSP head reads it
         return x, pooled
 
-    def forward(self, idx, segments=None, keep=None, positions=None, targets=None,
+    def forward(self, idx, segments=None, attn_mask=None, positions=None, targets=None,
                 next_sentence=None, return_logits=True):
         """
-        idx: (B, T) token ids; segments: (B, T) 0 or 1; keep: (B, T) bool, False on padding;
+        idx: (B, T) token ids; segments: (B, T) 0 or 1; attn_mask: (B, T) bool, False on padding;
         positions: (B, P) where the MLM head is computed (all T when None); targets: (B, P) the
         ids there, -1 = ignore; next_sentence: (B,) 0 = next, 1 = random.
         Returns (BertOutput, loss): loss is MLM plus NSP in nats, or None without targets.
         return_logits=False: mlm_logits are None, and never all in memory at once.
         """
-        x, pooled = self.hidden(idx, segments, keep)
+        x, pooled = self.hidden(idx, segments, attn_mask)
         nsp_logits = self.nsp(self.dropout(pooled))
         if positions is not None:
             x = x.gather(1, positions[..., None].expand(-1, -1, x.size(-1)))  # (B, P, n_embd)

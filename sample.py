@@ -13,12 +13,11 @@ import time
 
 import torch
 
-from data.reading import read_text
+from base.errors import UserError, exits_cleanly, first_line, number
+from base.reading import read_text
 from data.tokenizer import get_tokenizer
 from model import GPT
-from run.errors import UserError, exits_cleanly, first_line, number
-from run.given import model_parser
-from run.hf import open_model
+from run.trained import model_parser, open_model
 
 CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f]")  # C0 without newline and tab, DEL, C1
 

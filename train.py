@@ -19,20 +19,22 @@ from dataclasses import asdict, replace
 
 import torch
 
+from base.errors import UserError, exits_cleanly, first_line, is_out_of_memory
 from data.dataset import fingerprint, read_meta
 from data.loader import LOADERS, padded, vocab_needed
 from grow import describe, set_mask
 from model import GROWABLE, MODELS
-from run import checkpoint, compiler, hf, shard
+from run import compiler, hf
 from run.arguments import family, from_args
-from run.errors import UserError, exits_cleanly, first_line, is_out_of_memory
+from run.checkpoint import checkpoint
+from run.monitor import Monitor
 from run.operators import OPERATORS
 from run.optim import learning_rate, make_optimizers
+from run.parallel import shard
+from run.parallel.ranks import Ranks, machine
 from run.precision import common_dtype
-from run.ranks import Ranks, machine
 from run.resume import saved_state
 from run.settings import OWN_STARTS
-from run.watch import Watch
 
 
 class Run:
@@ -45,9 +47,9 @@ class Run:
         self.device = self.ranks.device
         self.meta = read_meta(config.data_dir)
         self.meta["fingerprint"] = fingerprint(config.data_dir, self.meta)
-        if config.init_from not in OWN_STARTS and not config.branches():
+        if config.init_from not in OWN_STARTS and not config.is_branch():
             hf.check_tokenizer(config.init_from, self.meta, config.data_dir)
-        self.saved = shard.agree(self.ranks, self.resume_from)
+        self.saved = shard.from_rank_0(self.ranks, self.resume_from)
         self.mesh = shard.make_mesh(self.ranks, config.shard)
         self.dtype = common_dtype(config.dtype, self.ranks, self.saved)
         self.compile, self.warning = compiler.choose(config.compile, self.device)
@@ -112,7 +114,7 @@ class Run:
                              c.model_config(self.vocab_size, self.meta.get("eot")))
         if theirs:
             hf.load_hf(self.model, hf.read_tensors(c.init_from), c.init_from)
-        shard.fill(self.model, self.ranks, self.mesh, self.saved.pop("model") if self.saved else
+        shard.materialize(self.model, self.ranks, self.mesh, self.saved.pop("model") if self.saved else
                    self.model.state_dict() if theirs else None)
 
     def wrap(self):
@@ -124,7 +126,7 @@ class Run:
     # -- a checkpoint
 
     def state_dict(self):
-        """What a checkpoint must hold to go on exactly from here, shards as such; Watch adds to it."""
+        """What a checkpoint must hold to go on exactly from here, shards as such; Monitor adds to it."""
         self.bad = int(self.bad)
         return dict(
             model=self.model.state_dict(), model_config=asdict(self.model.config),
@@ -136,7 +138,7 @@ class Run:
     def is_finite(self):
         """Are all weights numbers?"""
         norms = torch._foreach_norm([p.detach() for p in self.model.parameters()])
-        return bool(torch.isfinite(shard.full(torch.stack(norms))).all())
+        return bool(torch.isfinite(shard.gather(torch.stack(norms))).all())
 
     # -- a batch
 
@@ -166,19 +168,19 @@ class Run:
         torch.manual_seed(hash((c.seed, self.iter, self.ranks.rank)))  # dropout, and nothing else
         total = torch.zeros((), device=self.device)
         micro_batch = c.micro_batch_of(self.stage)
-        rounds = self.loader.rounds(micro_batch)
-        for i in range(rounds):
+        grad_accum_steps = self.loader.grad_accum_steps(micro_batch)
+        for i in range(grad_accum_steps):
             rows = slice(i * micro_batch, (i + 1) * micro_batch)
             data = self.to_device({k: v[rows] for k, v in batch.items()})
             if self.ranks.several:  # DDP averages once, in the last round; FSDP keeps shards alone
-                self.parallel.require_backward_grad_sync = i == rounds - 1
+                self.parallel.require_backward_grad_sync = i == grad_accum_steps - 1
             with self.autocast():
-                loss = self.parallel(**data, return_logits=False)[1] / rounds
+                loss = self.parallel(**data, return_logits=False)[1] / grad_accum_steps
             self.scaler.scale(loss).backward()
             total += loss.detach()
         for o in self.optimizers:
             self.scaler.unscale_(o)
-        norm = shard.full(torch.nn.utils.clip_grad_norm_(self.model.parameters(),
+        norm = shard.gather(torch.nn.utils.clip_grad_norm_(self.model.parameters(),
                                                          c.grad_clip or math.inf))
         self.update(~torch.isfinite(norm))
         self.iter += 1
@@ -264,32 +266,32 @@ class Run:
             self.lock.close()
 
 
-def train(run, watch):
+def train(run, monitor):
     """The loop: steps and growths, until the last iteration or a signal to stop."""
     c = run.config
     batch = run.fetch(run.iter)
     while True:
         if run.iter % c.eval_interval == 0 or run.iter == c.max_iters:
-            watch.evaluate_and_log()
+            monitor.evaluate_and_log()
         if growing := run.growth_is_due():
-            watch.keep_stage()
-        if growing or watch.save_is_due():
-            watch.save()  # before growing: should that fail, nothing is lost
+            monitor.keep_stage()
+        if growing or monitor.save_is_due():
+            monitor.save()  # before growing: should that fail, nothing is lost
         if growing:
-            watch.grow()
-        if run.iter >= c.max_iters or watch.stopping():
+            monitor.grow()
+        if run.iter >= c.max_iters or monitor.stopping():
             break
         if run.move_mask():
-            watch.note("ramp_end")
+            monitor.note("ramp_end")
         started, graphs = time.perf_counter(), compiler.graphs()
         data, batch = batch.result(), run.fetch(run.iter + 1)
         loss, norm = run.step(data)
         # the training step ends here; everything that follows is just diagnostics
         if compiler.graphs() > graphs:
-            watch.note("compile", graphs=compiler.graphs() - graphs,
+            monitor.note("compile", graphs=compiler.graphs() - graphs,
                        first_step_s=time.perf_counter() - started)
-        watch.log_step(loss, norm)
-    watch.finish()
+        monitor.log_step(loss, norm)
+    monitor.finish()
 
 
 def start_to_end(config, stop=None):
@@ -299,18 +301,18 @@ def start_to_end(config, stop=None):
     """
     run = Run(config)
     with checkpoint.believed(config.goes_on_from() if run.saved else None):
-        watch = Watch(run, stop)
+        monitor = Monitor(run, stop)
     try:
         with compiler.undisturbed():
-            train(run, watch)
+            train(run, monitor)
     finally:
-        watch.close()  # the progress bar, too: an error is a line of its own
+        monitor.close()  # the progress bar, too: an error is a line of its own
         sys.stdout.flush()
         sys.stdout.lost = None  # what could not be shown is in log.txt, and no reason to fail
     over = run.iter == run.config.max_iters
-    smaller = shard.agree(run.ranks, lambda: family(run.config, watch.kept)) if over else []
+    smaller = shard.from_rank_0(run.ranks, lambda: family(run.config, monitor.kept)) if over else []
     run.close()
-    return smaller, watch.stop
+    return smaller, monitor.stop
 
 
 @exits_cleanly

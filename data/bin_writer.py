@@ -19,8 +19,8 @@ from multiprocessing import parent_process
 
 import numpy as np
 
+from base.errors import Parser, UserError, exits_cleanly, number
 from data.tokenizer import JSON, cut, get_tokenizer
-from run.errors import Parser, UserError, exits_cleanly, number
 
 JOB_CHARS = 1 << 20  # characters tokenized at a time: the most a piece of a document should have
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -129,14 +129,14 @@ def already_there(out, force):
     return meta is not None
 
 
-def place(name):
+def unit_hash(name):
     """A number in [0, 1) that depends on the bytes `name` alone."""
     return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
 
 
 def pick_split(number, val_share, seed=0):
     """"train" or "val" for the document of that number, by a hash: val_share of them to "val"."""
-    return "val" if place(f"{seed}:{number}".encode()) < val_share else "train"
+    return "val" if unit_hash(f"{seed}:{number}".encode()) < val_share else "train"
 
 
 def script_parser(doc, out):

@@ -13,9 +13,9 @@ import re
 
 import numpy as np
 
-from data.reading import read_text
+from base.errors import UserError
+from base.reading import read_text
 from data.tokenizer import JSON, spec_of
-from run.errors import UserError
 
 GPT2 = dict(tokenizer="gpt2", vocab_size=50257, dtype="uint16", eot=50256)
 DTYPES = ("uint8", "uint16", "uint32")

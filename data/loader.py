@@ -8,9 +8,9 @@ import os
 import numpy as np
 import torch
 
+from base.errors import UserError
 from data.dataset import check_ids, open_tokens
 from data.tokenizer import get_tokenizer
-from run.errors import UserError
 
 ROUNDS = 6  # of shuffled()
 
@@ -49,12 +49,12 @@ class Loader:
         self.rows = config.batch_tokens // self.T  # of the whole batch
         each = [config.micro_batch_of(stage) for stage in range(len(config.stages) + 1)]
         for micro_batch in each:
-            self.rounds(micro_batch)  # known now, not when a stage begins
+            self.grad_accum_steps(micro_batch)  # known now, not when a stage begins
         self.eval_rows = min(each)
         self.split = {split: open_tokens(config.data_dir, split, meta, vocab_size, self.need())
                       for split in ("train", "val")}
 
-    def rounds(self, micro_batch):
+    def grad_accum_steps(self, micro_batch):
         """How many micro-batches an iteration has on each rank. Raises UserError."""
         per_round, rest = micro_batch * self.world, self.rows % (micro_batch * self.world)
         if rest == 0:
@@ -139,20 +139,20 @@ class BertLoader(Loader):
                 in (keys if split == "train" else [(0, 0, r) for r, _ in keys])]
         B, T = len(keys), self.T
         idx, segments = np.full((B, T), self.special["pad"]), np.zeros((B, T), dtype=np.int64)
-        keep, words = np.zeros((B, T), dtype=bool), np.zeros((B, T), dtype=bool)
+        attn_mask, words = np.zeros((B, T), dtype=bool), np.zeros((B, T), dtype=bool)
         next_sentence, chance = np.zeros(B, dtype=np.int64), np.empty((B, T + 2 * self.predictions))
         for r, rng in enumerate(rngs):
             a, b, next_sentence[r] = self.pair(split, rng)
             sep, n = len(a) + 1, len(a) + len(b) + 3  # of A; the row's length
             idx[r, 0], idx[r, sep], idx[r, n - 1] = (self.special[s] for s in ("cls", "sep", "sep"))
             idx[r, 1:sep], idx[r, sep + 1:n - 1] = a, b
-            segments[r, sep + 1:n], keep[r, :n] = 1, True
+            segments[r, sep + 1:n], attn_mask[r, :n] = 1, True
             words[r, 1:sep] = words[r, sep + 1:n - 1] = True
             chance[r] = rng.random(chance.shape[1])
         check_ids(idx, self.vocab_size, os.path.join(self.config.data_dir, split + ".bin"))
         positions, targets = self.hide(idx, words, chance)
         return {k: torch.from_numpy(v) for k, v in dict(
-            idx=idx, segments=segments, keep=keep, positions=positions, targets=targets,
+            idx=idx, segments=segments, attn_mask=attn_mask, positions=positions, targets=targets,
             next_sentence=next_sentence).items()}
 
     def hide(self, idx, words, chance):

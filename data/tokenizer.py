@@ -20,8 +20,8 @@ import os
 
 import numpy as np
 
-from data.reading import read_text
-from run.errors import UserError, library
+from base.errors import UserError, library
+from base.reading import read_text
 
 NAMES = ("bytes", "char", "gpt2", "wordpiece")
 JSON = "tokenizer.json"  # as a name: the one whose file that is

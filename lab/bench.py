@@ -27,6 +27,8 @@ from dataclasses import replace
 
 import torch
 
+from base.disk import write_json
+from base.errors import Parser, UserError, exits_cleanly, library, number
 from grow import grow, set_mask, sizes_of
 from lab.campaign import known
 from lab.children import listed
@@ -35,11 +37,9 @@ from lab.costs import measure as measure_growth
 from lab.words import table
 from model import MODELS
 from run import compiler, hf
-from run.disk import write_json
-from run.errors import Parser, UserError, exits_cleanly, library, number
 from run.optim import make_optimizers
+from run.parallel.ranks import Ranks, machine
 from run.precision import known_peak, pick_dtype
-from run.ranks import Ranks, machine
 from run.runlog import read_metrics
 from run.settings import from_dict
 
@@ -138,10 +138,10 @@ def peer(config):
 
 def peer_loss(model, data):
     ce = torch.nn.functional.cross_entropy
-    if "keep" not in data:
+    if "attn_mask" not in data:
         return ce(model(input_ids=data["idx"]).logits.flatten(0, 1), data["targets"].flatten())
     out = model(input_ids=data["idx"], token_type_ids=data["segments"],
-                attention_mask=data["keep"].long())
+                attention_mask=data["attn_mask"].long())
     logits = out.prediction_logits  # the peer has no way to skip positions that are not predicted
     logits = logits.gather(1, data["positions"][..., None].expand(-1, -1, logits.size(-1)))
     return ce(logits.flatten(0, 1), data["targets"].flatten()) + \

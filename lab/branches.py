@@ -5,11 +5,11 @@ decays and grown runs that start from their checkpoints. What was cut off goes o
 import os
 import time
 
+from base.disk import write_json
+from base.errors import UserError
+from base.reading import read_json
 from lab.children import TRAIN, Job, side_by_side
-from run.checkpoint import numbered
-from run.disk import write_json
-from run.errors import UserError
-from run.given import read_json
+from run.checkpoint.checkpoint import numbered
 
 LEAVES = {"config.json", "metrics.jsonl"}  # of a finished run
 

@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from base.errors import UserError
+from base.reading import read_json
 from lab import verdict
 from lab.children import TRAIN, Job
 from lab.costs import compute
 from run.arguments import read_file
 from run.curves import curve
-from run.errors import UserError
-from run.given import read_json
 from run.runlog import read_metrics
 from run.settings import TrainConfig, from_dict
 

@@ -14,8 +14,8 @@ import time
 
 import torch
 
-from run.checkpoint import make_out_dir
-from run.errors import Parser, UserError, number
+from base.errors import Parser, UserError, number
+from run.checkpoint.checkpoint import make_out_dir
 from run.runlog import read_metrics
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -17,8 +17,8 @@ from grow import grow, role, set_mask
 from model import MODELS
 from run import compiler
 from run.optim import make_optimizers
+from run.parallel.ranks import Ranks
 from run.precision import pick_dtype
-from run.ranks import Ranks
 
 
 def has_dataset(config):
@@ -68,7 +68,7 @@ def _on_meta(kind, shape):
         return cls(config_cls(**dict(shape)))
 
 
-def share_out(rows, config, vocab_size, processes, memory):
+def split_over_processes(rows, config, vocab_size, processes, memory):
     """
     Adds to each of stage_costs()'s rows what one of `processes` devices holds in bytes, `held`, and
     how many devices of `memory` bytes that takes, `least`; 0: it never fits. shard="none": all of
@@ -136,7 +136,7 @@ def batch(config, vocab_size, rows, device):
     else:
         P = max(1, round(config.mask_frac * T))
         data = dict(idx=idx, segments=(torch.arange(T) >= T // 2).long().repeat(B, 1),
-                    keep=torch.ones(B, T, dtype=torch.bool),
+                    attn_mask=torch.ones(B, T, dtype=torch.bool),
                     positions=torch.rand(B, T, generator=g).argsort(1)[:, :P],
                     targets=torch.randint(vocab_size, (B, P), generator=g),
                     next_sentence=torch.randint(2, (B,), generator=g))

@@ -17,6 +17,7 @@ import math
 import os
 from pathlib import Path
 
+from base.errors import UserError, exits_cleanly, number
 from lab.branches import Branch, run_all
 from lab.campaign import check_keys, known, must_be, slug
 from lab.children import in_folder, listed, many_parser
@@ -25,7 +26,6 @@ from lab.frontier_report import write_report
 from lab.speeds import measure_speeds
 from lab.words import clock, human, table
 from run.arguments import read_file
-from run.errors import UserError, exits_cleanly, number
 from run.settings import from_dict
 
 EXPERIMENT = dict(settings=dict, ladder=dict, starts=dict, grown=dict, target=str, budgets=list,

@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from base.errors import Parser, UserError, exits_cleanly, library, number
+from base.reading import need, read_json
 from lab.words import human, table
-from run.errors import Parser, UserError, exits_cleanly, library, number
-from run.given import need, read_json
 
 WORTH = 1.15  # less than this is not worth a growth: seeds differ by as much
 

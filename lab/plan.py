@@ -14,16 +14,16 @@ import argparse
 import os
 import sys
 
+from base.disk import written
+from base.errors import Parser, UserError, exits_cleanly, is_out_of_memory, library, number
 from grow import describe
 from lab import search
 from lab.advice import find_law, fit_ladder, show_advice, small_one
-from lab.costs import has_dataset, measure, share_out, stage_costs, totals, vocab_of
+from lab.costs import has_dataset, measure, split_over_processes, stage_costs, totals, vocab_of
 from lab.words import clock, human, schedule_name, table
 from run.arguments import from_args
-from run.disk import written
-from run.errors import Parser, UserError, exits_cleanly, is_out_of_memory, library, number
+from run.parallel.ranks import Ranks
 from run.precision import known_peak
-from run.ranks import Ranks
 
 WORTH_IT = 1.05  # a ceiling on the speedup below this is within the noise of any comparison
 
@@ -98,7 +98,7 @@ def show_plan(config, args, rest):
     rows = stage_costs(config, vocab_size)
     flops = args.flops or config.peak_flops or known_peak(Ranks("auto").device)
     if args.dry:
-        share_out(rows, config, vocab_size, args.processes, args.memory * 1e9)
+        split_over_processes(rows, config, vocab_size, args.processes, args.memory * 1e9)
         print(f"a process: what one of {args.processes} holds with shard={config.shard!r}; processes: how "
               f"many devices of {args.memory:g} GB that takes; activations come on top of both")
     if not args.dry:

@@ -9,11 +9,11 @@ import signal
 import time
 from dataclasses import dataclass
 
+from base.disk import write_json
+from base.errors import UserError
+from base.reading import read_json
 from lab.children import TRAIN, Child, places, stop, wait_for
-from run import checkpoint
-from run.disk import write_json
-from run.errors import UserError
-from run.given import read_json
+from run.checkpoint import checkpoint
 from run.runlog import read_metrics
 
 GRACE = 30  # seconds a run has to save itself after it was asked to stop

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from run.errors import UserError, library
+from base.errors import UserError, library
 
 SMOOTH = 1e-3  # penalty of the spline through a curve's evaluations
 BEYOND = 2     # a curve is continued to so many times its last iteration

@@ -11,6 +11,8 @@ import json
 import math
 import os
 
+from base.disk import written
+from base.errors import UserError
 from lab import rates
 from lab.children import ROOT
 from lab.costs import count, read_run, shape
@@ -18,8 +20,6 @@ from lab.probes import OutOfTime, Runs, Stable
 from lab.words import schedule_name, stages_of
 from model import GROWABLE
 from run.curves import crossing, curve
-from run.disk import written
-from run.errors import UserError
 
 EVALS = 40       # evaluations in a run as long as the user's; a trunk has half of them, and grows there
 # shares of the user's run:

@@ -23,12 +23,12 @@ import re
 import sys
 from pathlib import Path
 
+from base.errors import UserError, exits_cleanly, library
 from lab import verdict, words
 from lab.campaign import Campaign, point_name
 from lab.children import in_folder, machines, many_parser, side_by_side
 from lab.costs import compute
 from run.arguments import parse_override, read_file
-from run.errors import UserError, exits_cleanly, library
 
 
 def run_all(runs, slots):

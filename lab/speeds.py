@@ -8,13 +8,13 @@ import statistics
 
 import torch
 
+from base.disk import write_json
+from base.errors import UserError
+from base.reading import read_json
 from lab.costs import make_step, seconds_of, vocab_of
 from lab.words import schedule_name, table
 from run import compiler
-from run.disk import write_json
-from run.errors import UserError
-from run.given import read_json
-from run.ranks import Ranks, machine
+from run.parallel.ranks import Ranks, machine
 
 ROUNDS = 9
 SECONDS = 0.5  # of each size in a round

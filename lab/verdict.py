@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from base.disk import written
+from base.errors import library
 from lab.words import table as markdown
 from run.curves import reaches
-from run.disk import written
-from run.errors import library
 
 
 def interval(values, level=0.95):

@@ -6,7 +6,7 @@ import os
 
 from matplotlib.ticker import EngFormatter
 
-from run.disk import write_json, written
+from base.disk import write_json, written
 
 SHORT = {"n_embd": "hidden", "n_head": "heads", "n_inner": "FFN", "n_layer": "layers"}
 

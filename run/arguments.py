@@ -13,10 +13,11 @@ import sys
 import types
 from dataclasses import asdict, fields
 
+from base.errors import UserError, say_once
+from base.reading import need, read_json
 from model import GROWABLE
-from run import checkpoint, hf
-from run.errors import UserError, say_once
-from run.given import need, read_json
+from run import hf
+from run.checkpoint import checkpoint
 from run.settings import OWN_STARTS, TrainConfig, from_dict, known_settings, plain_name, unknown
 
 

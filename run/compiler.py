@@ -16,7 +16,7 @@ import warnings
 
 import torch
 
-from run.errors import UserError, first_line
+from base.errors import UserError, first_line
 
 REMEDIES = (  # what torch says somewhere in its error, and what to type then
     ("Python.h", "its compiler lacks Python's headers: apt-get install python3-dev"),

@@ -8,9 +8,9 @@ from itertools import islice
 import torch
 from torch.nn import functional as F
 
+from base.errors import first_line
 from model import BertOutput
-from run.errors import first_line
-from run.shard import in_step
+from run.parallel.shard import in_lockstep
 
 SAMPLE_TOKENS = 200
 
@@ -48,7 +48,7 @@ def evaluate(run, batches=None):
     sums = torch.zeros(len(names), 2, dtype=exact, device=run.device)
     run.model.eval()
     with torch.compiler.set_stance("force_eager"), run.autocast():
-        for data, counts in in_step(run, islice(run.loader.eval_batches(), batches)):
+        for data, counts in in_lockstep(run, islice(run.loader.eval_batches(), batches)):
             data = run.to_device(run.pinned(data))
             out = run.model(**data, return_logits=run.config.model == "bert")
             if not counts:

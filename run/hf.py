@@ -5,19 +5,17 @@ Hugging Face's names for our weights and settings, and models from its folders.
 
 A model is opened with its tokenizer, which the folder must name: nothing is guessed.
 """
-import difflib
 import os
 import re
 from dataclasses import replace
 
 import torch
 
+from base.errors import UserError, first_line, library
+from base.reading import need, read_json
 from data.dataset import with_tokenizer
 from data.tokenizer import JSON, is_gpt2, read_json_tokenizer, read_vocab, tokenizer_of
 from model import MODELS
-from run.checkpoint import believed, load_model
-from run.errors import UserError, first_line, library
-from run.given import need, read_json
 
 # ours: theirs. A block's names are looked up with its number taken out.
 NAMES = {
@@ -286,29 +284,6 @@ def doc_end(folder, vocab_size):
     if found is not None and not (type(found) is int and 0 <= found < vocab_size):
         raise UserError(f"{path}: doc_end={found!r}: must be a token id, or left out")
     return found
-
-
-def open_model(path, device="cpu"):
-    """
-    The model and its info (config and meta; iter) from a checkpoint, a run's folder or a Hugging
-    Face folder: what every tool opens. Raises UserError.
-    """
-    if not os.path.exists(path):
-        folder, name = os.path.split(path.rstrip(os.sep))
-        near = difflib.get_close_matches(name, os.listdir(folder or ".") if os.path.isdir(folder or ".")
-                                         else [], 1)
-        raise UserError(f"{path}: no such checkpoint or folder" + "".join(
-            f" (did you mean {os.path.join(folder, n)}?)" for n in near) + ": give a run's out_dir, a "
-            "checkpoint or a Hugging Face folder (hf download OWNER/NAME --local-dir=FOLDER makes one)")
-    with believed(path):
-        if is_hf(path):
-            model = from_hf(path)
-            kind = kind_of(model)
-            info = dict(config=dict(model=kind), meta=folder_meta(path, kind))
-        else:
-            model, info = load_model(path)
-    need(path, info, config=dict, meta=dict)
-    return model.to(device), info
 
 
 def check_tokenizer(folder, meta, data_dir):

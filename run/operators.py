@@ -21,8 +21,8 @@ n_layer = 0 (its new layers are then random) or 1, in one stage.
 import torch
 
 from grow import fill_normal, grow, grown_config, layer_sources
+from layers import WIDTH_AXES, LayerNorm, Linear
 from model import GROWABLE
-from run.parts import WIDTH_AXES, LayerNorm, Linear
 
 SPLIT_NOISE = 0.01  # on the copies of split units, as a share of their tensor's std
 WIDTH = tuple(k for k, axis in GROWABLE.items() if axis in WIDTH_AXES)

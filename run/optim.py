@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from grow import role
-from run.shard import from_owners, owned, share, to_owners
+from run.parallel.shard import all_gather_owned, from_owners, owned, to_owners
 
 # entries of the matrices that Muon works on at a time: on a GPU few kernels count (128 MiB in float32
 # a tensor), on a CPU that they stay in its cache
@@ -206,7 +206,7 @@ class Muon(torch.optim.Optimizer):
             to_owners(x, n_rows, mesh)
         done = [self.orthogonal(piece, group, dtype) for piece in pieces(mine)]
         done = torch.cat(done) if done else mine.to(dtype)
-        x = share(done, n) if mesh is None else from_owners(done, n, mesh)
+        x = all_gather_owned(done, n) if mesh is None else from_owners(done, n, mesh)
         return buffer, x.to(grad.dtype) * scale
 
 

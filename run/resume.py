@@ -1,19 +1,19 @@
 """Whether a run goes on from a checkpoint, and from which; what a resumed run may change."""
 from dataclasses import fields
 
+from base.errors import UserError, say_once
+from base.reading import need
 from data.tokenizer import tokenizer_of
-from run import checkpoint
-from run.errors import UserError, say_once
-from run.given import need
+from run.checkpoint import checkpoint
 from run.settings import TrainConfig, known_settings
 
 # what a resumed run may change, because it says nothing about the steps already taken
-FREE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "save_interval",
+RESUME_MAY_CHANGE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "save_interval",
         "eval_seqs", "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
         "max_bad_steps", "data_dir", "shard", "tensorboard", "wandb",
         "sample_interval", "finish_stages"}
 # what a branch may change besides: what is still to come
-AHEAD = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "learning_rate", "muon_learning_rate",
+BRANCH_MAY_CHANGE = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "learning_rate", "muon_learning_rate",
          "weight_decay", "grad_clip", "ramp_iters", "operator", "dropout"}
 
 
@@ -30,7 +30,7 @@ def saved_state(config, meta, restarted=False):
         if found:
             raise UserError(f"out_dir={config.out_dir} holds a run already: --resume continues it, "
                             "or choose another --out_dir, or delete that folder")
-        return branch_point(config, meta) if config.branches() else None
+        return branch_point(config, meta) if config.is_branch() else None
     if not found and config.init_from != "resume":
         return None
     state = checkpoint.load(config.out_dir, values=False)
@@ -43,12 +43,12 @@ def branch_point(config, meta):
     """Another run's checkpoint: model, optimizers and place in the data, but a history of its own."""
     state = checkpoint.load(config.init_from, values=False)
     with checkpoint.believed(config.init_from):
-        check_resume(state, config, meta, FREE | AHEAD)
+        check_resume(state, config, meta, RESUME_MAY_CHANGE | BRANCH_MAY_CHANGE)
     own = ("metrics_bytes", "best", "evaluated", "saved", "kept")
     return {k: v for k, v in state.items() if k not in own}
 
 
-def check_resume(state, config, meta, free=FREE):
+def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
     """Say what changed since the checkpoint; refuse what would make it another run."""
     need(config.goes_on_from(), state, config=dict, meta=dict, iter=int, stage=int, tokens=int, flops=(int, float))
     if {k: meta.get(k) for k in ("tokenizer", "vocab_size")} != \

@@ -12,8 +12,8 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
+from base.errors import UserError, library
 from model import GROWABLE
-from run.errors import UserError, library
 
 
 class Clock:

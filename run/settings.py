@@ -8,9 +8,9 @@ import re
 import sys
 from dataclasses import dataclass, field, fields
 
+from base.errors import UserError
 from grow import grown_config, sizes_of
 from model import GROWABLE, MODELS
-from run.errors import UserError
 from run.operators import OPERATORS, refusal
 
 OWN_STARTS = ("scratch", "resume", "auto")
@@ -120,13 +120,13 @@ class TrainConfig:
         """Iterations at the run's end over which "wsd" brings the rate down."""
         return self.decay_iters or self.decay_frac * self.max_iters
 
-    def branches(self):
+    def is_branch(self):
         """Does this run go on from another one's checkpoint?"""
         return self.init_from.endswith(".pt")
 
     def goes_on_from(self):
         """The folder or the checkpoint that a run which goes on has its state from."""
-        return self.init_from if self.branches() else self.out_dir
+        return self.init_from if self.is_branch() else self.out_dir
 
     def head_fraction(self):
         """The share of a sequence's positions that the vocabulary head is computed on."""

@@ -14,8 +14,8 @@ import zlib
 
 import torch
 
-from run.disk import written
-from run.errors import first_line
+from base.disk import written
+from base.errors import first_line
 
 HOUSE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 LIMIT = 1 << 20  # bytes of changes that are kept

@@ -31,7 +31,7 @@ def signals():
 @pytest.fixture(scope="session", autouse=True)
 def optional_packages():
     """A test that comes to need an optional package skips where it is not installed."""
-    from run import errors
+    from base import errors
 
     def import_module(name):
         root = name.partition(".")[0]

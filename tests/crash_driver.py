@@ -23,7 +23,7 @@ import time
 from forked import to_the_end
 
 import train
-from run import disk
+from base import disk
 
 
 def die():

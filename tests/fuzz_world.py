@@ -24,7 +24,7 @@ from test_frontier import play_all
 
 from lab.campaign import Campaign
 from lab.frontier import Study
-from run import hf
+from run import trained
 from tools.export import export
 
 SMALL = {**TINY, "stages": [], "max_iters": 4, "warmup_iters": 1, "eval_interval": 2}
@@ -116,12 +116,12 @@ def make_world():
     save("bert", Path("saved"), BYTES, n_head=3)
     os.rename("saved/ckpt.pt", "bert.pt")
     for name, model, meta in (("hf", "run", None), ("bert", "bert.pt", WORDS)):
-        model, info = hf.open_model(model)
+        model, info = trained.open_model(model)
         with contextlib.redirect_stdout(io.StringIO()):
             export(model, meta or info["meta"], name)
     os.remove("bert/nanogrow.json")
     save("llama", Path("saved"), BYTES, n_head=3)
-    export(hf.open_model("saved/ckpt.pt")[0], BYTES, "llama")
+    export(trained.open_model("saved/ckpt.pt")[0], BYTES, "llama")
     for split in ("train", "val"):
         np.fromfile(f"data/{split}.bin", np.uint8).astype(np.uint16).tofile(f"chars/{split}.bin")
         tokens = torch.randint(100, (2000,), dtype=torch.int16).numpy().tobytes()

@@ -19,7 +19,7 @@ import ranks_jobs
 from forked import to_the_end
 
 import train
-from run.ranks import Ranks
+from run.parallel.ranks import Ranks
 
 
 def run(job, rank, port):

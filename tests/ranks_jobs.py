@@ -14,13 +14,15 @@ from runs import TINY
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
-import run.ranks
+import run.parallel.ranks
 import train
+from base import disk
 from grow import grow
 from model import GPT, GPTConfig
-from run import checkpoint, disk, shard, together
+from run.checkpoint import checkpoint, sharded
+from run.checkpoint.saver import Saver
 from run.optim import make_optimizers
-from run.saver import Saver
+from run.parallel import shard
 from run.settings import from_dict
 
 
@@ -31,7 +33,7 @@ def fault(rank, save, bytes=None, commit=False):
     """
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
-    write, replace, count = together.Writer.write_data, os.replace, [0]
+    write, replace, count = sharded.Writer.write_data, os.replace, [0]
     disk.PAUSES = (0, 0)
 
     class Cut(disk.Sealed):
@@ -49,13 +51,13 @@ def fault(rank, save, bytes=None, commit=False):
     def failing(data):
         if count[0] == save:
             raise OSError(28, "No space left on device")
-    together.Writer.write_data = counted
+    sharded.Writer.write_data = counted
     if bytes is not None:
-        together.Sealed = Cut
+        sharded.Sealed = Cut
     elif commit:
         os.replace = lambda *args: die() if count[0] == save else replace(*args)
     else:
-        together.sync_dir = failing
+        sharded.sync_dir = failing
 
 
 def rss(key):
@@ -70,7 +72,7 @@ def make(ranks, sizes, how="fsdp", **settings):
         model = GPT(GPTConfig(**sizes))
     mesh = shard.make_mesh(ranks, how)
     torch.manual_seed(0)
-    shard.fill(model, ranks, mesh)
+    shard.materialize(model, ranks, mesh)
     optimizers = make_optimizers(from_dict({**settings, "learning_rate": 0.0}), model)
     parallel = shard.wrap(model, ranks, mesh)
     for p in model.parameters():
@@ -88,15 +90,15 @@ def step(optimizers):
 def memory():
     """What growing and saving take at most, against the grown state's share and its largest tensor."""
     torch.set_num_threads(1)
-    run.ranks.hold_memory = lambda: None  # what is freed must be seen to be
-    ranks = run.ranks.Ranks("cpu")
+    run.parallel.ranks.hold_memory = lambda: None  # what is freed must be seen to be
+    ranks = run.parallel.ranks.Ranks("cpu")
     small = dict(block_size=64, vocab_size=8192, n_layer=6, n_embd=256, n_head=4, n_inner=1024)
     large = dict(n_layer=8, n_embd=512, n_head=8, n_inner=2048)
     make(ranks, {**small, "n_layer": 1})  # whatever the libraries take at first use
     base = rss("VmRSS")
     model, optimizers, parallel, mesh = make(ranks, small)
     peaks = []
-    for job in (lambda: grow(model, optimizers, **large), lambda: shard.whole(
+    for job in (lambda: grow(model, optimizers, **large), lambda: shard.gather_to_cpu(
             [model.state_dict(), *(o.state_dict() for o in optimizers)], ranks.rank == 0)):
         with open("/proc/self/clear_refs", "w") as f:
             f.write("5")  # set the high-water mark down
@@ -114,7 +116,7 @@ def memory():
 def stall():
     """How long a save in the background keeps training waiting, and what one takes in all."""
     torch.set_num_threads(1)
-    ranks, found = run.ranks.Ranks("cpu"), {}
+    ranks, found = run.parallel.ranks.Ranks("cpu"), {}
     sizes = dict(block_size=64, vocab_size=8192, n_layer=6, n_embd=512, n_head=8, n_inner=2048)
     with tempfile.TemporaryDirectory() as folder:
         out = [folder if ranks.rank == 0 else None]
@@ -147,7 +149,7 @@ def stall():
 
 def collectives():
     """How many collectives a step of Muon alone takes, by how it is shared out and by layers."""
-    ranks, counts = run.ranks.Ranks("cpu"), {}
+    ranks, counts = run.parallel.ranks.Ranks("cpu"), {}
     for how in ("none", "fsdp"):
         for n_layer in (2, 5):
             _, optimizers, _, _ = made = make(
@@ -208,6 +210,6 @@ def bad_steps():
 
 
 def weights_and_state(run):
-    whole = shard.whole(run.state_dict())
+    whole = shard.gather_to_cpu(run.state_dict())
     leaves = tree_leaves([whole["model"], whole["optimizers"]])
     return [t.clone() for t in leaves if torch.is_tensor(t)]

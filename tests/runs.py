@@ -55,7 +55,7 @@ def train(*args, torchrun=0, check=True, env=None, cwd=ROOT, **settings):
 
 
 def started_here(args, check, settings):
-    from run.errors import exits_cleanly
+    from base.errors import exits_cleanly
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

@@ -20,7 +20,7 @@ def test_bert_large_from_start_to_target():
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     data = batch("bert", model.config)
     data = {k: v[:, :64] if v.dim() > 1 else v for k, v in data.items()}
-    data["targets"] = torch.where(data["keep"], data["idx"], -1)
+    data["targets"] = torch.where(data["attn_mask"], data["idx"], -1)
     model(**data)[1].backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -31,7 +31,7 @@ def test_bert_large_from_start_to_target():
                                     **{k: v for k, v in stage.items() if k in GROWABLE})
             after = [*model(**data)[0]]
         after[2] = after[2][:, :before[2].size(1)]  # what was there of the pooled output
-        before[0], after[0] = before[0][data["keep"]], after[0][data["keep"]]
+        before[0], after[0] = before[0][data["attn_mask"]], after[0][data["attn_mask"]]
         assert difference(before, after) < 1e-12, stage
         set_mask(model, 1)
         assert sizes_of(model.config) == sizes

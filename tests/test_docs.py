@@ -7,7 +7,7 @@ import shlex
 from dataclasses import fields
 
 import pytest
-from test_layers import FILES, ROOMS, ROOT
+from test_house import FILES, ROOMS, ROOT
 
 from run.arguments import from_args
 from run.settings import TrainConfig
@@ -15,7 +15,7 @@ from run.settings import TrainConfig
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SETTINGS = {f.name for f in fields(TrainConfig)}
 TARGETS = re.findall(r"^([\w./-]+):", (ROOT / "Makefile").read_text(), re.M)
-NAMES = {f.name for f in [*FILES, *ROOT.glob("tests/*.py")]} | {"found.py"}  # --search writes it
+NAMES = {f.name for f in [*FILES, *ROOT.glob("tests/**/*.py")]} | {"found.py"}  # --search writes it
 BEFORE = re.compile(r"do|then|nice|taskset|-\w+|\d+|\w+=.*")  # what may stand before a command
 STARTS = ("python", "python3", "torchrun", "make")
 
@@ -54,8 +54,9 @@ CASES = [(page.name, words) for page in PAGES for words in commands(page.read_te
 def check_script(path, args):
     assert path in FILES, f"{path.relative_to(ROOT)}: no such script"
     text = path.read_text()  # and that of what it imports: parsers are shared
-    for module in re.findall(r"^from ((?:run|data|lab|tools)\.[\w.]+) import", text, re.M):
-        text += (ROOT / f"{module.replace('.', '/')}.py").read_text()
+    for module in re.findall(r"^from ((?:base|run|data|lab|tools)\.[\w.]+) import", text, re.M):
+        if (file := ROOT / f"{module.replace('.', '/')}.py").exists():
+            text += file.read_text()
     known = set(re.findall(r'"--([\w-]+)"', text))
     if path.name in ("train.py", "plan.py", "speedrun.py"):
         known |= SETTINGS | {"resume"}
@@ -107,10 +108,11 @@ def test_links_and_files(page):
 
 
 def test_the_map_is_whole():
-    drawn = re.search(r"```\n(train\.py.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    drawn = re.search(r"```\n(layers\.py.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
     room, named = "", set()
     for line in drawn.splitlines():
         room = room if line.startswith(" ") else line.split()[0] if "/" in line else ""
         if line.split()[0].endswith(".py"):
             named.add(room + line.split()[0])
-    assert named == {str(f.relative_to(ROOT)) for f in FILES if len(f.relative_to(ROOT).parts) < 3}
+    assert named == {str(f.relative_to(ROOT)) for f in FILES if f.name != "prepare.py" and
+                     f.parent.name != "experiments"}

@@ -7,13 +7,14 @@ from runs import TINY, events, losses, make_data, train_here
 from test_grow import BIGGER, batch, check_preserved, make
 from test_operators import EVEN, EXACT, change
 
+from base.errors import UserError
 from data.dataset import read_meta
 from data.loader import Loader
 from grow import grow, set_mask
+from layers import attend, positions_and_mask
 from run import compiler, hf
-from run.errors import UserError
-from run.parts import attend, places
 from run.settings import from_dict
+from run.trained import open_model
 from tools.evaluate import Evaluator
 from tools.export import export
 
@@ -106,11 +107,11 @@ def test_plain_products_and_kernels_agree(heads, monkeypatch):
     """Those that compiled bfloat16 takes on a CPU, over more than one part."""
     config = make("gpt", block_size=300, doc_end=END).config
     idx = torch.randint(20, (2, 300))
-    _, keep = places(config, idx)
+    _, attn_mask = positions_and_mask(config, idx)
     q, k, v = (torch.randn(2, heads, 300, 4, dtype=torch.bfloat16) for _ in "qkv")
-    want = attend(q, k, v, keep, True)
+    want = attend(q, k, v, attn_mask, True)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert (attend(q, k, v, keep, True).float() - want.float()).abs().max() < 0.1
+    assert (attend(q, k, v, attn_mask, True).float() - want.float()).abs().max() < 0.1
 
 
 @KINDS
@@ -162,7 +163,7 @@ def test_an_exported_folder_knows_it(tmp_path):
     for wrong in ("7", -1, 256):
         (tmp_path / "hf" / hf.OURS).write_text(json.dumps({**said, "doc_end": wrong}))
         with pytest.raises(UserError, match="doc_end"):
-            hf.open_model(str(tmp_path / "hf"))
+            open_model(str(tmp_path / "hf"))
 
 
 def test_refused(tmp_path):

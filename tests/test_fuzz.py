@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_layers import FILES, MODULES, ROOT
+from test_house import FILES, MODULES, ROOT
 
-from run.errors import UserError
+from base.errors import UserError
 from run.settings import TrainConfig
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -28,10 +28,10 @@ from hypothesis import strategies as st  # noqa: E402
 
 # whose files are among these: a module that reads another kind must bring a case
 READERS = {"sample", "lab.law", "lab.bench", "lab.advice", "lab.speeds", "lab.children", "lab.campaign", "lab.branches", "lab.probes", "data.dataset",
-           "data.bin_writer", "data.tokenizer", "data.text.prepare", "data.shakespeare_char.prepare", "run.checkpoint",
-           "run.hf", "run.arguments", "run.runlog", "run.given", "tools.evaluate", "tools.glue", "tools.plot"}
+           "data.bin_writer", "data.tokenizer", "data.text.prepare", "data.shakespeare_char.prepare", "run.checkpoint.checkpoint",
+           "run.hf", "run.arguments", "run.runlog", "base.reading", "tools.evaluate", "tools.glue", "tools.plot"}
 READING = r"\b(json\.loads?|read_json|read_jsonl|read_metrics|read_text|torch\.load|load_file|Unpickler)\("
-TALKS = {"lab.bench", "data.reading"}  # to a child of its own, or only defines it
+TALKS = {"lab.bench", "base.reading"}  # to a child of its own, or only defines it
 
 
 def test_no_script_and_no_reader_is_forgotten():
@@ -39,7 +39,7 @@ def test_no_script_and_no_reader_is_forgotten():
     assert found == SCRIPTS.keys()
     readers = {m for m, text in MODULES.items() if re.search(READING, text)}
     # that dump what json writes, and read it at once
-    assert readers - {"run.disk", "tools.export"} == \
+    assert readers - {"base.disk", "tools.export"} == \
         READERS | TALKS
 
 

@@ -12,8 +12,8 @@ import torch
 
 import grow as grow_module
 from grow import grow, layer_sources, role, set_mask, sizes_of
+from layers import RMSNorm
 from model import MODELS
-from run.parts import RMSNorm
 
 START = dict(block_size=12, vocab_size=61, n_layer=2, n_head=2, n_embd=12, n_inner=20, head_dim=4)
 BIGGER = dict(n_layer=5, n_head=4, n_embd=20, n_inner=33)
@@ -45,7 +45,7 @@ def batch(kind, config, seed=1):
     lengths = torch.tensor([T, T - 3, T - 5])
     keep = torch.arange(T) < lengths[:, None]
     targets = torch.where(keep & (torch.rand(B, T, generator=g) < 0.5), targets, -1)
-    return dict(idx=idx, segments=(torch.arange(T) >= 5).long().expand(B, T), keep=keep,
+    return dict(idx=idx, segments=(torch.arange(T) >= 5).long().expand(B, T), attn_mask=keep,
                 targets=targets, next_sentence=torch.tensor([0, 1, 0]))
 
 
@@ -54,7 +54,7 @@ def outputs(kind, model, data):
     out, loss = model(**data)
     if kind != "bert":
         return [out, loss]
-    return [out.mlm_logits[data["keep"]], out.nsp_logits,
+    return [out.mlm_logits[data["attn_mask"]], out.nsp_logits,
             out.pooled[:, :START["n_embd"]], loss]
 
 

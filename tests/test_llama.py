@@ -6,10 +6,10 @@ import torch
 from runs import events, losses, make_data, train_here
 from test_grow import VARIANTS, batch, difference, make, outputs
 
+from base.errors import UserError
 from grow import grow
-from run import hf
+from run import hf, trained
 from run.arguments import from_args
-from run.errors import UserError
 from tools.export import export
 
 META = dict(tokenizer=dict(name="bytes", bert=False), vocab_size=256, dtype="uint8", eot=0, sep=10)
@@ -91,7 +91,7 @@ def test_folders_that_are_refused(changes, says, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(UserError, match=says):
         from_args([f"--init_from={tmp_path}"])
-        hf.open_model(str(tmp_path))
+        trained.open_model(str(tmp_path))
 
 
 def test_a_config_that_leaves_out_the_usual(tmp_path):

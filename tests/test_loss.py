@@ -4,17 +4,17 @@ import torch
 from test_grow import batch, make
 from torch.nn import functional as F
 
-from run import loss
+import layers
 
 
 def both(monkeypatch, at_once, dtype, bias, n=24, v=50, c=8, ignored=(0, 7)):
-    monkeypatch.setitem(loss.LOGITS_AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(layers.LOGITS_AT_ONCE, "cpu", at_once)
     torch.manual_seed(0)
     made = []
     x, w, b = torch.randn(n, c), torch.randn(v, c), torch.randn(v)
     t = torch.randint(v, (n,))
     t[list(ignored)] = -1
-    for f in (loss.head_loss, lambda x, w, t, b: F.cross_entropy(F.linear(x, w, b), t, ignore_index=-1)):
+    for f in (layers.head_loss, lambda x, w, t, b: F.cross_entropy(F.linear(x, w, b), t, ignore_index=-1)):
         leaves = [p.to(dtype).requires_grad_() for p in (x, w, b)]
         out = f(leaves[0], leaves[1], t, leaves[2] if bias else None)
         (3 * out).backward()
@@ -45,8 +45,8 @@ def test_all_ignored(at_once, monkeypatch):
     assert all(x.eq(0).all() for x in a)
     x, w, t = torch.randn(24, 8), torch.randn(50, 8), torch.full((24,), -1)
     with torch.no_grad():
-        assert loss.head_loss(x, w, t) == 0 and loss.cross_entropy(x @ w.T, t) == 0
-    assert loss.head_loss(x[:0].requires_grad_(), w, t[:0]) == 0  # and one without rows
+        assert layers.head_loss(x, w, t) == 0 and layers.cross_entropy(x @ w.T, t) == 0
+    assert layers.head_loss(x[:0].requires_grad_(), w, t[:0]) == 0  # and one without rows
 
 
 def test_under_autocast(monkeypatch):
@@ -67,7 +67,7 @@ def test_models_compiled_or_not(kind, mode, monkeypatch):
     want.backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
-    monkeypatch.setitem(loss.LOGITS_AT_ONCE, "cpu", model.config.vocab_size * 4)
+    monkeypatch.setitem(layers.LOGITS_AT_ONCE, "cpu", model.config.vocab_size * 4)
     compiler.compile_model(model, mode)
     out, got = model(**data, return_logits=False)
     got.backward()
@@ -82,10 +82,10 @@ def test_models_compiled_or_not(kind, mode, monkeypatch):
 @pytest.mark.parametrize("n, shapes", [(30, [15, 15]), (31, [16, 15]), (41, [14, 14, 13]), (16, [16])])
 def test_chunks_have_two_sizes_at_most(n, shapes, monkeypatch):
     """Few chunks whatever the number of rows, a prime too, and shapes that never vary."""
-    monkeypatch.setitem(loss.LOGITS_AT_ONCE, "cpu", 16 * 64)
+    monkeypatch.setitem(layers.LOGITS_AT_ONCE, "cpu", 16 * 64)
     seen = []
-    row = loss.RowLoss()
+    row = layers.RowLoss()
     row.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
     x, w = torch.randn(n, 4, requires_grad=True), torch.randn(64, 4)
-    loss.head_loss(x, w, torch.zeros(n, dtype=torch.long), row_loss=row)
+    layers.head_loss(x, w, torch.zeros(n, dtype=torch.long), row_loss=row)
     assert seen == shapes

@@ -5,10 +5,9 @@ from test_grow import BIGGER, CASES, CHOICES, START, batch, make, outputs
 from torch.utils.flop_counter import FlopCounterMode
 
 from grow import grow, set_mask
+from layers import LOGITS_AT_ONCE, attend
 from model import GPT, Bert, BertConfig, GPTConfig, Llama, LlamaConfig
 from run.hf import load_hf
-from run.loss import LOGITS_AT_ONCE
-from run.parts import attend
 
 DECODERS = ["gpt", "llama", "qwen"]
 
@@ -114,8 +113,8 @@ def test_flops(kind):
 def test_padding_influences_nothing():
     model = make("bert", torch.float32).eval()
     data = batch("bert", model.config)
-    keep = data["keep"]
-    other = {**data, "idx": torch.where(keep, data["idx"], (data["idx"] + 7) % 61)}
+    attn_mask = data["attn_mask"]
+    other = {**data, "idx": torch.where(attn_mask, data["idx"], (data["idx"] + 7) % 61)}
     assert not torch.equal(other["idx"], data["idx"])
     for a, b in zip(outputs("bert", model, data), outputs("bert", model, other)):
         assert torch.equal(a, b)
@@ -165,9 +164,9 @@ def test_bert_equals_transformers(transformers):
     with torch.no_grad():
         out, _ = ours(**data)
         want = theirs(input_ids=data["idx"], token_type_ids=data["segments"],
-                      attention_mask=data["keep"].long())
-    keep = data["keep"]
-    assert (out.mlm_logits - want.prediction_logits)[keep].abs().max() < 1e-5
+                      attention_mask=data["attn_mask"].long())
+    attn_mask = data["attn_mask"]
+    assert (out.mlm_logits - want.prediction_logits)[attn_mask].abs().max() < 1e-5
     assert (out.nsp_logits - want.seq_relationship_logits).abs().max() < 1e-5
 
 
@@ -225,10 +224,10 @@ def test_compiled_attention_in_bfloat16_is_attention(backend, causal, T):
     """The CPU's own path, with rows of queries that do not divide T, against float64's kernel."""
     torch.manual_seed(0)
     qkv = torch.randn(3, 2, 3, T, 16, dtype=torch.bfloat16, requires_grad=True)
-    keep = None if causal else (torch.arange(T) < torch.tensor([[T], [T // 2]]))[:, None, None]
-    wanted = attend(*qkv.double(), keep, causal)
+    attn_mask = None if causal else (torch.arange(T) < torch.tensor([[T], [T // 2]]))[:, None, None]
+    wanted = attend(*qkv.double(), attn_mask, causal)
     g = torch.randn_like(wanted)
-    found = torch.compile(attend, fullgraph=True, dynamic=False, backend=backend)(*qkv, keep, causal)
+    found = torch.compile(attend, fullgraph=True, dynamic=False, backend=backend)(*qkv, attn_mask, causal)
     assert found.dtype == torch.bfloat16
     grads = [torch.autograd.grad(y, qkv, g.to(y.dtype))[0].double() for y in (wanted, found)]
     for a, b in ((wanted, found.double()), grads):

@@ -11,8 +11,8 @@ from runs import ENV, ROOT
 from test_evaluate import CHAR, main_in_process, save
 
 import sample
-from run.errors import UserError
-from run.hf import open_model
+from base.errors import UserError
+from run.trained import open_model
 from tools import evaluate, export, finetune, plot
 
 

@@ -61,7 +61,7 @@ def test_stages_empty_is_the_baseline(data, tmp_path):
 
 
 def test_checkpoint_opens_everywhere(one):
-    from run.checkpoint import load_model
+    from run.checkpoint.checkpoint import load_model
     model, state = load_model(one[0])
     assert model.config.n_layer == 3 and state["iter"] == 60
     assert not any("_orig_mod" in k or "module." in k for k in model.state_dict())

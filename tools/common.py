@@ -4,9 +4,9 @@ import os
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from run.disk import write_json
-from run.errors import UserError, number
-from run.given import model_parser
+from base.disk import write_json
+from base.errors import UserError, number
+from run.trained import model_parser
 
 
 def parser(doc, batch, limit, save):

@@ -25,15 +25,15 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from base.errors import UserError, exits_cleanly, number
+from base.reading import need, read_jsonl, read_text
 from data.dataset import read_meta
 from data.loader import BertLoader
-from data.reading import read_text
 from data.tokenizer import get_tokenizer, tokenizer_of
-from run.errors import UserError, exits_cleanly, number
 from run.evaluation import scores
-from run.given import need, read_jsonl
-from run.hf import kind_of, open_model
+from run.hf import kind_of
 from run.settings import TrainConfig, known_settings
+from run.trained import open_model
 from tools.common import batches, pad, parser, save_result, table
 
 HEAD_ROWS = 1024  # positions whose logits are in memory at once

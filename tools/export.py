@@ -14,10 +14,11 @@ import sys
 import tempfile
 from dataclasses import asdict
 
+from base.disk import write_json
+from base.errors import Parser, UserError, exits_cleanly, first_line, library
 from data.tokenizer import GPT2_URL, JSON, get_tokenizer
 from run import hf
-from run.disk import write_json
-from run.errors import Parser, UserError, exits_cleanly, first_line, library
+from run.trained import open_model
 
 END = "<|endoftext|>"
 
@@ -160,7 +161,7 @@ def main():
     p.add_argument("checkpoint", type=os.path.expanduser, help="a checkpoint or a run's folder")
     p.add_argument("folder", type=os.path.expanduser, help="where to write")
     args = p.parse_args(sys.argv[1:])
-    model, info = hf.open_model(args.checkpoint)
+    model, info = open_model(args.checkpoint)
     for name in export(model, info["meta"], args.folder, args.checkpoint):
         path = os.path.join(args.folder, name)
         print(f"{path}  {os.path.getsize(path):,} bytes")

@@ -23,10 +23,11 @@ import torch.nn as nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from base.errors import UserError, exits_cleanly, number
 from data.tokenizer import get_tokenizer
 from grow import role
-from run.errors import UserError, exits_cleanly, number
-from run.hf import kind_of, open_model
+from run.hf import kind_of
+from run.trained import open_model
 from tools.common import batches, pad, parser, save_result, table
 from tools.glue import TASKS, metric, read_glue, read_squad, squad_metrics
 
@@ -100,10 +101,10 @@ class Encoder:
 def collate(rows, device):
     """A list of rows as padded tensors (B, T)."""
     data = dict(idx=pad([r["ids"] for r in rows]), segments=pad([r["segments"] for r in rows]),
-                keep=pad([[True] * len(r["ids"]) for r in rows]),
+                attn_mask=pad([[True] * len(r["ids"]) for r in rows]),
                 label=torch.tensor([r["label"] for r in rows]))
     if "spans" in rows[0]:  # where an answer may be
-        data["allowed"] = torch.zeros_like(data["keep"])
+        data["allowed"] = torch.zeros_like(data["attn_mask"])
         for allowed, r in zip(data["allowed"], rows):
             allowed[r["text_b"]:r["text_b"] + len(r["spans"])] = True
             allowed[r["null"]] = True
@@ -129,14 +130,14 @@ class Tuned(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, data):
-        keep = data["keep"]
+        attn_mask = data["attn_mask"]
         if kind_of(self.model) == "bert":
-            x, own = self.model.hidden(data["idx"], data["segments"], keep)
+            x, own = self.model.hidden(data["idx"], data["segments"], attn_mask)
         else:
             x = self.model.hidden(data["idx"])
-            own = x[torch.arange(len(x), device=x.device), keep.sum(1) - 1]  # last token
+            own = x[torch.arange(len(x), device=x.device), attn_mask.sum(1) - 1]  # last token
         if self.pool == "mean" and not self.spans:
-            x = (x * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
+            x = (x * attn_mask[..., None]).sum(1) / attn_mask.sum(1, keepdim=True)
         elif not self.spans:
             x = own
         y = self.head(self.dropout(x)).float()

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.reading import read_text
-from run.errors import UserError, library
-from run.given import need, read_json
+from base.errors import UserError, library
+from base.reading import need, read_json, read_text
 
 
 class Task(NamedTuple):

@@ -13,11 +13,11 @@ import time
 
 from matplotlib.figure import Figure
 
+from base.disk import written
+from base.errors import Parser, UserError, exits_cleanly, number
+from base.reading import read_json
 from model import GROWABLE
 from run.curves import crossing, curve, reaches
-from run.disk import written
-from run.errors import Parser, UserError, exits_cleanly, number
-from run.given import read_json
 from run.runlog import read_metrics
 
 # panels of the lower row: the events' key, title

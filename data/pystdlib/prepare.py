@@ -15,9 +15,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 import numpy as np  # noqa: E402
 
-from data.bin_writer import BinWriter, already_there, place, run, script_parser  # noqa: E402
+from base.errors import UserError  # noqa: E402
+from data.bin_writer import BinWriter, already_there, run, script_parser, unit_hash  # noqa: E402
 from data.tokenizer import load  # noqa: E402
-from run.errors import UserError  # noqa: E402
 
 VAL_SHARE = 0.05
 NOT_OURS = {"site-packages", "dist-packages", "__pycache__"}  # not the standard library's
@@ -30,7 +30,7 @@ def find_files(root):
         folders[:] = [f for f in folders if f not in NOT_OURS]
         found += [os.path.relpath(os.path.join(folder, n), root).replace(os.sep, "/")
                   for n in names if n.endswith(".py")]
-    return sorted(found, key=lambda path: (place(os.fsencode(path)), path))
+    return sorted(found, key=lambda path: (unit_hash(os.fsencode(path)), path))
 
 
 def read(path):
@@ -58,7 +58,7 @@ def main(argv=None):
             if text is None:
                 skipped += 1
                 continue
-            split = "val" if place(os.fsencode(path)) < VAL_SHARE else "train"
+            split = "val" if unit_hash(os.fsencode(path)) < VAL_SHARE else "train"
             n_files[split] += 1
             w.write(split, np.frombuffer(text + bytes([tok.eot]), dtype=np.uint8))
         if 0 in n_files.values():

@@ -11,10 +11,10 @@ import urllib.request
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
+from base.errors import UserError  # noqa: E402
+from base.reading import read_text  # noqa: E402
 from data.bin_writer import BinWriter, already_there, describe, run, script_parser  # noqa: E402
-from data.reading import read_text  # noqa: E402
 from data.tokenizer import load  # noqa: E402
-from run.errors import UserError  # noqa: E402
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 

@@ -25,6 +25,8 @@ from collections import Counter
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
+from base.errors import UserError, library, number  # noqa: E402
+from base.reading import PACKED, open_text  # noqa: E402
 from data.bin_writer import (  # noqa: E402
     JOB_CHARS,
     BinWriter,
@@ -37,9 +39,8 @@ from data.bin_writer import (  # noqa: E402
     script_parser,
     write_pieces,
 )
-from data.reading import PACKED, open_dataset, open_text  # noqa: E402
+from data.hub import open_dataset  # noqa: E402
 from data.tokenizer import cut, open_tokenizer  # noqa: E402
-from run.errors import UserError, library, number  # noqa: E402
 
 READ = (".txt", ".jsonl", ".parquet")
 NOT_TEXT = (".zip", ".bz2", ".tar", ".tgz", ".pdf", ".docx", ".epub", ".7z", ".arrow")

@@ -1,0 +1,210 @@
+"""
+Checkpoints that survive: written aside, flushed, renamed; checked before they are believed, by a
+checksum over all that belongs to them; loaded without running any code from a file. A checkpoint is
+one file, ckpt_ITER.pt; if several processes wrote it (run/checkpoint/sharded.py), its large tensors are in a
+folder beside it, which it names. One run at a time owns an out_dir.
+"""
+import contextlib
+import errno
+import os
+import re
+import shutil
+
+import torch
+
+from base.disk import check_seal, patiently, remove, sync_dir, write_sealed
+from base.errors import UserError, first_line, is_out_of_memory
+from model import MODELS
+from run.checkpoint import sharded
+from run.parallel.shard import with_values
+
+LATEST, BEST, PARTS = "ckpt.pt", "best.pt", "parts_"
+
+
+def commit(out_dir, state, keep, best=False):
+    """
+    Write `state` as ckpt_ITER.pt, point ckpt.pt (and best.pt) at it, delete all but the last
+    `keep` and those of the iterations in state["kept"], a dict. At any moment of this, a kill leaves
+    the previous checkpoint whole. A write that fails is tried again for a while; then OSError or
+    RuntimeError.
+    """
+    path = os.path.join(out_dir, f"ckpt_{state['iter']:07d}.pt")
+    temporary = os.path.join(out_dir, "tmp_ckpt.pt")
+
+    def write():
+        write_sealed(temporary, state)
+        os.replace(temporary, path)
+        for name in [LATEST] + [BEST] * best:
+            point(path, os.path.join(out_dir, name), temporary)
+    try:
+        patiently(write)
+    finally:
+        with contextlib.suppress(OSError):
+            remove(temporary)
+    sync_dir(out_dir)
+    with contextlib.suppress(OSError):  # what is complete does not fail for what is left over
+        tidy(out_dir, keep, state.get("kept", {}).values())
+
+
+def point(path, name, temporary):
+    """Make `name` the same file as `path` (a hard link, or a copy where links are not to be had)."""
+    remove(temporary)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, name)
+
+
+def tidy(out_dir, keep, kept=()):
+    """Delete all but the last `keep` checkpoints and those of iterations `kept`, and what was theirs."""
+    kept = {f"ckpt_{it:07d}.pt" for it in kept}
+    for old in numbered(out_dir)[keep:]:
+        if os.path.basename(old) not in kept:
+            remove(old)
+    tidy_parts(out_dir)
+
+
+def tidy_parts(out_dir):
+    """Delete the folders of parts that no checkpoint names, of a save that was cut off, too."""
+    folders = [name for name in os.listdir(out_dir) if name.startswith(PARTS)]
+    if folders:
+        left = [*numbered(out_dir), *(os.path.join(out_dir, n) for n in (LATEST, BEST))]
+        used = {glance(p).get("parts", {}).get("folder") for p in left if os.path.exists(p)}
+        for name in folders:
+            if name not in used:
+                shutil.rmtree(os.path.join(out_dir, name), ignore_errors=True)
+
+
+def glance(path):
+    """A checkpoint's contents, unchecked, tensors left on the disk; OSError if they cannot be had."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as e:  # whatever a damaged file provokes
+        raise OSError(f"{path}: {first_line(e)}") from None
+
+
+def numbered(out_dir):
+    """The numbered checkpoints in out_dir, newest first."""
+    names = [n for n in os.listdir(out_dir) if re.fullmatch(r"ckpt_\d+\.pt", n)]
+    return [os.path.join(out_dir, n) for n in sorted(names, key=lambda n: -int(n[5:-3]))]
+
+
+def exists(out_dir):
+    return os.path.isdir(out_dir) and bool(numbered(out_dir) or any(
+        os.path.exists(os.path.join(out_dir, name)) for name in (LATEST, BEST)))
+
+
+def remains(out_dir):
+    """What is left of a run that got as far as a step, although its checkpoints are gone; or None."""
+    for name, sign in (("metrics.jsonl", r'"event": "step"|"iter": [1-9]'), ("log.txt", "iter [1-9]")):
+        path = os.path.join(out_dir, name)
+        with contextlib.suppress(OSError), open(path, errors="replace") as f:
+            if any(re.search(sign, line) for line in f):
+                return path
+    return None
+
+
+def load(path, values=True):
+    """
+    The state saved in `path`, or in the newest whole checkpoint of the folder `path`. Checksums are
+    verified first. values=False: tensors in parts are left there (sharded.Stored); those in the file
+    itself are mapped, so that none is in memory before it is used. Raises UserError naming the file
+    and the fault.
+    """
+    if os.path.isdir(path):
+        return load_newest(path, values)
+    try:
+        check_seal(path)
+        state = glance(path) if not values else \
+            torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(state, dict) and "parts" in state:
+            folder = os.path.join(os.path.dirname(os.path.abspath(path)), state["parts"]["folder"])
+            sharded.check(folder, state["parts"])
+            state = sharded.stored(state, folder)
+            del state["parts"]
+    except FileNotFoundError as e:
+        if os.path.exists(path):
+            raise UserError(f"{path}: its part {e.filename} is missing: the folder of parts belongs "
+                            "beside it") from None
+        raise UserError(f"{path}: no such checkpoint") from None
+    except Exception as e:  # whatever a damaged file provokes
+        raise UserError(f"{path}: damaged or not a checkpoint ({first_line(e)})") from None
+    if not isinstance(state, dict) or "model_config" not in state:
+        raise UserError(f"{path}: not a checkpoint of this project")
+    return with_values(state) if values else state
+
+
+@contextlib.contextmanager
+def believed(where):
+    """
+    Around the use of what the checkpoint `where` holds: what is missing in it, or of another kind, is
+    a UserError. where=None: there is none.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+        if where is None or is_out_of_memory(e):
+            raise
+        said = (str(e).strip() or type(e).__name__).splitlines()[-1].strip()
+        raise UserError(f"{where}: not a whole checkpoint of this project ({type(e).__name__}: {said})") \
+            from None
+
+
+def load_newest(out_dir, values):
+    tried, faults = numbered(out_dir), []
+    for name in (LATEST, BEST):  # last resorts: the same files, or all that is left of them
+        if os.path.exists(os.path.join(out_dir, name)):
+            tried.append(os.path.join(out_dir, name))
+    for path in tried:
+        try:
+            state = load(path, values)
+        except UserError as e:
+            faults.append(str(e))
+            continue
+        for fault in faults:
+            print(f"warning: {fault}; using {path} instead")
+        return state
+    raise UserError("; ".join(faults) if faults else
+                    f"{out_dir}: holds no checkpoint: train first, without --resume")
+
+
+def settings_of(path):
+    """What a checkpoint says but for its tensors, before rank 0 checks it. Raises UserError."""
+    try:
+        state = glance(path)
+        return {k: state[k] for k in ("config", "iter", "stage")}
+    except (OSError, LookupError, TypeError):
+        with believed(path):
+            load(path, values=False)  # says what is wrong, or what follows does
+            raise
+
+
+def load_model(path):
+    """The model in a checkpoint (a file, or a run's folder) and that checkpoint's other contents."""
+    state = load(path, values=False)  # the optimizers' state stays on the disk
+    cls, config_cls = MODELS[state["config"]["model"]]
+    model = cls(config_cls(**state["model_config"]))
+    model.load_state_dict(with_values(state.pop("model")))
+    return model.eval(), state
+
+
+def make_out_dir(out_dir):
+    """Create out_dir and lock it against a second run. Returns the open lock: keep it."""
+    try:
+        os.makedirs(out_dir, exist_ok=True)
+        lock = open(os.path.join(out_dir, "lock"), "w")
+    except (OSError, ValueError) as e:  # a NUL in the name is a ValueError
+        raise UserError(f"out_dir={out_dir}: cannot be written ({getattr(e, 'strerror', e)}): choose "
+                        "another with --out_dir=PATH") from None
+    try:
+        import fcntl
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass  # no flock on this platform: nothing to check with
+    except OSError as e:
+        if e.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return lock  # a file system that has no locks
+        raise UserError(f"out_dir={out_dir}: another run is writing there: stop it, or choose "
+                        "another --out_dir") from None
+    return lock

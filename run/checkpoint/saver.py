@@ -1,0 +1,66 @@
+"""How a run is saved, decided in one place: at once in one file, or by all processes in parts."""
+import contextlib
+import os
+from concurrent.futures import Future
+
+from base.errors import UserError, first_line
+from run.checkpoint import checkpoint, sharded
+from run.parallel.shard import gather_to_cpu
+
+
+class Saver:
+    """
+    Several processes that see the same out_dir write together, in the background. One process writes
+    at once, so that its seconds of training are its own; so does rank 0 for all where the others do
+    not see its disk.
+    """
+
+    def __init__(self, config, ranks):
+        self.out_dir, self.keep, self.ranks = config.out_dir, config.keep_checkpoints, ranks
+        self.together = ranks.several and ranks.see_alike(config.out_dir)
+        self.copies, self.count = sharded.CPUStager(), 0
+        self.saving = None
+        self.tidy()  # what a killed run left
+
+    def start(self, state, best):
+        """Save a run's state; on all ranks, after settle(). best: is it the best so far?"""
+        if self.together:
+            self.count += 1
+            name = f"{checkpoint.PARTS}{state['iter']:07d}_{self.ranks.start[:12]}_{self.count}"
+            self.saving = sharded.save(
+                state, os.path.join(self.out_dir, name), self.ranks, self.copies,
+                lambda s: checkpoint.commit(self.out_dir, s, self.keep, best))
+            return
+        state, self.saving, error = gather_to_cpu(state, self.ranks.rank == 0), Future(), None
+        try:
+            if self.ranks.rank == 0:
+                checkpoint.commit(self.out_dir, state, self.keep, best)
+        except (OSError, RuntimeError) as e:  # torch reports a failed write as a RuntimeError
+            error = e
+        if self.ranks.any(error is not None):
+            self.saving.set_exception(error or UserError("rank 0 could not write the checkpoint"))
+        else:
+            self.saving.set_result(None)
+
+    def tidy(self):
+        """Delete parts that no checkpoint names."""
+        if self.ranks.rank == 0:
+            with contextlib.suppress(OSError):
+                checkpoint.tidy_parts(self.out_dir)
+
+    def done(self):
+        """Is there a save that settle() need not wait for?"""
+        return self.saving is not None and self.saving.done()
+
+    def settle(self):
+        """Wait for the save under way. Returns what went wrong, a UserError, or None."""
+        error = self.saving and self.saving.exception()
+        self.saving = None
+        if error is None or isinstance(error, UserError):
+            return error
+        self.tidy()  # half of it, on a disk that may be full; or all, if only the answer was lost
+        failures = getattr(error, "failures", {})  # DCP's, rank -> (exception, trace)
+        rank, why = next(((r, e) for r, (e, _) in failures.items()), (self.ranks.rank, error))
+        return why if isinstance(why, UserError) else UserError(
+            f"{self.out_dir}: cannot write the checkpoint (rank {rank}: {first_line(why)}): make room "
+            "or change out_dir; the previous checkpoint is intact, --resume continues from it")

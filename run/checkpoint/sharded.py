@@ -1,0 +1,196 @@
+"""
+Checkpoints that several processes write together, by torch.distributed.checkpoint (DCP): each writes
+its part into a folder, while training goes on; then rank 0 writes the small file that says which
+parts there are, with their checksums. Before that file is there, the folder counts for nothing.
+
+DCP's own index is a pickle, which could run code: it is neither written nor read. What it says is in
+our file as plain numbers.
+"""
+import contextlib
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import keystr, tree_map_with_path
+
+from base.disk import Sealed, patiently, sha256, sync_dir
+from run.parallel.shard import OnDisk
+
+SMALL = 64  # numbers: tensors up to this size are in rank 0's file
+PLAIN = dict(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+
+def save(state, folder, ranks, copies, commit):
+    """
+    On all ranks: copy what this rank writes, and write it in the background. commit(state), on rank 0
+    alone, when all parts are on the disk: `state` with meta tensors for what is in them, and `parts`.
+    Returns a Future; its exception is the same on all ranks.
+    """
+    mine, rest = split(state, ranks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return dcp.async_save(
+            mine, storage_writer=Writer(folder, lambda parts: commit({**rest, "parts": parts})),
+            async_stager=copies, planner=dcp.DefaultSavePlanner(**PLAIN), process_group=ranks.aside)
+
+
+def split(state, ranks):
+    """
+    ({name: tensor} that this rank writes, the state without them). Shards are their owner's to write,
+    what all ranks have is shared out, the largest first.
+    """
+    mine, common, load = {}, {}, [0] * ranks.world
+
+    def outline(path, v):
+        if not torch.is_tensor(v):
+            return v
+        if not isinstance(v, DTensor):
+            if v.numel() <= SMALL:
+                return v.detach().to("cpu", copy=True)
+            common[keystr(path)] = v
+        elif v.to_local().numel():
+            mine[keystr(path)] = v
+        return torch.empty(v.shape, dtype=v.dtype, device="meta")
+    rest = tree_map_with_path(outline, state)
+    for name, v in sorted(common.items(), key=lambda item: -item[1].numel()):
+        owner = load.index(min(load))
+        load[owner] += v.numel()
+        if owner == ranks.rank:
+            mine[name] = v
+    return mine, rest
+
+
+class CPUStager(BlockingAsyncStager):
+    """What a rank writes, copied into its memory on the CPU, which is kept from save to save."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+
+    @torch.no_grad()
+    def stage(self, state_dict):
+        had, self.kept, staged = self.kept, {}, {}
+        for name, v in state_dict.items():
+            local = v.to_local() if isinstance(v, DTensor) else v
+            copy = had.pop(name, None)
+            if copy is None or copy.shape != local.shape or copy.dtype != local.dtype:
+                copy = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
+            self.kept[name] = copy.copy_(local, non_blocking=True)
+            staged[name] = copy
+            if isinstance(v, DTensor):  # which rows these are stays with them
+                staged[name] = v.detach()
+                staged[name]._local_tensor = copy
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
+        return staged
+
+
+class Disk(FileSystem):
+    """DCP's files, and the size and digest of each that was written."""
+
+    def __init__(self):
+        self.written = {}
+
+    @contextlib.contextmanager
+    def create_stream(self, path, mode):
+        with super().create_stream(path, mode) as f:
+            if mode != "wb":
+                yield f
+                return
+            sealed = Sealed(f)
+            yield sealed
+        self.written[os.path.basename(path)] = os.path.getsize(path), sealed.digest.digest()
+
+
+class Writer(dcp.FileSystemWriter):
+    def __init__(self, folder, commit):
+        super().__init__(folder, per_thread_copy_ahead=0)  # what it writes is in the CPU's memory
+        self.fs, self.commit = Disk(), commit
+
+    def write_data(self, plan, planner):
+        write = super().write_data
+        results = patiently(lambda: write(plan, planner).value())
+        sync_dir(self.path)
+        done = torch.futures.Future()
+        done.set_result((self.fs.written, results))
+        return done
+
+    def finish(self, metadata, results):
+        files = {name: said for written, _ in results for name, said in written.items()}
+        where = {w.index: w.storage_data for _, writes in results for w in writes}
+
+        def places(name, chunks):
+            for c in chunks:
+                at = where[MetadataIndex(name, c.offsets)]
+                yield tuple(c.offsets), tuple(c.sizes), at.relative_path, at.offset, at.length
+        self.commit(dict(folder=os.path.basename(self.path), files=files, tensors={
+            name: list(places(name, m.chunks)) for name, m in metadata.state_dict_metadata.items()}))
+
+
+class Reader(dcp.FileSystemReader):
+    """For one tensor, of which we know where it is."""
+
+    def __init__(self, stored):
+        super().__init__(stored.folder)
+        self.stored = stored
+
+    def read_metadata(self, *args, **kwargs):
+        name, places = self.stored.name, self.stored.places
+        chunks = [ChunkStorageMetadata(torch.Size(at), torch.Size(size)) for at, size, *_ in places]
+        kind = TensorStorageMetadata(TensorProperties(dtype=self.stored.dtype), self.stored.shape, chunks)
+        return Metadata({name: kind}, storage_data={
+            MetadataIndex(name, at): SimpleNamespace(relative_path=file, offset=offset, length=length,
+                                                     transform_descriptors=None)
+            for at, _, file, offset, length in places})
+
+
+@dataclass
+class Stored(OnDisk):
+    """A tensor in the parts of a checkpoint, to be read when and where it is wanted."""
+    folder: str
+    name: str
+    shape: torch.Size
+    dtype: torch.dtype
+    places: list  # (offsets, sizes, file, offset in it, length) of each piece
+
+    def into(self, tensor):
+        """Fill `tensor`, whole or (a DTensor) this rank's rows of it. Nobody else need do so."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this process reads alone
+            dcp.load({self.name: tensor}, storage_reader=Reader(self), no_dist=True,
+                     planner=dcp.DefaultLoadPlanner(**PLAIN))
+        return tensor
+
+
+def check(folder, parts):
+    """Raise ValueError or OSError, naming the file, if the parts are not what was written."""
+    def look(item):
+        name, (size, digest) = item
+        path = os.path.join(folder, name)
+        if os.path.getsize(path) != size or sha256(path, size) != digest:
+            raise ValueError(f"its part {path} is damaged")
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(look, parts["files"].items()))
+    if unknown := {p[2] for places in parts["tensors"].values() for p in places} - parts["files"].keys():
+        raise ValueError(f"its part {unknown.pop()} has no checksum")
+
+
+def stored(state, folder):
+    """A saved state with a Stored for each tensor that is in its parts, in `folder`."""
+    tensors = state["parts"]["tensors"]
+    return tree_map_with_path(lambda path, v: v if not torch.is_tensor(v) or not v.is_meta else Stored(
+        folder, keystr(path), v.shape, v.dtype, tensors[keystr(path)]), state)

@@ -1,0 +1,243 @@
+"""
+What is done to a run while it trains, and touches neither its weights nor its data: it is timed,
+evaluated, logged, saved and asked to stop.
+"""
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from dataclasses import asdict, replace
+
+import torch
+from tqdm import tqdm
+
+from base import disk
+from base.errors import UserError
+from data.tokenizer import get_tokenizer
+from grow import describe, sizes_of
+from run.arguments import finishing
+from run.checkpoint import checkpoint
+from run.checkpoint.saver import Saver
+from run.evaluation import evaluate, write
+from run.precision import known_peak
+from run.runlog import Clock, Pace, RunLog, open_trackers
+from run.trace import keep_source
+
+
+class Monitor:
+    """The observer of a run. What it remembers (`PROGRESS`) is saved with the run."""
+    # seconds of training, best validation loss that was saved, iteration last evaluated, its loss,
+    # iteration last saved, {stage: iteration} of the checkpoints kept for finish_stages
+    PROGRESS = dict(train_s=0.0, best=math.inf, evaluated=-1, loss=math.nan, saved=-1, kept={})
+
+    def __init__(self, run, stop=None):
+        """stop: the signal that asked this process to stop already, or None."""
+        self.run, self.stop, config, saved = run, stop, run.config, run.saved
+        for k, v in self.PROGRESS.items():
+            setattr(self, k, saved.get(k, v) if saved else v)
+        self.clock = Clock(self.train_s)
+        self.saver, self.unsaved = Saver(config, run.ranks), None
+        self.last_log = self.train_s, run.tokens, run.flops
+        with torch.device("meta"):
+            models = [type(run.model)(replace(run.model.config, **s)) for s in config.sizes()]
+        self.eta = Pace(config, [m.flops_per_token(config.head_fraction()) for m in models])
+        self.tokenizer = get_tokenizer(run.meta) if config.sample_interval else None
+        self.log = RunLog(config.out_dir, config.max_iters, run.iter,
+                          saved.get("metrics_bytes") if saved else None, quiet=run.ranks.rank != 0,
+                          trackers=() if run.ranks.rank else open_trackers(config, run.iter))
+        if run.warning:
+            self.log.say(run.warning)
+        if run.ranks.rank == 0:
+            disk.write_json(os.path.join(config.out_dir, "config.json"),
+                            dict(asdict(config), resolved=run.resolved()))
+            if lost := keep_source(config.out_dir, run.iter, bool(saved) and "metrics_bytes" in saved):
+                self.log.say(lost)
+        self.note("start", **run.resolved())
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores
+                signal.signal(number, self.on_signal)
+
+    def note(self, event, **values):
+        """A line of metrics.jsonl: where the run is, and `values`."""
+        run, mask = self.run, self.run.model.masks.c
+        self.log.event(event, **{**dict(
+            iter=run.iter, tokens=run.tokens, flops=run.flops, train_s=round(self.clock.read(), 4),
+            mask=1.0 if mask is None else round(mask.item(), 6)),
+            **sizes_of(run.model.config), **values})
+
+    def log_step(self, loss, norm):
+        """After a step. loss, norm: 0-D, this rank's; read (and waited for) now and then only."""
+        run, c = self.run, self.run.config
+        if self.saver.done():
+            self.settle()
+        if run.iter % c.log_interval:
+            self.log.progress()
+            return
+        loss = (run.ranks.sum(loss.clone()) / run.ranks.world).item()
+        before, self.last_log = self.last_log, (self.clock.read(), run.tokens, run.flops)
+        seconds, tokens, flops = (now - had for now, had in zip(self.last_log, before))
+        speed = tokens / max(seconds, 1e-9)
+        peak = c.peak_flops or known_peak(run.device)
+        run.bad = int(run.bad)
+        self.note("step", loss=loss, grad_norm=norm.item(),
+                  lr=run.optimizers[-1].param_groups[0]["lr"], tok_s=speed,
+                  mfu=speed * run.flops_per_token / (peak * run.ranks.world) if peak else None,
+                  skipped=run.bad or None)
+        self.log.progress(self.progress(loss, speed, self.eta.seconds_left(
+            run.iter, run.stage, flops, seconds)))
+        self.check_steps()
+
+    def progress(self, loss, speed, left):
+        """What the progress line says; speed: tokens a second; left: seconds."""
+        run, mask = self.run, self.run.model.masks.c
+        stage = f"stage {run.stage + 1}/{len(run.config.stages) + 1}, " * bool(run.config.stages)
+        ramp = "" if mask is None else f"mask {mask.item():.2f}, "
+        return (f"{stage}{ramp}loss {loss:.3f}, {speed:,.0f} tok/s, "
+                f"{tqdm.format_interval(round(left))} left")
+
+    def check_steps(self):
+        """End a run of bad steps in a row. float16's scale may need 16 to come down to 1."""
+        bad, run = int(self.run.bad_run), self.run
+        if bad >= run.config.max_bad_steps + 24 * run.scaler.is_enabled():
+            raise self.diverged(f"in the last {bad} steps")
+
+    def diverged(self, where):
+        """The error that ends a run whose loss or weights are no numbers any more."""
+        out_dir = self.run.config.out_dir
+        good = f"the last good checkpoint is {os.path.join(out_dir, checkpoint.LATEST)}" \
+            if checkpoint.exists(out_dir) else "no checkpoint was written yet"
+        return UserError(f"loss was infinite or NaN {where}: lower learning_rate; {good}")
+
+    def evaluate(self, batches=None):
+        """Validation scores, of so many batches of each rank or of all."""
+        with self.clock.paused():
+            return evaluate(self.run, batches)
+
+    def evaluate_and_log(self):
+        """At most once an iteration: a resumed run has done it already."""
+        run = self.run
+        if self.evaluated == run.iter:
+            return
+        result, self.evaluated = self.evaluate(), run.iter
+        self.loss = result["val_loss"]
+        self.note("eval", **result)
+        self.log.say(f"iter {run.iter}: val loss {self.loss:.4f}, " + "".join(
+            f"{k} {v:.4f}, " for k, v in result.items() if k != "val_loss") +
+            f"{run.tokens / 1e6:.1f}M tokens, {self.clock.read():.0f} s of training")
+        self.check_steps()
+        if not math.isfinite(self.loss):
+            raise self.diverged(f"in the evaluation of iteration {run.iter}")
+        with self.clock.paused():
+            self.sample()
+
+    def sample(self):
+        """A text, every sample_interval evaluations and at the end; rank 0 has the model whole."""
+        run, c = self.run, self.run.config
+        if self.tokenizer and run.ranks.rank == 0 and (
+                run.iter == c.max_iters or not run.iter % (c.eval_interval * c.sample_interval)):
+            self.log.sample(write(run, self.tokenizer), run.iter)
+
+    def keep_stage(self):
+        """
+        With finish_stages: the checkpoint of before a growth is to stay; how to finish that model is
+        said, and at the end of the run it is done if nobody has.
+        """
+        run, c = self.run, self.run.config
+        if c.finish_stages:
+            n = run.stage + 1
+            self.kept = {**self.kept, n: run.iter}
+            start = os.path.join(c.out_dir, f"ckpt_{run.iter:07d}.pt")
+            flags = dict(init_from=start, out_dir=os.path.join(c.out_dir, f"stage_{n}"), **finishing(c))
+            command = shlex.join([sys.argv[0], *(f"--{k}={v}" for k, v in flags.items())])
+            self.log.say(f"iter {run.iter}: {start} stays, to be finished at the end of the run, or "
+                         f"beside it: {self.launcher()} {command}")
+
+    def grow(self):
+        """
+        Grow the run and log it. What was just evaluated is not evaluated again, and what the growth
+        does to the loss one batch shows, before and after.
+        """
+        run = self.run
+        before = self.loss if self.evaluated == run.iter else self.evaluate()["val_loss"]
+        had = self.evaluate(1)["val_loss"]
+        started = time.perf_counter()
+        run.grow()
+        grow_s, model = time.perf_counter() - started, run.model
+        after = before + self.evaluate(1)["val_loss"] - had
+        self.note("grow", val_loss_before=before, val_loss_after=after, val_loss=after, grow_s=grow_s,
+                  params=model.num_params(), mask=0.0)
+        self.log.say(f"iter {run.iter}: grown to {describe(sizes_of(model.config))}, "
+                     f"{model.num_params():,} parameters; val loss {before:.4f} -> {after:.4f}, "
+                     f"{grow_s:.2f} s")
+
+    def save_is_due(self):
+        c, it = self.run.config, self.run.iter
+        return it == c.max_iters or (it % c.save_interval == 0 if c.save_interval else
+                                     self.evaluated == it)
+
+    def save(self):
+        """
+        At most once an iteration, as the best one if it was evaluated as that. Weights that are no
+        numbers are never written: the checkpoint before them stays the last. The run goes on
+        without a checkpoint that cannot be written, but for its last.
+        """
+        run = self.run
+        with self.clock.paused():
+            self.settle()
+            if self.saved == run.iter:
+                return
+            if not run.is_finite():
+                raise self.diverged(f"before iteration {run.iter}")
+            best = self.evaluated == run.iter and self.loss < self.best
+            self.best, self.saved = self.loss if best else self.best, run.iter
+            self.train_s = self.clock.read()
+            self.saver.start({**run.state_dict(), **{k: getattr(self, k) for k in self.PROGRESS},
+                              "metrics_bytes": self.log.metrics_bytes()}, best)
+            if self.saver.done():
+                self.settle()
+
+    def settle(self):
+        """Wait for a save under way; say loudly if it failed."""
+        if self.saver.saving is None:
+            return
+        self.unsaved = self.saver.settle()
+        if self.unsaved:
+            self.saved = -1
+            self.log.say(f"WARNING: {self.unsaved}. The run goes on; its next checkpoint is tried in "
+                         "its turn")
+
+    def finish(self):
+        """Nothing is left to be written. UserError if the last save failed."""
+        self.settle()
+        if self.run.ranks.any(self.unsaved is not None):
+            raise self.unsaved if self.run.ranks.rank == 0 else SystemExit(2)
+
+    def stopping(self):
+        """Asked to stop by a signal? All ranks agree; the state is saved; a second Ctrl-C kills."""
+        if not self.run.ranks.any(self.stop is not None):
+            return False
+        self.save()
+        self.finish()
+        again = shlex.join([sys.argv[0], "--resume", self.run.config.out_dir])
+        self.log.say(f"stopped at iteration {self.run.iter}; continue with: {self.launcher()} {again}")
+        return True
+
+    def launcher(self):
+        """What to start train.py with, for as many processes as now."""
+        ranks = self.run.ranks
+        if ranks.machines > 1:
+            return "torchrun WITH_THE_SAME_FLAGS"
+        return f"torchrun --standalone --nproc_per_node={ranks.world}" if ranks.several else "python"
+
+    def on_signal(self, number, frame):
+        self.stop = number
+        if number == signal.SIGINT:  # others come twice: from a scheduler and from torchrun
+            signal.signal(number, signal.SIG_DFL)
+
+    def close(self):
+        self.saver.settle()  # whatever ends the run
+        self.log.close()
+        self.run = None  # the handlers of signals hold this object, and must not hold a model

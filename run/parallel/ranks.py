@@ -1,0 +1,141 @@
+"""
+The processes that train together and the devices under them: who is who, and memory kept rather than
+given back.
+"""
+import ctypes
+import gc
+import os
+import platform
+import time
+import uuid
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from base.errors import UserError
+
+
+class Ranks:
+    """The processes that train together; one process is the same thing with world = 1."""
+
+    def __init__(self, device):
+        self.rank, self.world = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+        self.local = int(os.environ.get("LOCAL_RANK", 0))
+        name = device if device != "auto" else "cuda" if torch.cuda.is_available() else \
+            "mps" if torch.backends.mps.is_available() and self.world == 1 else "cpu"
+        self.device = open_device(f"cuda:{self.local}" if name == "cuda" else name)
+        if self.device.type == "cpu":
+            hold_memory()
+        if self.device.type == "cuda":
+            torch.set_num_threads(1)  # each copy of a batch would wake every core, which then spins
+        self.several, self.start = "RANK" in os.environ and self.world > 1, ""
+        self.machines = self.world // int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+        if self.several:
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)
+            timeout = timedelta(seconds=int(os.environ.get("NANOGROW_TIMEOUT", 600)))
+            store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+            self.start = meet(store, self.rank, self.world, timeout.seconds)
+            store = dist.PrefixStore(self.start, store)
+            # gloo for tensors on CPU (agreeing to stop), nccl for those on GPUs
+            dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
+                                    store=store, rank=self.rank, world_size=self.world,
+                                    timeout=timeout)
+            self.aside = dist.new_group(backend="gloo", timeout=timeout)  # for what is done aside
+        # started again by itself? each machine counts its own restarts
+        self.restarted = self.any(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
+
+    def sum(self, tensor):
+        if self.several:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag):
+        """True on all ranks if it is on one."""
+        return bool(self.sum(torch.tensor(float(flag)))) if self.several else bool(flag)
+
+    def see(self, path):
+        """Do all see this path?"""
+        return not self.any(not os.path.exists(path))
+
+    def see_alike(self, folder):
+        """Is rank 0's `folder`, which it can write to, the same one on all ranks?"""
+        path = os.path.join(folder, f"seen_{self.start}")
+        if self.rank == 0:
+            open(path, "w").close()
+        self.barrier()
+        seen = self.see(path)
+        if self.rank == 0:
+            os.remove(path)
+        return seen
+
+    def barrier(self):
+        self.any(False)
+
+    def close(self):
+        if self.several:
+            self.barrier()  # whoever leaves first would look like a failure to the others
+            gc.collect()  # what is left of old DDP wrappers, whose threads must end before it does
+            dist.destroy_process_group()
+
+
+def machine(device):
+    """The name of a torch.device: the GPU's, or the CPU's and its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = f"{platform.machine()} CPU"
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as f:
+            name = next((line.split(":")[1].strip() for line in f if "model name" in line), name)
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def open_device(name):
+    """The torch.device of that name; UserError if it is not on this machine."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # "meta" has no values
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device={name}: not on this machine, which has "
+                        f"{torch.cuda.device_count()} CUDA devices: use --device=cpu") from None
+    return device
+
+
+def meet(store, rank, world, seconds):
+    """
+    A name for this start of the job, the same on all ranks: after a restart by torchrun the store
+    still holds the addresses of the dead, and nothing in the environment tells one start from the
+    next on all machines. Each rank leaves a name of its own, rank 0 answers to that, so that nobody
+    is taken in by what an earlier start left there. Raises UserError after `seconds`.
+    """
+    me = uuid.uuid4().hex
+    if rank:
+        store.set(f"here/{rank}", me)
+        start = store.get(f"start/{me}").decode()  # waits for it
+        store.set(f"met/{start}/{rank}", "")
+        return start
+    missing, until = set(range(1, world)), time.monotonic() + seconds
+    while missing:
+        for r in list(missing):
+            if store.check([f"met/{me}/{r}"]):
+                missing.remove(r)
+            elif store.check([f"here/{r}"]):
+                store.set(f"start/{store.get(f'here/{r}').decode()}", me)
+        if missing and time.monotonic() > until:
+            raise UserError(f"{len(missing)} of {world} processes (rank {min(missing)} ...) did not "
+                            f"come within {seconds} s: are all machines started? NANOGROW_TIMEOUT "
+                            "sets how long to wait")
+        time.sleep(0.01)
+    return me
+
+
+def hold_memory():
+    """
+    Keep freed memory rather than give it back to the kernel, which clears it before the next step
+    may have it again: a twentieth of a small model's step on the CPU. glibc only; elsewhere nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(-3, 32 << 20)     # M_MMAP_THRESHOLD: the largest it takes
+        mallopt(-1, 2**31 - 1)    # M_TRIM_THRESHOLD

@@ -1,0 +1,124 @@
+"""Saving: how often, what a disk that fails costs, what a resume takes."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from runs import ENV, ROOT, events, train_here
+
+from base import disk
+from base.errors import UserError
+from run import monitor
+from run.checkpoint import checkpoint
+
+PLAIN = dict(stages=[], max_iters=20, warmup_iters=1, eval_interval=5)
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """[iterations of whole evaluations], [iterations of saves]; saves after `broken` of them fail."""
+    evals, saves, evaluate, write = [], [], monitor.evaluate, checkpoint.write_sealed
+    saves_broken = set()
+
+    def evaluated(run, batches=None):
+        evals.extend([run.iter] * (batches is None))
+        return evaluate(run, batches)
+
+    def written(path, state):
+        saves.append(state["iter"])
+        if state["iter"] in saves_broken:
+            raise OSError(28, "No space left on device")
+        write(path, state)
+    monkeypatch.setattr(monitor, "evaluate", evaluated)
+    monkeypatch.setattr(checkpoint, "write_sealed", written)
+    monkeypatch.setattr(disk, "PAUSES", (0, 0))
+    return evals, saves, saves_broken
+
+
+@pytest.mark.parametrize("at,extra", [(10, []), (12, [12])])
+def test_a_growth_evaluates_and_saves_once(at, extra, counts, data, tmp_path):
+    out = tmp_path / "out"
+    train_here(data_dir=data, out_dir=out, **{**PLAIN, "stages": [dict(at=at, n_inner=48)]})
+    want = sorted([0, 5, 10, 15, 20, *extra])
+    assert counts[0] == counts[1] == want
+    growth, = events(out, "grow")
+    assert abs(growth["val_loss_after"] - growth["val_loss_before"]) < 1e-5
+    if not extra:
+        assert growth["val_loss_before"] == events(out, "eval")[2]["val_loss"]
+
+
+def test_saved_at_an_interval_of_its_own(counts, data, tmp_path):
+    out = tmp_path / "out"
+    train_here(data_dir=data, out_dir=out, save_interval=4, **{**PLAIN, "max_iters": 18})
+    assert counts[0] == [0, 5, 10, 15, 18] and counts[1] == [0, 4, 8, 12, 16, 18]
+    train_here("--resume", data_dir=data, out_dir=out, save_interval=3, **{**PLAIN, "max_iters": 60})
+    assert counts[1] == [0, 4, 8, 12, 16, 18, *range(21, 60, 3), 60]
+
+
+def test_a_write_that_fails_does_not_end_the_run(counts, data, tmp_path):
+    out = tmp_path / "out"
+    counts[2].add(10)
+    train_here(data_dir=data, out_dir=out, **PLAIN)
+    assert counts[1] == [0, 5, 10, 10, 10, 15, 20]  # twice again
+    assert "WARNING" in (out / "log.txt").read_text()
+    assert "No space left" in (out / "log.txt").read_text()
+    counts[2].add(25)
+    with pytest.raises(UserError, match="No space left"):
+        train_here("--resume", data_dir=data, out_dir=out, max_iters=25, **{
+            k: v for k, v in PLAIN.items() if k != "max_iters"})
+    assert checkpoint.load(str(out))["iter"] == 20
+
+
+def test_file_systems_without_locks_and_folders_that_are_not_flushed(monkeypatch, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*args):
+        raise OSError(95, "Operation not supported")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    checkpoint.make_out_dir(str(tmp_path)).close()
+    fsync = os.fsync
+
+    def files_only(fd):
+        return refuse() if os.path.isdir(f"/proc/self/fd/{fd}") else fsync(fd)
+    monkeypatch.setattr(os, "fsync", files_only)
+    monkeypatch.setattr(os, "link", refuse)
+    checkpoint.commit(str(tmp_path), dict(iter=3, model_config={}, w=torch.arange(100.)), 1, True)
+    assert all(checkpoint.load(str(tmp_path / n))["iter"] == 3 for n in ("ckpt.pt", "best.pt"))
+
+
+RESUME = """
+import json, sys, torch
+from run.checkpoint import checkpoint
+from run.parallel import shard
+from run.parallel.ranks import Ranks
+def status(key):
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith(key)) / 1024
+ranks, peak = Ranks("cpu"), [0]
+base = status("RssAnon")
+state = checkpoint.load(sys.argv[1], values=False)
+loaded = status("RssAnon") - base
+got = {k: shard.broadcast(v, ranks, None) for k, v in state["model"].items()}
+print(json.dumps([loaded, status("RssAnon") - base]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_resume_reads_what_it_uses(tmp_path):
+    """The file is mapped: nothing of it is in memory before it is used, and then once."""
+    model = {f"w{i}": torch.randn(1 << 20) for i in range(40)}
+    checkpoint.commit(str(tmp_path), dict(iter=1, model_config={}, model=model), 1)
+    done = subprocess.run([sys.executable, "-c", RESUME, str(tmp_path)], cwd=ROOT, env=ENV,
+                          capture_output=True, text=True)
+    loaded, used = json.loads(done.stdout)
+    assert loaded < 20 and used < 180, (loaded, used)  # MiB, of 160
+
+
+def test_a_branch_of_what_is_no_checkpoint(tmp_path):
+    """Whole, but without what a branch must know: one line."""
+    path = str(tmp_path / "ckpt_0000004.pt")
+    disk.write_sealed(path, dict(model_config={}, config={}, stage=0))
+    with pytest.raises(UserError, match="not a whole checkpoint of this project .KeyError: 'iter'"):
+        checkpoint.settings_of(path)
