@@ -154,7 +154,7 @@ def positions_and_mask(config, idx, start=0):
     """
     Where the tokens of idx (B, T) from `start` on are: their positions (T - start,), and None.
 
-    With doc_end the documents packed in a row are kept apart: their positions in their documents,
+    With config.eot the documents packed in a row are kept apart: their positions in their documents,
     (B, T - start), and which tokens they see, their own document's up to themselves, bool
     (B, 1, T - start, T). The id between two documents begins the second, whose first token is so
     predicted from that id alone. What a row begins in the middle of counts from the row's start.
@@ -163,9 +163,9 @@ def positions_and_mask(config, idx, start=0):
     if len(t) > config.block_size:
         raise ValueError(f"sequence of {len(t)} tokens, but block_size is {config.block_size}: "
                          "crop it")
-    if config.doc_end is None:
+    if config.eot is None:
         return t[start:], None
-    number = (idx == config.doc_end).cumsum(1)  # of the document, in its row
+    number = (idx == config.eot).cumsum(1)  # of the document, in its row
     attn_mask = (number[:, start:, None] == number[:, None]) & (t[start:, None] >= t)
     return attn_mask.sum(-1) - 1, attn_mask[:, None]
 

@@ -56,12 +56,17 @@ class GPTConfig:
     dropout: float = 0.0
     bias: bool = True           # biases in Linears and LayerNorms, as in GPT-2
     gelu: str = "tanh"          # "tanh" (GPT-2's gelu_new) or "exact"
-    doc_end: int | None = None  # the token id between documents, where those packed in a row are to
-                                # know nothing of each other (not BERT's); None: one text
+    eot: int | None = None      # the token id that ends a document, where those packed in a row are to
+                                # know nothing of each other (not BERT's); None: a row is one text
 
     # what makes it a GPT rather than a BERT, and what Llama alone has a choice of
     post_ln, causal, scale_residual, llama = False, True, True, False
     norm_eps, kv_group, qk_norm, tie = 1e-5, 1, False, True
+
+    @classmethod
+    def from_saved(cls, saved):
+        """The config that a checkpoint holds as a dict, an older one's too, which called eot doc_end."""
+        return cls(**{"eot" if k == "doc_end" else k: v for k, v in saved.items()})
 
     @property
     def n_kv_head(self):

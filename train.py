@@ -110,7 +110,7 @@ class Run:
         cls, config_cls = MODELS[c.model]
         theirs = not self.saved and c.init_from not in OWN_STARTS
         with torch.device("cpu" if theirs else "meta"):
-            self.model = cls(config_cls(**self.saved["model_config"]) if self.saved else
+            self.model = cls(config_cls.from_saved(self.saved["model_config"]) if self.saved else
                              c.model_config(self.vocab_size, self.meta.get("eot")))
         if theirs:
             hf.load_hf(self.model, hf.read_tensors(c.init_from), c.init_from)

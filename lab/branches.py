@@ -75,11 +75,11 @@ class Branch(Job):
         write_json(self.path("config.json"), config)
 
 
-def run_all(ready, places, minutes):
+def run_all(ready, slots, minutes):
     """Run what ready() yields, most wanted first, until it yields nothing, or for so many minutes."""
     until = time.monotonic() + 60 * minutes
 
     def following(running):
         busy = {job.out_dir for job in running}
         return next((job for job in ready() if job.out_dir not in busy), None)
-    side_by_side(following, places, lambda: time.monotonic() < until)
+    side_by_side(following, slots, lambda: time.monotonic() < until)

@@ -24,8 +24,8 @@ PATIENCE = 60       # seconds for the run of a killed parent to save itself and 
 PR_SET_PDEATHSIG = 1  # Linux's prctl: the signal to get when the parent dies
 
 
-def places(n):
-    """[(environment, cores to be pinned to or None, description)] of n places to run."""
+def slots(n):
+    """[(environment, cores to be pinned to or None, description)] of n slots to run in."""
     if torch.cuda.is_available():
         ids = os.environ.get("CUDA_VISIBLE_DEVICES")
         ids = ids.split(",") if ids else [str(i) for i in range(torch.cuda.device_count())]
@@ -169,13 +169,13 @@ def wait_for(out_dir):
             time.sleep(0.2)
 
 
-def side_by_side(following, places, go_on=lambda: True):
+def side_by_side(following, slots, go_on=lambda: True):
     """
-    Run Jobs at all places until there are no more. following(jobs that run) -> the next one or None,
+    Run Jobs in all slots until there are no more. following(jobs that run) -> the next one or None,
     asked at first and whenever one is done. Whatever ends this, an error, an interrupt or go_on()
     turning False: those that run save their state and stop.
     """
-    free, running = list(places), []
+    free, running = list(slots), []
     try:
         while go_on():
             while free and (job := following([job for _, job, _ in running])) is not None:
@@ -232,12 +232,12 @@ def listed(kind, between=","):
 
 
 def in_folder(out, n, work):
-    """work(places of n runs) with the folder `out` locked. An interrupt is a UserError."""
-    slots = places(n)
+    """work(slots of n runs) with the folder `out` locked. An interrupt is a UserError."""
+    free = slots(n)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for the children too
     try:
         with make_out_dir(out):
-            work(slots)
+            work(free)
     except KeyboardInterrupt:
         raise UserError("interrupted; every run was saved, the same command goes on from here") \
             from None

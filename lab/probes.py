@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from base.disk import write_json
 from base.errors import UserError
 from base.reading import read_json
-from lab.children import TRAIN, Child, places, stop, wait_for
+from lab.children import TRAIN, Child, slots, stop, wait_for
 from run.checkpoint import checkpoint
 from run.runlog import read_metrics
 
@@ -102,7 +102,7 @@ class Runs:
         flags = dict(settings, out_dir=folder, init_from="auto" if begun else start)
         print(f"{name}: to iteration {settings['max_iters']}", flush=True)
         return Child([*TRAIN, *self.config_args, *(f"--{k}={v}" for k, v in flags.items())],
-                     folder, places(1)[0])
+                     folder, slots(1)[0])
 
     def checkpoint(self, name, at):
         return os.path.join(self.folder, name, f"ckpt_{at:07d}.pt")

@@ -139,7 +139,7 @@ def sized_by_folder(values):
             raise UserError(f"{key}={mine!r}: init_from={where} has {key}={theirs!r}: leave it out"
                             + (", or grow to it in stages" if key in GROWABLE else ""))
         values[key] = mine
-    if hf.doc_end(folder, sizes["vocab_size"]) is not None:
+    if hf.masked_eot(folder, sizes["vocab_size"]) is not None:
         values.setdefault("doc_mask", True)  # so it was trained
     return {**values, "init_from": folder}
 

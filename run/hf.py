@@ -272,12 +272,12 @@ def from_hf(folder):
     """The model in a Hugging Face folder."""
     kind, sizes = folder_config(folder)
     cls, config_cls = MODELS[kind]
-    model = cls(config_cls(**sizes, doc_end=doc_end(folder, sizes["vocab_size"])))
+    model = cls(config_cls(**sizes, eot=masked_eot(folder, sizes["vocab_size"])))
     load_hf(model, read_tensors(folder), folder)
     return model.eval()
 
 
-def doc_end(folder, vocab_size):
+def masked_eot(folder, vocab_size):
     """What doc_mask left in the folder of a model of ours: an id, or None."""
     path = os.path.join(folder, OURS)
     found = read_json(path).get("doc_end") if os.path.exists(path) else None

@@ -99,9 +99,9 @@ class TrainConfig:
     def model_config(self, vocab_size, eot=0):
         """The model's config at the start of the run; eot: the id that ends a document, for doc_mask."""
         _, cls = MODELS[self.model]
-        chosen = {f.name: getattr(self, f.name) for f in fields(cls) if f.name != "doc_end"}
+        chosen = {f.name: getattr(self, f.name) for f in fields(cls) if f.name != "eot"}
         chosen.update(vocab_size=vocab_size, gelu=self.gelu or cls().gelu,
-                      bias=self.bias and cls().bias, doc_end=eot if self.doc_mask else None)
+                      bias=self.bias and cls().bias, eot=eot if self.doc_mask else None)
         return cls(**chosen)
 
     def sizes(self):

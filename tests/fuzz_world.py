@@ -175,17 +175,17 @@ VALUES = st.one_of(st.none(), st.booleans(), st.integers(-2, 9), st.sampled_from
     [None], {"": 1}, "nan", "1", [1, 2], {"name": "x"}, {"name": ["x"]}]), st.text(max_size=5))
 
 
-def places(value, at=()):
+def paths_in(value, at=()):
     """The way to each value within a value of JSON."""
     yield at
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
     for key, v in list(inner)[:40]:
-        yield from places(v, (*at, key))
+        yield from paths_in(v, (*at, key))
 
 
 def changed(draw, value):
     """A value of JSON with another somewhere in it, or without something."""
-    at = draw(st.sampled_from(list(places(value))))
+    at = draw(st.sampled_from(list(paths_in(value))))
     new, drop = draw(VALUES), draw(st.booleans())
     return put(value, at, new, drop)
 

@@ -1,5 +1,6 @@
 """doc_mask: documents packed in a row know nothing of each other, and count their own positions."""
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def total(model, stream):
 @pytest.mark.parametrize("ramp", [False, True])
 def test_packed_is_each_alone(kind, ramp):
     """The loss of packed documents is theirs alone, to rounding, gradients too; on a ramp as well."""
-    model = make(kind, doc_end=END)
+    model = make(kind, eot=END)
     if ramp:
         model, _ = grow(model, **BIGGER)
         set_mask(model, 0.3)
@@ -51,14 +52,14 @@ def test_packed_is_each_alone(kind, ramp):
     assert abs(together - alone) < 1e-12 * alone
     for a, b in zip(gradients, torch.autograd.grad(together, list(model.parameters()))):
         assert (a - b).abs().max() < 1e-11
-    model.config.doc_end = None
+    model.config.eot = None
     assert abs(total(model, packed) - alone) > 1e-3
 
 
 @KINDS
 def test_a_row_that_begins_and_ends_within_documents(kind):
     """Each document of a row is as it would be in a row of its own, in every row of a batch."""
-    model, (a, b, c) = make(kind, doc_end=END), texts(6, 5, 4)
+    model, (a, b, c) = make(kind, eot=END), texts(6, 5, 4)
     row = torch.cat([a[:, 2:], b, c[:, :3]], 1)  # (1, 12): END is nowhere at its start
     rows = torch.cat([row, row.roll(4, 1)])
     got, _ = model(rows, rows)
@@ -69,15 +70,15 @@ def test_a_row_that_begins_and_ends_within_documents(kind):
 
 @KINDS
 def test_growing_keeps_the_function(kind):
-    model = make(kind, doc_end=END)
+    model = make(kind, eot=END)
     data = batch(kind, model.config)
     data["idx"][:, 4] = END
     grown = check_preserved(kind, model, data=data, **BIGGER)
-    assert grown.config.doc_end == END
+    assert grown.config.eot == END
 
 
 def test_other_ways_to_grow():
-    start = dict(doc_end=END)
+    start = dict(eot=END)
     assert change("zero_output", "gpt", start=start, n_inner=33, n_head=4, n_layer=5) < EXACT
     assert change("net2net", "llama", start=start, **EVEN, noise=0) < EXACT
 
@@ -88,7 +89,7 @@ def test_compiled(kind, mode):
     """The same loss, chunked where by block, and gradients as without torch.compile."""
     if compiler.broken("cpu"):
         pytest.skip("torch.compile does not work here")
-    model, _ = grow(make(kind, doc_end=END), **BIGGER)
+    model, _ = grow(make(kind, eot=END), **BIGGER)
     set_mask(model, 0.5)
     data = batch(kind, model.config)
     data["idx"][0, 4] = data["idx"][1, 9] = END
@@ -105,7 +106,7 @@ def test_compiled(kind, mode):
 @pytest.mark.parametrize("heads", [1, 3])
 def test_plain_products_and_kernels_agree(heads, monkeypatch):
     """Those that compiled bfloat16 takes on a CPU, over more than one part."""
-    config = make("gpt", block_size=300, doc_end=END).config
+    config = make("gpt", block_size=300, eot=END).config
     idx = torch.randint(20, (2, 300))
     _, attn_mask = positions_and_mask(config, idx)
     q, k, v = (torch.randn(2, heads, 300, 4, dtype=torch.bfloat16) for _ in "qkv")
@@ -117,7 +118,7 @@ def test_plain_products_and_kernels_agree(heads, monkeypatch):
 @KINDS
 def test_generation(kind):
     """Without the id as without doc_mask; with it as from full forward passes, past block_size too."""
-    model = make(kind, doc_end=END).eval()
+    model = make(kind, eot=END).eval()
     plain = make(kind).eval()
     idx = texts(4)[0][:, 1:]
     got = model.generate(idx, 6, temperature=0)
@@ -146,17 +147,17 @@ def test_a_run(model, optimizer, data, tmp_path):
     with pytest.raises(UserError, match="doc_mask=False: the checkpoint was trained with True"):
         train_here("--resume", **{**dict.fromkeys(TINY), "max_iters": 30}, out_dir=halves, doc_mask=False)
     evaluator, rows = Evaluator(whole), [([*b"\0some words\0other words"], 1), ([*b"\0other words"], 1)]
-    assert evaluator.config.doc_end == 0
+    assert evaluator.config.eot == 0
     [(both, _), (other, _)], [(some, _)] = (evaluator.nats(r, "x") for r in (
         rows, [([*b"\0some words\0"], 1)]))
     assert abs(both - some - other) < 1e-4 * both
-    evaluator.config.doc_end = None
+    evaluator.config.eot = None
     assert evaluator.nats(rows, "x")[0][0] != both
 
 
 def test_an_exported_folder_knows_it(tmp_path):
     pytest.importorskip("safetensors")
-    model = make("llama", torch.float32, vocab_size=256, doc_end=END)
+    model = make("llama", torch.float32, vocab_size=256, eot=END)
     export(model, META, str(tmp_path / "hf"))
     assert hf.from_hf(str(tmp_path / "hf")).config == model.config
     said = json.loads((tmp_path / "hf" / hf.OURS).read_text())
@@ -175,3 +176,9 @@ def test_refused(tmp_path):
     config = from_dict(dict(data_dir=str(folder), doc_mask=True))
     with pytest.raises(UserError, match="doc_mask=True: .*names no eot"):
         Loader(config, read_meta(str(folder)), 256)
+
+
+def test_an_older_checkpoint_called_it_doc_end():
+    config = make("gpt", eot=END).config
+    saved = {"doc_end" if k == "eot" else k: v for k, v in asdict(config).items()}
+    assert type(config).from_saved(saved) == config

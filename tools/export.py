@@ -41,7 +41,7 @@ def export(model, meta, folder, source="the checkpoint"):
             # a JSON one has a file of its own
             spec = dict(name=JSON, eot=tok.eot) if tok.name == JSON else meta["tokenizer"]
             write_json(os.path.join(aside, hf.OURS), dict(
-                tokenizer=spec, vocab_size=tok.vocab_size, doc_end=model.config.doc_end))
+                tokenizer=spec, vocab_size=tok.vocab_size, doc_end=model.config.eot))
             safetensors.save_file(hf.to_hf(model), os.path.join(aside, "model.safetensors"),
                                   metadata=dict(format="pt"))
             write_json(os.path.join(aside, "config.json"), hf_config(model, tok))

@@ -121,7 +121,7 @@ class Tuned(nn.Module):
         super().__init__()
         self.pool = pool
         # a row is one text, whatever it is put together from
-        self.model = type(model)(replace(model.config, dropout=dropout, doc_end=None))
+        self.model = type(model)(replace(model.config, dropout=dropout, eot=None))
         self.model.load_state_dict(model.state_dict())
         self.task, self.spans = task, not task.text
         self.head = nn.Linear(model.config.n_embd, 2 if self.spans else len(task.classes) or 1)

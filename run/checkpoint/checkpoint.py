@@ -184,7 +184,7 @@ def load_model(path):
     """The model in a checkpoint (a file, or a run's folder) and that checkpoint's other contents."""
     state = load(path, values=False)  # the optimizers' state stays on the disk
     cls, config_cls = MODELS[state["config"]["model"]]
-    model = cls(config_cls(**state["model_config"]))
+    model = cls(config_cls.from_saved(state["model_config"]))
     model.load_state_dict(with_values(state.pop("model")))
     return model.eval(), state
 

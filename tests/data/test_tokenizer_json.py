@@ -110,11 +110,11 @@ def test_trained_sampled_evaluated_exported(folder, prepared, tmp_path, capsys, 
     shutil.rmtree(data)
     model, info = trained.open_model(out)
     tok = get_tokenizer(info["meta"])
-    assert model.config.vocab_size == padded(tok.vocab_size) and model.config.doc_end == tok.eot
+    assert model.config.vocab_size == padded(tok.vocab_size) and model.config.eot == tok.eot
     export(model, info["meta"], to)
     assert (tmp_path / "hf" / "tokenizer.json").read_text() == (folder / "tokenizer.json").read_text()
     back, said = trained.open_model(to)
-    assert back.config.doc_end == tok.eot and said["meta"]["tokenizer"] == info["meta"]["tokenizer"]
+    assert back.config.eot == tok.eot and said["meta"]["tokenizer"] == info["meta"]["tokenizer"]
     import sample
     capsys.readouterr()
     for path in (out, to):

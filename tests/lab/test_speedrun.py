@@ -292,7 +292,7 @@ def test_runs_are_dealt_out_to_gpus(n, visible, devices, words, monkeypatch):
     monkeypatch.setattr(children.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(children.torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
-    assert children.places(n) == [(dict(CUDA_VISIBLE_DEVICES=d), None, words) for d in devices]
+    assert children.slots(n) == [(dict(CUDA_VISIBLE_DEVICES=d), None, words) for d in devices]
 
 
 def test_a_report_names_the_machine_of_the_runs(tmp_path):
@@ -313,7 +313,7 @@ def test_a_report_names_the_machine_of_the_runs(tmp_path):
     ("print('a word')\nraise SystemExit(3)", "a word"), ("raise SystemExit(3)", "exit code 3")])
 def test_why_a_child_failed(script, why, tmp_path):
     """What it said itself since this start, not what is in run.txt of an earlier one."""
-    place = children.places(1)[0]
+    place = children.slots(1)[0]
     for text in (CRASH, script):
         child = children.Child([sys.executable, "-c", text], str(tmp_path), place)
         child.process.wait()
@@ -324,7 +324,7 @@ PARENT = """
 import sys, time
 from lab import children
 folder, script = sys.argv[1:]
-c = children.Child([sys.executable, "-c", script, folder], folder, children.places(1)[0])
+c = children.Child([sys.executable, "-c", script, folder], folder, children.slots(1)[0])
 print(c.process.pid, flush=True)
 time.sleep(60)
 """
@@ -378,7 +378,7 @@ def test_real_runs_are_interrupted_and_resumed(tmp_path, monkeypatch):
     campaign = Campaign(dict(settings=settings, contestants={"a": {}}, ablation=True, seeds=[3]),
                         str(tmp_path / "out"))
     [run] = campaign.finals(campaign.contestants["a"])
-    slots, sleep = children.places(len(os.sched_getaffinity(0)))[:1], children.time.sleep
+    slots, sleep = children.slots(len(os.sched_getaffinity(0)))[:1], children.time.sleep
 
     def interrupt(seconds):
         sleep(0.02)
