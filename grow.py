@@ -1,12 +1,12 @@
 """
-Growing a model and its optimizer: pure bookkeeping over named axes, the same for every layer,
-every dimension, every model and every optimizer.
+Growing a model and its optimizer. The same code serves every layer, dimension, model and optimizer,
+because every parameter names its axes.
 
-One rule grows any tensor, be it a parameter or optimizer state of the parameter's shape: make the
-larger tensor, fill it with whatever new values are wanted, and write the old tensor over its
-leading corner. New coordinates always go at the end of an axis; only layers can go elsewhere.
-The masks in model.py then make whatever was filled in invisible until the ramp lifts it
-(Masked Structural Growth, Yao et al., ICLR 2024, https://arxiv.org/abs/2305.02869, section 3).
+One rule grows a tensor, a parameter or optimizer state of its shape: make the larger tensor, fill it
+with new values, write the old tensor over its leading corner. New coordinates go at the end of an
+axis; only new layers can go between old ones. Masks (layers.py) hide the new values at first and
+let them in over a ramp (Masked Structural Growth, Yao et al., ICLR 2024,
+https://arxiv.org/abs/2305.02869, section 3).
 """
 import re
 from dataclasses import asdict, replace
@@ -22,25 +22,25 @@ from model import GROWABLE
 def grow(model, optimizer=None, *, n_layer=None, n_head=None, n_embd=None, n_inner=None,
          init=None, interleave=False, masked=True):
     """
-    Grow `model`, and `optimizer` with it, to the given sizes. At the moment of growth the model
-    computes the same function as before, whatever `init` does: call `set_mask` to let the new
-    weights in. New layers are copies of the old ones; from no layer, they are random.
+    Grow `model`, and `optimizer` with it, to the given sizes. The grown model computes the same
+    function as before, whatever `init` does. Then call `set_mask` to let the new weights in.
+    New layers are copies of the old ones, or random if there were none.
 
     optimizer: a torch optimizer or a list of them. State shaped like its parameter (moments,
-    momentum) travels with the old weights; for newborn ones momentum starts at zero, and means of
-    squared gradients at the old ones' level; a wholly new parameter has no state at all, so its
-    bias correction starts afresh too.
-    init: the new weights of grown axes, a function (new, old, spec) -> None that fills the tensor
-    `new`; `old` is None for a random layer. None: each parameter's own initial distribution.
-    interleave: new layers go each right after its source; else on top, in order.
-    masked: False leaves the masks out and lets `init` decide the old entries too. That changes
-    the function unless `init` sees to it: for experiments with other growth operators.
+    momentum) grows with the parameter. New entries of momentum start at zero; new entries of
+    squared gradients start at the mean of the old ones. The parameters of a new layer have no
+    state, so their bias correction starts afresh.
+    init: a function (new, old, spec) that fills the tensor `new`; `old` is None for a random
+    layer. None: each parameter's own initial distribution.
+    interleave: put each new layer right after its source. Otherwise new layers go on top, in order.
+    masked: False leaves out the masks, and `init` also decides the old entries. This changes the
+    function unless `init` prevents it. It is for other growth operators (run/operators.py).
 
-    Returns (model, optimizer). The old model is consumed: its tensors are freed one by one as
-    the new ones are made, and gradients are dropped. The optimizer is the same object, holding
-    the new parameters.
-    Raises ValueError, with everything left as it was, when the sizes are not a growth of this
-    model, or an earlier growth's ramp is still on.
+    Returns (model, optimizer). The old model is used up: its tensors are freed one by one as the
+    new ones are made, and its gradients are dropped. The optimizer is the same object; it now
+    holds the new parameters.
+    Raises ValueError, before anything is changed, if the sizes are no growth of this model or the
+    ramp of an earlier growth is not over.
     """
     wanted = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, n_inner=n_inner)
     config = grown_config(model.config, **wanted)
@@ -63,8 +63,8 @@ def grow(model, optimizer=None, *, n_layer=None, n_head=None, n_embd=None, n_inn
 
 def set_mask(model, value):
     """
-    Move the ramp of a growth: 0 <= value < 1 sets the height of the new coordinates' mask in
-    place (nothing recompiles, no device sync), 1 ends the ramp and drops the masks.
+    Set the mask of the new coordinates to `value`, from 0 (hidden) to 1. The change is in place:
+    nothing recompiles, no device sync. At 1 the masks are removed.
     """
     if not 0 <= value <= 1:
         raise ValueError(f"mask value {value}: must be between 0 and 1")
@@ -77,7 +77,7 @@ def set_mask(model, value):
 
 
 def grown_config(config, **sizes):
-    """The config after growing to `sizes` (None = unchanged). Raises ValueError if no growth."""
+    """The config after growing to `sizes` (None = unchanged). ValueError if that is no growth."""
     sizes = {k: v for k, v in sizes.items() if v is not None}
     have = {k: getattr(config, k) for k in sizes}
     for k, v in sizes.items():
@@ -94,7 +94,7 @@ def grown_config(config, **sizes):
 
 def layer_sources(n_old, n_new, interleave=False):
     """
-    Where each of the n_new layers comes from: (old layer, or None for a random one; is it new?).
+    For each of the n_new layers: (the old layer it comes from, or None if random; is it new?).
     >>> layer_sources(2, 4)
     [(0, False), (1, False), (0, True), (1, True)]
     >>> layer_sources(2, 4, interleave=True)
@@ -109,10 +109,10 @@ def layer_sources(n_old, n_new, interleave=False):
 
 
 def grow_tensor(old, spec, shape, fill, device=None, dtype=None, keep_old=True):
-    """The one rule: a tensor of `shape`, filled by `fill`, with `old` written over its corner."""
+    """A tensor of `shape`, filled by `fill`, with `old` written over its leading corner."""
     if old is not None and tuple(old.shape) == tuple(shape):
         return old
-    if isinstance(old, DTensor):  # sharded: whole for a moment, the same on every process
+    if isinstance(old, DTensor):  # sharded: gathered for a moment, the same on every rank
         return shard_like(grow_tensor(old.full_tensor(), spec, shape, fill, keep_old=keep_old), old)
     new = torch.empty(shape, device=device if old is None else old.device,
                       dtype=dtype if old is None else old.dtype)
@@ -123,7 +123,7 @@ def grow_tensor(old, spec, shape, fill, device=None, dtype=None, keep_old=True):
 
 
 def shard_like(whole, like):
-    """`whole`, which every process has, sharded as `like` is, be it not at all."""
+    """`whole`, which every rank has, sharded as `like` is. A plain `like`: unchanged."""
     if not isinstance(like, DTensor) or isinstance(whole, DTensor):
         return whole
     shards = distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
@@ -131,7 +131,7 @@ def shard_like(whole, like):
 
 
 def put(model, params):
-    """Make `params`, name -> Parameter, the model's."""
+    """Set `params`, name -> Parameter, in the model."""
     for name, p in params.items():
         module, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(module), leaf, p)
@@ -142,23 +142,23 @@ def describe(sizes):
 
 
 # -----------------------------------------------------------------------------
-# how new entries are filled: (new, old, spec), writing all of `new`
+# how new entries are filled: functions (new, old, spec) that write all of `new`
 
 def fill_normal(new, old, spec):
     new.normal_(spec.mean, spec.std)
 
 
 def fill_state(new, old, spec):
-    """Momentum: newborn coordinates have none yet."""
+    """Momentum: 0 for newborn coordinates."""
     new.zero_()
 
 
 def fill_square(new, old, spec):
     """
-    Running means of squared gradients, Adam's exp_avg_sq: newborn coordinates start from what the
-    old ones of their row and column have on average. From zero, under the old `step`, their first
-    updates would be sqrt((1 - beta1)^2 / (1 - beta2)) times the learning rate, and then more: 3.2 and
-    up to 6.8 with beta2 = 0.999. So they never exceed it while gradients are of the old ones' size.
+    Running means of squared gradients (Adam's exp_avg_sq): newborn coordinates start from the mean
+    of the old ones in their row and column. Why not zero: under the old `step` their first updates
+    would be sqrt((1 - beta1)^2 / (1 - beta2)) = 3.2 times the learning rate with beta2 = 0.999, and
+    up to 6.8 times later. This way they stay near 1 while gradients are of the old ones' size.
     """
     new.zero_()
     if old.numel() == 0:
@@ -176,7 +176,7 @@ def fill_square(new, old, spec):
 # the bookkeeping
 
 def _newborn(old, new, layers):
-    """axis -> bool (size,), True on the new coordinates, for the axes that grew."""
+    """For each axis that grew: axis -> bool (size,), True on the new coordinates."""
     before, after = old.axis_sizes(), new.axis_sizes()
     born = {a: torch.arange(after[a]) >= before[a] for a in WIDTH_AXES if after[a] > before[a]}
     if new.n_layer > old.n_layer:
@@ -185,7 +185,7 @@ def _newborn(old, new, layers):
 
 
 def _grow_tensors(model, config, optimizers, layers, init, masked):
-    """A model of `config` with the old tensors in it; empties `model`, re-points the optimizers."""
+    """A model of `config` made from the old tensors. Empties `model`, updates the optimizers."""
     with torch.device("meta"):
         new = type(model)(config)
     specs, shapes = new.specs(), {n: p.shape for n, p in new.named_parameters()}
@@ -193,16 +193,16 @@ def _grow_tensors(model, config, optimizers, layers, init, masked):
     owner = {id(p): group for o in optimizers for group in o.param_groups for p in group["params"]}
     groups = {name: owner.get(id(p)) for name, p in old.items()}
     some = next(iter(old.values()))
-    # found before anything is touched, for there may be none for a fresh layer: ValueError
+    # before anything is changed, as this raises ValueError if a new layer has no param_group
     homes = {name: _home(name, layers, optimizers, groups) for name in shapes}
 
-    # old parameter -> the new parameters made from it, and whether each is the original or a copy
+    # old parameter -> [(new parameter made from it, is it a copy?), ...]
     heirs = {}
     for name in shapes:
         source, is_new = _source(name, layers)
         heirs.setdefault(source, []).append((name, is_new))
     made = {}
-    # largest first: what is still to be replaced is then always small beside what is made
+    # largest first: this keeps the peak memory low
     for source in sorted(heirs, key=lambda s: -old[s].numel() if s else 0):
         p = old.get(source)
         for name, is_new in heirs[source]:
@@ -228,7 +228,7 @@ def _grow_tensors(model, config, optimizers, layers, init, masked):
 
 
 def _keep_modes(old, new, layers):
-    """Each module is in training or evaluation mode as the one it comes from; a fresh layer as the model."""
+    """Each module keeps its source's training or evaluation mode, a random layer the model's."""
     modes = {name: module.training for name, module in old.named_modules()}
     for name, module in new.named_modules():
         source, _ = _source(name, layers)
@@ -236,15 +236,15 @@ def _keep_modes(old, new, layers):
 
 
 def _free(p, heir):
-    """Free the old parameter here, tensor by tensor, whoever else looks at it."""
+    """Free the old parameter's memory now, even if something else still refers to it."""
     if not isinstance(p, DTensor):
         p.data = torch.empty(0, device=p.device, dtype=p.dtype)
-    elif p.shape != heir.shape:  # else they are the same shards
+    elif p.shape != heir.shape:  # otherwise both are the same shards
         p.to_local().untyped_storage().resize_(0)
 
 
 def _source(name, layers):
-    """The old parameter or module that the new one `name` is made from, and whether it is new."""
+    """(The old parameter or module that `name` is made from, or None; is it in a new layer?)."""
     match = re.match(r"blocks\.(\d+)(.*)", name)
     if match is None:
         return name, False
@@ -253,12 +253,12 @@ def _source(name, layers):
 
 
 def _move_state(optimizer, old, new, spec):
-    """Hand the state of parameter `old` to `new`: what has its shape grows, the rest is kept."""
+    """Move the optimizer state of `old` to `new`: what has its shape grows, the rest is kept."""
     if old not in optimizer.state:
         return
     state, grown = optimizer.state.pop(old), {}
     for key in list(state):
-        value = state.pop(key)  # popped, so that the old tensor is free before the next is made
+        value = state.pop(key)  # popped: the old tensor is freed before the next is made
         same = torch.is_tensor(value) and value.shape == old.shape and value.dim() > 0
         fill = fill_square if key.endswith("_sq") else fill_state
         grown[key] = grow_tensor(value, spec, new.shape, fill) if same else value
@@ -266,14 +266,14 @@ def _move_state(optimizer, old, new, spec):
 
 
 def _home(name, layers, optimizers, groups):
-    """The param_group of the new parameter `name`: that of the old one it comes from."""
+    """The param_group of the new parameter `name`: that of its source."""
     source, _ = _source(name, layers)
     return groups[source] if source is not None else \
         _adoptive_group([g for o in optimizers for g in o.param_groups], groups, name)
 
 
 def _adoptive_group(all_groups, groups, name):
-    """The param_group for a parameter of a fresh layer, which has no counterpart to follow."""
+    """The param_group for a parameter of a random layer, which has no source."""
     _, _, leaf = name.partition("blocks.")
     siblings = [g for n, g in groups.items() if n.startswith("blocks.") and
                 n.split(".", 2)[2] == leaf.split(".", 1)[1]]
@@ -288,12 +288,12 @@ def _adoptive_group(all_groups, groups, name):
 
 
 def role(name):
-    """How optimizers tell parameters apart: a block's "matrix", an "embedding", or a "vector"."""
+    """The kind of a parameter, for optimizers: "matrix" (of a block), "embedding" or "vector"."""
     if name.endswith("bias") or ".ln_" in name or name.startswith("ln_"):
         return "vector"
     return "matrix" if name.startswith("blocks.") else "embedding"
 
 
 def sizes_of(config):
-    """The four sizes that can grow, of a config or anything that has them, as a dict."""
+    """The four sizes that can grow, as a dict."""
     return {k: v for k, v in asdict(config).items() if k in GROWABLE}

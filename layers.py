@@ -1,6 +1,6 @@
 """
-What models are made of: masks, layers whose axes have names and which can ignore masked coordinates,
-rotary positions, attention, and the loss of the output head.
+What models are made of: masks, layers with named axes that respect them, rotary positions,
+attention, and the loss of the output head.
 """
 import math
 from typing import NamedTuple
@@ -9,18 +9,18 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-WIDTH_AXES = ("embd", "inner", "head")  # those that carry a mask; "kv" needs none of its own
+WIDTH_AXES = ("embd", "inner", "head")  # the axes with a mask; "kv" needs none of its own
 
 
 class Spec(NamedTuple):
-    """What a parameter is: the meaning of its axes, and the normal distribution it starts from."""
+    """The names of a parameter's axes, and the normal distribution of its initial values."""
     axes: tuple
     mean: float = 0.0
     std: float = 0.0
 
 
 class Mask(NamedTuple):
-    """The mask of each width axis, (size,) with values in [0, 1]; None where nothing grows."""
+    """The mask of each width axis, (size,), values in [0, 1]. None: the axis is not growing."""
     embd: torch.Tensor | None = None
     inner: torch.Tensor | None = None
     head: torch.Tensor | None = None
@@ -28,9 +28,9 @@ class Mask(NamedTuple):
 
 class Masks(nn.Module):
     """
-    The growth in progress, as buffers, so that a checkpoint taken mid-ramp has it all:
+    The growth in progress. All of it is in buffers, so a checkpoint taken during a ramp is complete:
     `embd`, `inner`, `head`, `layer`: bool, True on the newborn coordinates of a grown axis;
-    `c`: 0-D, the present height of the ramp. All are None when nothing grows.
+    `c`: the mask's present value on them, 0-D. All are None when nothing grows.
     """
 
     def __init__(self):
@@ -50,7 +50,7 @@ class Masks(nn.Module):
         self.new_layers = frozenset()
 
     def _find_new_layers(self, layer):
-        # which blocks are gated is a fact about the graph, so it is known to Python
+        # in Python, not in a tensor: which blocks have a gate decides the graph
         self.new_layers = frozenset(() if layer is None else layer.nonzero().flatten().tolist())
 
     def width(self):
@@ -59,11 +59,11 @@ class Masks(nn.Module):
                       torch.where(new, self.c, torch.ones_like(self.c)) for axis in WIDTH_AXES))
 
     def gate(self, i):
-        """c for a newborn block, None for the others."""
+        """c for a new block, None for an old one."""
         return self.c if i in self.new_layers else None
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        # the state dict says whether there is a growth in progress, whatever we had before
+        # the state dict decides whether a growth is in progress, whatever this model had before
         for name in (*WIDTH_AXES, "layer", "c"):
             value = state_dict.get(prefix + name)
             self.register_buffer(name, None if value is None else torch.empty_like(value))
@@ -73,8 +73,8 @@ class Masks(nn.Module):
 
 class Linear(nn.Linear):
     """
-    nn.Linear with named axes. In: (..., in_axis), out: (..., out_axis). m: the mask of in_axis,
-    (in_axis,): the layer of m * x, reckoned on the weight's columns, which are fewer than x's rows.
+    nn.Linear with named axes. In: (..., in_axis). Out: (..., out_axis). m: the mask of in_axis,
+    (in_axis,), or None. It multiplies the weight's columns: the same as m * x, and cheaper.
     """
 
     def __init__(self, config, out_axis, in_axis, std=0.02, bias=None):
@@ -83,7 +83,7 @@ class Linear(nn.Linear):
         self.spec = dict(weight=Spec((out_axis, in_axis), std=std), bias=Spec((out_axis,)))
 
     def reset_parameters(self):
-        pass  # Transformer.init_weights draws every parameter from its spec
+        pass  # Transformer.init_weights does it, from the specs
 
     def forward(self, x, m=None):
         return F.linear(x, self.weight if m is None else self.weight * m, self.bias)
@@ -102,10 +102,10 @@ class Embedding(nn.Embedding):
 
 class LayerNorm(nn.Module):
     """
-    LayerNorm over the residual stream that can ignore masked coordinates. With n = sum(m):
+    LayerNorm over the residual stream that ignores masked coordinates. With n = sum(m):
     mu = sum(m x) / n, var = sum(m (x - mu)^2) / n, y = m * ((x - mu) / sqrt(var + eps) * w + b).
-    At c = 0 it is plain LayerNorm on the old coordinates and 0 on the new ones, at c = 1 plain
-    LayerNorm on all of them. Computed in float32 at least, as autocast does with layer_norm.
+    At c = 0: plain LayerNorm on the old coordinates, 0 on the new ones. At c = 1: plain LayerNorm
+    on all of them. Computed in float32 or wider, as autocast does with layer_norm.
     """
 
     def __init__(self, config):
@@ -128,8 +128,8 @@ class LayerNorm(nn.Module):
 
 class RMSNorm(nn.Module):
     """
-    RMSNorm (Zhang and Sennrich 2019) that can ignore masked coordinates:
-    y = m * x / sqrt(sum(m x^2) / sum(m) + eps) * w. Computed in float32 at least.
+    RMSNorm (Zhang and Sennrich 2019) that ignores masked coordinates:
+    y = m * x / sqrt(sum(m x^2) / sum(m) + eps) * w. Computed in float32 or wider.
     """
 
     def __init__(self, config, axis="embd"):
@@ -152,12 +152,12 @@ def norm(config, axis="embd"):
 
 def positions_and_mask(config, idx, start=0):
     """
-    Where the tokens of idx (B, T) from `start` on are: their positions (T - start,), and None.
+    (positions, attention mask) of the tokens of idx (B, T) from `start` on: (T - start,) and None.
 
-    With config.eot the documents packed in a row are kept apart: their positions in their documents,
-    (B, T - start), and which tokens they see, their own document's up to themselves, bool
-    (B, 1, T - start, T). The id between two documents begins the second, whose first token is so
-    predicted from that id alone. What a row begins in the middle of counts from the row's start.
+    With config.eot, documents packed in a row are kept apart. Positions, (B, T - start), count from
+    the start of the document. The mask, bool (B, 1, T - start, T), is True on the tokens of the same
+    document up to the present one. The id between two documents counts as the first token of the
+    second. A document that began before the row counts from the start of the row.
     """
     t = torch.arange(idx.size(1), device=idx.device)
     if len(t) > config.block_size:
@@ -172,8 +172,9 @@ def positions_and_mask(config, idx, start=0):
 
 def rotary(t, head_dim, theta, like):
     """
-    Rotary positions (RoFormer, Su et al. 2021): cosines and sines of t / theta^(2 i / head_dim), each
-    (T, head_dim / 2), or (B, 1, T, head_dim / 2) for t (B, T), in float32 at least, as `like` is.
+    Rotary positions (RoFormer, Su et al. 2021): cosines and sines of t / theta^(2 i / head_dim).
+    t: (T,) or (B, T). Each result: (T, head_dim / 2) or (B, 1, T, head_dim / 2), of the dtype of
+    `like`, but at least float32.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     i = torch.arange(0, head_dim, 2, device=t.device, dtype=dtype)
@@ -183,7 +184,7 @@ def rotary(t, head_dim, theta, like):
 
 
 def apply_rotary(x, rope):
-    """Coordinates i and i + head_dim / 2 of x (B, n_head, T, head_dim) turned by their angles."""
+    """Rotate the pairs of coordinates i, i + head_dim / 2 of x (B, n_head, T, head_dim)."""
     cos, sin = rope
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
@@ -191,14 +192,14 @@ def apply_rotary(x, rope):
 
 def attend(q, k, v, attn_mask=None, causal=False, dropout=0.0):
     """
-    softmax(q k^T / sqrt(head_dim)) v. q, k, v: (B, n_head, T, head_dim); attn_mask: None or bool,
-    (B, 1, 1, T) or (B, 1, T, T), False = not seen; causal: each position sees itself and those
-    before (of as many queries as keys), as a attn_mask that is given besides must say too.
+    softmax(q k^T / sqrt(head_dim)) v. q, k, v: (B, n_head, T, head_dim). attn_mask: None, or bool,
+    False = not seen: (B, 1, 1, T) or (B, 1, T, T). causal: a position sees itself and those before
+    it, for as many queries as keys; an attn_mask given besides must be causal too.
 
-    By PyTorch's kernels, but for compiled bfloat16 on the CPU: there the kernel's backward took a
-    third of a small model's step (torch 2.13, AMD EPYC). Plain products need about half the time, a
-    few queries at a time, so that their scores stay in the cache and a causal model skips most of
-    what it masks. Beyond 1024 positions they gain nothing and need memory that grows with T^2.
+    PyTorch's kernels do it, except for compiled bfloat16 on a CPU: there the kernel's backward took
+    a third of a small model's step (torch 2.13, AMD EPYC). Plain products take about half the time.
+    They go through a few queries at a time: the scores stay in the cache, and causal models skip
+    most masked ones. Beyond 1024 positions they gain nothing, and their memory grows with T^2.
     """
     plain = torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.bfloat16
     if not plain or k.size(2) > 1024:
@@ -220,23 +221,23 @@ def attend(q, k, v, attn_mask=None, causal=False, dropout=0.0):
 
 
 # -----------------------------------------------------------------------------
-# the output head's cross-entropy without all logits in memory: the head runs over a few rows at a time
-# and takes their gradients at once
+# the output head's cross-entropy without all logits in memory: the head runs over a chunk of rows at
+# a time and computes their gradients right away
 
-# logits in memory at a time: 64 MiB in float32 on a CPU; GPUs have room for more, and each time
-# costs them a pass over the gradient of the head's weights
+# logits in a chunk: 64 MiB in float32 on a CPU. GPUs have room for more, and each chunk costs them
+# a pass over the gradient of the head's weights
 LOGITS_AT_ONCE = dict(cpu=1 << 24, cuda=1 << 28)
 
 
 def wide(dtype):
-    """What sums of `dtype` are kept in."""
+    """The dtype for sums of values in `dtype`: float32 or wider."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def cross_entropy(logits, targets):
     """
-    The mean loss in nats a target, 0-D: F.cross_entropy with ignore_index=-1, but 0 rather than NaN
-    when all are ignored. logits: (N, V); targets: (N,).
+    The mean loss in nats per target, 0-D: F.cross_entropy with ignore_index=-1, but 0 instead of
+    NaN when all are ignored. logits: (N, V). targets: (N,).
     """
     total = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
     return total / (targets >= 0).sum().clamp_min(1)
@@ -244,9 +245,9 @@ def cross_entropy(logits, targets):
 
 class RowLoss(nn.Module):
     """
-    logits (R, V), targets (R,), -1 = ignore -> the summed loss, 0-D, in float32 at least, and its
-    gradient with respect to the logits, in their dtype. A module so that it can be compiled
-    (compiler.py): its shapes are constants of a run, whatever grows.
+    logits (R, V), targets (R,), -1 = ignore -> (the summed loss, 0-D, in float32 or wider; its
+    gradient with respect to the logits, in their dtype). It is a module so that it can be compiled
+    (run/compiler.py). Its shapes are constant over a run, whatever grows.
     """
 
     def forward(self, logits, targets):
@@ -254,14 +255,14 @@ class RowLoss(nn.Module):
         index = targets.clamp_min(0)[:, None]
         logp = F.log_softmax(logits.to(wide(logits.dtype)), -1)  # (R, V)
         nats = -logp.gather(1, index)[:, 0]
-        grad = logp.exp_()  # softmax minus one-hot, in place: it is large
+        grad = logp.exp_()  # softmax minus one-hot, in place to save memory
         grad.scatter_add_(1, index, grad.new_full(index.shape, -1.0))
         grad.mul_(wanted[:, None])
         return (nats * wanted).sum(), grad.to(logits.dtype)
 
 
 class HeadLoss(torch.autograd.Function):
-    """The mean loss of x @ weight.T + bias, gradients computed along with it, chunk by chunk."""
+    """The mean loss of x @ weight.T + bias; forward computes the gradients too, chunk by chunk."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, targets, row_loss, rows):
@@ -291,10 +292,10 @@ class HeadLoss(torch.autograd.Function):
 
 def head_loss(x, weight, targets, bias=None, row_loss=None):
     """
-    cross_entropy(F.linear(x, weight, bias), targets), the same to rounding.
-    x: (N, n_embd); weight: (V, n_embd); bias: (V,) or None; targets: (N,). Returns a 0-D loss in
-    nats a target. Only as many rows at a time as LOGITS_AT_ONCE allows, and equally many, but for
-    the last time, so that row_loss, a RowLoss, sees two shapes at most.
+    cross_entropy(F.linear(x, weight, bias), targets), equal up to rounding, with less memory.
+    x: (N, n_embd). weight: (V, n_embd). bias: (V,) or None. targets: (N,). Returns the mean loss in
+    nats per target, 0-D. A chunk has as many rows as LOGITS_AT_ONCE allows. All chunks but the last
+    are equal, so row_loss, a RowLoss, sees at most two shapes.
     """
     n, device = len(x), x.device.type
     at_once = LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE["cpu"])

@@ -1,19 +1,19 @@
 """
-GPT, BERT and Llama as three short assemblies of the same parts, and the masks that let them grow.
+GPT, BERT and Llama: three short assemblies of the layers in layers.py.
 
-Every parameter knows what its axes mean ("embd", "inner", "head", ...) and how it is
-initialised (`Spec`), so that growing a model (grow.py) needs no code per layer or per parameter.
+Every parameter names its axes ("embd", "inner", "head", ...) and its initial distribution (`Spec`).
+So growing a model (grow.py) needs no code per layer or per parameter.
 
-While a model grows, its new coordinates carry a mask c that rises from 0 to 1 (Masked Structural
-Growth, Yao et al., ICLR 2024, https://arxiv.org/abs/2305.02869). It acts in four positions_and_mask:
+While a model grows, a mask multiplies its new coordinates by c, which rises from 0 to 1 (Masked
+Structural Growth, Yao et al., ICLR 2024, https://arxiv.org/abs/2305.02869). It acts in four places:
 
     n_inner   MLP, SwiGLU         proj(m * gelu(fc(x))), proj(m * silu(gate(x)) * up(x))
     n_head    Attention           proj(m * heads(x))
     n_embd    LayerNorm, RMSNorm  statistics over the unmasked coordinates, output times m
     n_layer   Block               c * block(x) + (1 - c) * x
 
-Nothing but a norm reads the residual stream, so masking the norms is enough for n_embd.
-With no growth in progress there are no masks: no tensors, no cost, the same graph as without them.
+Only norms read the residual stream, so masking the norms is enough for n_embd.
+When nothing grows there are no masks: no tensors, no cost, the graph of a plain model.
 """
 import math
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ from layers import (
     rotary,
 )
 
-# the four sizes that grow, and the axis each of them is
+# the four sizes that can grow -> the axis that each one lengthens
 GROWABLE = {"n_embd": "embd", "n_inner": "inner", "n_head": "head", "n_layer": "layer"}
 
 
@@ -59,13 +59,13 @@ class GPTConfig:
     eot: int | None = None      # the token id that ends a document, where those packed in a row are to
                                 # know nothing of each other (not BERT's); None: a row is one text
 
-    # what makes it a GPT rather than a BERT, and what Llama alone has a choice of
+    # what tells a GPT from a BERT; then the settings that only Llama can choose
     post_ln, causal, scale_residual, llama = False, True, True, False
     norm_eps, kv_group, qk_norm, tie = 1e-5, 1, False, True
 
     @classmethod
     def from_saved(cls, saved):
-        """The config that a checkpoint holds as a dict, an older one's too, which called eot doc_end."""
+        """The config from a checkpoint's dict. Older ones called eot doc_end."""
         return cls(**{"eot" if k == "doc_end" else k: v for k, v in saved.items()})
 
     @property
@@ -91,12 +91,12 @@ class BertConfig(GPTConfig):
 
 @dataclass
 class LlamaConfig(GPTConfig):
-    """Llama's architecture (Touvron et al. 2023) and, with qk_norm, Qwen3's; gelu is not read."""
-    bias: bool = False          # there are none
-    kv_group: int = 1           # query heads that share keys and values, a constant of a run:
+    """Llama's architecture (Touvron et al. 2023); with qk_norm, Qwen3's. Ignores gelu."""
+    bias: bool = False          # Llama has no biases
+    kv_group: int = 1           # query heads per key/value head, fixed for a run:
                                 # n_kv_head is n_head / kv_group
     rope_theta: float = 10_000.0  # base of the rotary positions' wavelengths
-    tie: bool = True            # is the output head the token embedding?
+    tie: bool = True            # the output head shares the token embedding's weight
     qk_norm: bool = False       # RMSNorm on each head's queries and keys
     norm_eps: float = 1e-5
 
@@ -119,8 +119,8 @@ class Attention(nn.Module):
     def __init__(self, config, out_std):
         super().__init__()
         self.head_dim, self.causal, self.group = config.head_dim, config.causal, config.kv_group
-        # three matrices rather than one: each has one axis of heads, new heads go at its end.
-        # Query heads j * kv_group and on read kv head j: whole groups at the end stay groups
+        # three matrices rather than one: new heads then go at the end of each axis of heads.
+        # Query heads j * kv_group to (j + 1) * kv_group - 1 read kv head j: grow by whole groups
         self.q = Linear(config, "head", "embd")
         self.k = Linear(config, "kv", "embd")
         self.v = Linear(config, "kv", "embd")
@@ -137,7 +137,7 @@ class Attention(nn.Module):
             q, k = (apply_rotary(t, rope).to(v.dtype) for t in (self.ln_q(q), self.ln_k(k)))
         if cache is not None:
             k, v = cache[:] = [torch.cat(kv, dim=2) for kv in zip(cache, (k, v))] if cache else [k, v]
-        if self.group > 1:  # not SDPA's enable_gqa: not all of its kernels know that
+        if self.group > 1:  # SDPA's enable_gqa: not all of its kernels support it
             k, v = (t.repeat_interleave(self.group, dim=1) for t in (k, v))
         y = attend(q, k, v, attn_mask, self.causal and k.size(2) == T,
                    self.attn_dropout if self.training else 0.0)
@@ -145,7 +145,7 @@ class Attention(nn.Module):
         return self.dropout(self.proj(y, m))
 
     def heads(self, x):
-        """q, k, v: (B, T, n_head * head_dim), by one product: a third of one leaves a GPU idle."""
+        """q, k, v: (B, T, n_head * head_dim), by one product: three small ones leave a GPU idle."""
         parts = self.q, self.k, self.v
         bias = None if self.q.bias is None else torch.cat([f.bias for f in parts])
         y = F.linear(x, torch.cat([f.weight for f in parts]), bias)
@@ -194,8 +194,9 @@ class Block(nn.Module):
 
     def forward(self, x, m=Mask(), gate=None, attn_mask=None, cache=None, rope=None):
         """
-        x: (B, T, n_embd); gate: None or 0-D; attn_mask: None or which tokens are seen, bool, by all
-        (B, 1, 1, T) or by each (B, 1, T, T); rope: None or the positions that rotary() made.
+        x: (B, T, n_embd). m: the masks of the width axes. gate: None, or c of a new block, 0-D.
+        attn_mask: None, or bool, True = seen: (B, 1, 1, T) or (B, 1, T, T).
+        rope: None, or the cosines and sines from rotary().
         """
         if self.post_ln:
             y = self.ln_1(x + self.attn(x, m.head, attn_mask, cache), m.embd)
@@ -207,7 +208,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """What all models share: a stack of blocks, the masks, the specs."""
+    """What all models share: embeddings, a stack of blocks, the masks."""
 
     def __init__(self, config):
         super().__init__()
@@ -220,7 +221,7 @@ class Transformer(nn.Module):
             self.wpe = Embedding(config, "position")
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.row_loss = RowLoss()  # has no parameters; here so that it is compiled with the blocks
+        self.row_loss = RowLoss()  # no parameters: it is here to be compiled with the blocks
 
     def specs(self):
         """Parameter name -> Spec, in the order of named_parameters()."""
@@ -239,7 +240,7 @@ class Transformer(nn.Module):
         return x
 
     def embed(self, idx, t):
-        """Tokens and, but for Llama's, which are rotary, their positions t; (B, T, n_embd)."""
+        """Token embeddings plus those of positions t (Llama: rotary instead); (B, T, n_embd)."""
         x = self.wte(idx)
         return x if self.config.llama else x + self.wpe(t)
 
@@ -248,10 +249,10 @@ class Transformer(nn.Module):
 
     def flops_per_token(self, head_fraction=1.0):
         """
-        Floating-point operations of one training step (forward and backward), a token of a full
-        block. A matrix costs 2 a weight forward and 4 backward; attention 4 * T * head width
-        forward and twice that backward. head_fraction: the share of positions that the
-        vocabulary head is computed on (BERT: the masked ones).
+        FLOPs per token of one training step, forward and backward, on sequences of block_size.
+        A matrix costs 2 per weight forward and 4 backward; attention costs 4 * T * n_head *
+        head_dim per layer forward and twice that backward. head_fraction: share of the positions
+        that the vocabulary head is computed on (BERT: the masked ones).
         """
         c = self.config
         body = sum(m.weight.numel() for m in self.blocks.modules() if isinstance(m, Linear))
@@ -276,10 +277,10 @@ class GPT(Transformer):
         return self.head_weight().numel()
 
     def rope(self, t):
-        """What the blocks must be told of the positions t."""
+        """Position information for the blocks: none, as embed() has added it."""
 
     def hidden(self, idx, cache=None):
-        """What the head reads, (B, T, n_embd), of the tokens that are not yet in the cache."""
+        """The input of the head, (B, T, n_embd), for the tokens that are not yet in the cache."""
         start = cache[0][0].size(2) if cache and cache[0] else 0
         t, attn_mask = positions_and_mask(self.config, idx, start)
         x = self.dropout(self.embed(idx[:, start:], t))  # (B, T, n_embd)
@@ -289,11 +290,11 @@ class GPT(Transformer):
 
     def forward(self, idx, targets=None, cache=None, return_logits=True):
         """
-        idx: (B, T) token ids; targets: (B, T) ids to predict, -1 = ignore.
-        Returns (logits, loss): logits (B, T, vocab) and a 0-D loss in nats a token, or, without
-        targets, logits of the last position (B, 1, vocab) and None. return_logits=False: the loss
-        alone, (None, loss), without all logits in memory at once.
-        cache: a list of n_layer lists, empty at first; idx then begins with what it holds.
+        idx: (B, T) token ids. targets: (B, T) ids to predict, -1 = ignore.
+        With targets: (logits (B, T, vocab), the mean loss in nats per token, 0-D).
+        With targets and return_logits=False: (None, loss); all logits are never in memory at once.
+        Without targets: (logits of the last position (B, 1, vocab), None).
+        cache: a list of n_layer lists, empty at first. idx still holds all tokens, cached ones too.
         """
         x = self.hidden(idx, cache)
         if targets is None:
@@ -307,14 +308,14 @@ class GPT(Transformer):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, stop=None):
         """
-        Continue idx (B, T) by max_new_tokens, one at a time, with a key/value cache; (B, T + new).
-        temperature 0 takes the likeliest token. Past block_size the last block_size tokens count.
-        stop: the id that ends a row, and then fills it while others go on.
+        Continue idx (B, T) by max_new_tokens tokens, with a key/value cache. Returns (B, T + new).
+        temperature 0 takes the likeliest token. The model sees the last block_size tokens.
+        stop: the id that ends a row. A finished row is filled with it until all are finished.
         """
         cache, going = None, torch.ones_like(idx[:, :1], dtype=torch.bool)
         for _ in range(max_new_tokens):
             if not cache or idx.size(1) > self.config.block_size:
-                cache = [[] for _ in self.blocks]  # positions have shifted, all keys with them
+                cache = [[] for _ in self.blocks]  # the window moves: positions and keys change
             logits, _ = self(idx[:, -self.config.block_size:], cache=cache)
             logits = logits[:, -1].float()  # (B, vocab_size)
             if temperature == 0:
@@ -364,7 +365,7 @@ class Bert(Transformer):
         return self.wte.weight.numel() + self.transform.weight.numel()
 
     def hidden(self, idx, segments=None, attn_mask=None):
-        """What the heads read: every token's output (B, T, n_embd), the first's pooled (B, n_embd)."""
+        """Inputs of the heads: all outputs (B, T, n_embd), the first one pooled (B, n_embd)."""
         m = self.masks.width()
         x = self.embed(idx, positions_and_mask(self.config, idx)[0])  # (B, T, n_embd)
         x = x + (self.wse.weight[0] if segments is None else self.wse(segments))
@@ -378,11 +379,11 @@ class Bert(Transformer):
     def forward(self, idx, segments=None, attn_mask=None, positions=None, targets=None,
                 next_sentence=None, return_logits=True):
         """
-        idx: (B, T) token ids; segments: (B, T) 0 or 1; attn_mask: (B, T) bool, False on padding;
-        positions: (B, P) where the MLM head is computed (all T when None); targets: (B, P) the
-        ids there, -1 = ignore; next_sentence: (B,) 0 = next, 1 = random.
+        idx: (B, T) token ids. segments: (B, T) 0 or 1. attn_mask: (B, T) bool, False on padding.
+        positions: (B, P) where the MLM head is computed; None: everywhere. targets: (B, P) the
+        ids there, -1 = ignore. next_sentence: (B,) 0 = next, 1 = random.
         Returns (BertOutput, loss): loss is MLM plus NSP in nats, or None without targets.
-        return_logits=False: mlm_logits are None, and never all in memory at once.
+        return_logits=False: mlm_logits is None; all of them are never in memory at once.
         """
         x, pooled = self.hidden(idx, segments, attn_mask)
         nsp_logits = self.nsp(self.dropout(pooled))
@@ -401,5 +402,5 @@ class Bert(Transformer):
         return out, loss
 
 
-# model of a config -> (the class, its config's class)
+# the setting `model` -> (model class, config class)
 MODELS = {"gpt": (GPT, GPTConfig), "bert": (Bert, BertConfig), "llama": (Llama, LlamaConfig)}

@@ -4,9 +4,9 @@ Train a Transformer that grows while it trains.
     python train.py config/pystdlib_msg.py --max_iters=500
     torchrun --standalone --nproc_per_node=4 train.py config/gpt2_msg.py
 
-Every setting is in run/settings.py. Batch, mask and learning rate are functions of (seed, iteration),
-so a run can be cut off anywhere, and continue on any number of processes as if nothing had happened.
-What dropout drops depends on the process and micro_batch too: with it, on as many with the same.
+run/settings.py lists every setting. Batch, mask and learning rate depend on the seed and the
+iteration alone. So a run that was killed anywhere continues exactly, on any number of processes.
+Dropout also depends on the rank and micro_batch: with dropout, keep their numbers as they were.
 """
 import contextlib
 import gc
@@ -38,8 +38,8 @@ from run.settings import OWN_STARTS
 
 
 class Run:
-    """What a run is: a model on its way to its target size, its optimizers, its counters."""
-    # steps, stages, tokens and FLOPs behind us; steps skipped
+    """A run: a model on its way to its largest size, its optimizers, its counters."""
+    # steps, growths, tokens and FLOPs so far; steps skipped
     PROGRESS = dict(iter=0, stage=0, tokens=0, flops=0.0, bad=0)
 
     def __init__(self, config):
@@ -57,14 +57,14 @@ class Run:
         self.loader = LOADERS[config.model](config, self.meta, self.vocab_size, self.ranks.rank,
                                             self.ranks.world)
         self.feeder = ThreadPoolExecutor(1)
-        self.feeder.submit(int)  # its thread is there to hear signals, whatever this one waits for
+        self.feeder.submit(int)  # starts its thread, which hears signals while this one waits
         with checkpoint.believed(config.goes_on_from() if self.saved else None):
             self.begin()
         self.bad_run = torch.zeros((), device=self.device)  # non-finite steps in a row
         self.wrap()
 
     def begin(self):
-        """Model, optimizers and counters: as saved, or new."""
+        """Make model, optimizers and counters: as saved, or new."""
         c = self.config
         with self.fits(self.saved["stage"] if self.saved else 0):
             self.make_model()
@@ -76,19 +76,19 @@ class Run:
             for o, state in zip(self.optimizers, self.saved.pop("optimizers")):
                 shard.load_optimizer(o, state, self.ranks, self.mesh)
             for g, mine in zip((g for o in self.optimizers for g in o.param_groups), asked):
-                g.update(mine)  # a branch may have others than were saved
+                g.update(mine)  # a branch may have its own rates
             if self.saved["scaler"]:  # empty after another number format
                 self.scaler.load_state_dict(self.saved["scaler"])
         for k, v in self.PROGRESS.items():
             setattr(self, k, self.saved.get(k, v) if self.saved else v)
 
     def resume_from(self):
-        """On rank 0: what the run goes on from, or None; and the lock, so that nobody else writes."""
+        """On rank 0: lock out_dir against other writers. Returns the saved state, or None."""
         self.lock = checkpoint.make_out_dir(self.config.out_dir)
         return saved_state(self.config, self.meta, self.ranks.restarted)
 
     def resolved(self):
-        """What the settings left to this machine and its data, for the record."""
+        """What "auto" and 0 came to on this machine and data, for the record."""
         return dict(machine=machine(self.device), device=str(self.device),
                     dtype=str(self.dtype).split(".")[1], compile=self.compile,
                     processes=self.ranks.world, vocab_size=self.vocab_size,
@@ -96,7 +96,7 @@ class Run:
                     data_dir=os.path.abspath(self.config.data_dir))
 
     def vocabulary(self):
-        """vocab_size, or the dataset's, padded."""
+        """vocab_size as set, or the dataset's, padded to a multiple of 64."""
         c, needed = self.config, vocab_needed(self.config.model, self.meta)
         if c.vocab_size and c.vocab_size < needed:
             raise UserError(f"vocab_size={c.vocab_size}: the dataset {c.data_dir} has {needed} "
@@ -104,7 +104,7 @@ class Run:
         return c.vocab_size or padded(needed)
 
     def make_model(self):
-        """The model: as it was saved, as somebody else trained it, or as drawn from the seed."""
+        """The model: from a checkpoint, from a Hugging Face folder, or initialised from the seed."""
         c = self.config
         torch.manual_seed(c.seed)
         cls, config_cls = MODELS[c.model]
@@ -118,7 +118,7 @@ class Run:
                    self.model.state_dict() if theirs else None)
 
     def wrap(self):
-        """Compile the model, then DDP or FSDP: at the start, and again after every growth."""
+        """Compile the model, then wrap it in DDP or FSDP: at the start and after every growth."""
         compiler.compile_model(self.model, self.compile)
         self.parallel = shard.wrap(self.model, self.ranks, self.mesh)
         self.flops_per_token = self.model.flops_per_token(self.config.head_fraction())
@@ -126,7 +126,7 @@ class Run:
     # -- a checkpoint
 
     def state_dict(self):
-        """What a checkpoint must hold to go on exactly from here, shards as such; Monitor adds to it."""
+        """All that is needed to continue exactly; tensors may be shards. Monitor adds to it."""
         self.bad = int(self.bad)
         return dict(
             model=self.model.state_dict(), model_config=asdict(self.model.config),
@@ -136,14 +136,14 @@ class Run:
             **{k: getattr(self, k) for k in self.PROGRESS})
 
     def is_finite(self):
-        """Are all weights numbers?"""
+        """Are all weights finite?"""
         norms = torch._foreach_norm([p.detach() for p in self.model.parameters()])
         return bool(torch.isfinite(shard.gather(torch.stack(norms))).all())
 
     # -- a batch
 
     def fetch(self, it):
-        """The batch of iteration `it`, made in the background; None past the end."""
+        """A future of the batch of iteration `it`, made in the background; None past the end."""
         return self.feeder.submit(lambda: self.pinned(self.loader.batch(it))) \
             if it < self.config.max_iters else None
 
@@ -159,20 +159,20 @@ class Run:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def step(self, batch):
-        """One step of training on this rank's rows. Returns the loss and gradient norm, 0-D."""
+        """One training step on this rank's rows. Returns loss and gradient norm, both 0-D."""
         c = self.config
         scale = learning_rate(c, self.iter)
         for o in self.optimizers:
             for g in o.param_groups:
                 g["lr"] = g["peak_lr"] * scale
-        torch.manual_seed(hash((c.seed, self.iter, self.ranks.rank)))  # dropout, and nothing else
+        torch.manual_seed(hash((c.seed, self.iter, self.ranks.rank)))  # only dropout draws
         total = torch.zeros((), device=self.device)
         micro_batch = c.micro_batch_of(self.stage)
         grad_accum_steps = self.loader.grad_accum_steps(micro_batch)
         for i in range(grad_accum_steps):
             rows = slice(i * micro_batch, (i + 1) * micro_batch)
             data = self.to_device({k: v[rows] for k, v in batch.items()})
-            if self.ranks.several:  # DDP averages once, in the last round; FSDP keeps shards alone
+            if self.ranks.several:  # DDP averages gradients once a step, FSDP every micro-batch
                 self.parallel.require_backward_grad_sync = i == grad_accum_steps - 1
             with self.autocast():
                 loss = self.parallel(**data, return_logits=False)[1] / grad_accum_steps
@@ -190,8 +190,8 @@ class Run:
 
     def update(self, bad):
         """
-        Step the optimizers, but none of them on gradients that are infinite or NaN (`bad`, 0-D bool):
-        they read it on the device, so nobody waits for it.
+        Step the optimizers, unless gradients are infinite or NaN (`bad`, 0-D bool). The optimizers
+        read `bad` on the device, so the CPU need not wait for it.
         """
         self.bad_run = (self.bad_run + 1) * bad
         self.bad = self.bad + bad
@@ -204,7 +204,7 @@ class Run:
     # -- a growth
 
     def next_stage(self):
-        """The settings of the stage to come, or None."""
+        """The settings of the next stage, or None."""
         return self.config.stages[self.stage] if self.stage < len(self.config.stages) else None
 
     def growth_is_due(self):
@@ -212,13 +212,13 @@ class Run:
         return stage is not None and self.iter == stage["at"]
 
     def grow(self):
-        """Grow to the next stage, and make anew all that hangs on the model: optimizers, graphs, DDP."""
+        """Grow model and optimizers to the next stage, then compile and wrap the model again."""
         c, stage = self.config, self.next_stage()
         sizes = {k: v for k, v in stage.items() if k in GROWABLE}
         torch.manual_seed(hash((c.seed, self.iter)))  # the same new weights on all ranks
         self.parallel = None
         if set(sizes) != {"n_layer"}:
-            compiler.forget_graphs()  # their shapes will not come back; new layers reuse a graph
+            compiler.forget_graphs()  # widths changed. (New layers reuse the old graphs.)
         operator, _ = OPERATORS[stage.get("operator", c.operator)]
         with self.fits(self.stage + 1):
             self.model, self.optimizers = operator(self.model, self.optimizers, **sizes)
@@ -227,8 +227,8 @@ class Run:
 
     def move_mask(self):
         """
-        c = (k + 1) / ramp_iters in the k-th iteration of a ramp; at 1 the masks are gone. Returns
-        whether the ramp ended just now.
+        Set the mask to (k + 1) / ramp_iters in iteration k of a ramp, counted from 0. At 1 the masks
+        are removed. Returns whether the ramp has just ended.
         """
         if self.model.masks.c is None:
             return False
@@ -239,7 +239,7 @@ class Run:
 
     @contextlib.contextmanager
     def fits(self, stage):
-        """Around making the model of a stage: if memory runs out, say what was asked and needed."""
+        """Around making the model of a stage: if memory runs out, say how much was needed."""
         try:
             yield
         except (RuntimeError, MemoryError) as e:
@@ -267,7 +267,7 @@ class Run:
 
 
 def train(run, monitor):
-    """The loop: steps and growths, until the last iteration or a signal to stop."""
+    """Train, growing where the stages say, until the last iteration or a signal to stop."""
     c = run.config
     batch = run.fetch(run.iter)
     while True:
@@ -276,7 +276,7 @@ def train(run, monitor):
         if growing := run.growth_is_due():
             monitor.keep_stage()
         if growing or monitor.save_is_due():
-            monitor.save()  # before growing: should that fail, nothing is lost
+            monitor.save()  # before growing: if the growth fails, nothing is lost
         if growing:
             monitor.grow()
         if run.iter >= c.max_iters or monitor.stopping():
@@ -296,8 +296,9 @@ def train(run, monitor):
 
 def start_to_end(config, stop=None):
     """
-    A run by `config`. stop: a signal that came before. Returns the configs of the smaller models that
-    finish_stages leaves to be done (none if the run was stopped), and the signal that stopped it or None.
+    Do the run of `config`. stop: a signal that came before. Returns the configs of the smaller
+    models that finish_stages still wants (none if the run was stopped), and the signal that stopped
+    it, or None.
     """
     run = Run(config)
     with checkpoint.believed(config.goes_on_from() if run.saved else None):
@@ -306,9 +307,9 @@ def start_to_end(config, stop=None):
         with compiler.undisturbed():
             train(run, monitor)
     finally:
-        monitor.close()  # the progress bar, too: an error is a line of its own
+        monitor.close()  # ends the progress line, so that an error gets a line of its own
         sys.stdout.flush()
-        sys.stdout.lost = None  # what could not be shown is in log.txt, and no reason to fail
+        sys.stdout.lost = None  # output that could not be shown is in log.txt: no reason to fail
     over = run.iter == run.config.max_iters
     smaller = shard.from_rank_0(run.ranks, lambda: family(run.config, monitor.kept)) if over else []
     run.close()
@@ -319,7 +320,7 @@ def start_to_end(config, stop=None):
 def main():
     smaller, stop = start_to_end(from_args(sys.argv[1:]))
     for config in smaller:
-        compiler.forget_graphs()  # they hold the model of the run before
+        compiler.forget_graphs()  # they hold the previous run's model
         gc.collect()
         _, stop = start_to_end(config, stop)
         if stop is not None:
