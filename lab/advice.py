@@ -10,11 +10,11 @@ from dataclasses import asdict, replace
 from base.disk import write_json
 from base.errors import UserError, number
 from base.reading import read_json
+from base.words import human, table
 from lab.children import ROOT, Job
 from lab.costs import stage_costs, vocab_of
 from lab.law import BESIROGLU, advise, enough, fit, fit_three, read_law
 from lab.verdict import times
-from lab.words import human, table
 from run.settings import from_dict, known_settings
 
 STUDIES = [os.path.join(ROOT, "results", name) for name in ("frontier", "frontier_gpu")]

@@ -29,12 +29,12 @@ import torch
 
 from base.disk import write_json
 from base.errors import Parser, UserError, exits_cleanly, library, number
+from base.words import table
 from grow import grow, set_mask, sizes_of
 from lab.campaign import known
 from lab.children import listed
 from lab.costs import Step, batch, make_model, read_run, seconds_of, shape
 from lab.costs import measure as measure_growth
-from lab.words import table
 from model import MODELS
 from run import compiler, hf
 from run.optim import make_optimizers

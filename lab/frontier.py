@@ -18,13 +18,14 @@ import os
 from pathlib import Path
 
 from base.errors import UserError, exits_cleanly, number
+from base.words import human, table
 from lab.branches import Branch, run_all
 from lab.campaign import check_keys, known, must_be, slug
 from lab.children import in_folder, listed, many_parser
 from lab.costs import measure, stage_costs, vocab_of
 from lab.frontier_report import write_report
 from lab.speeds import measure_speeds
-from lab.words import clock, human, table
+from lab.words import clock
 from run.arguments import read_file
 from run.settings import from_dict
 

@@ -9,12 +9,12 @@ from matplotlib.ticker import MaxNLocator
 
 from base.disk import write_json
 from base.errors import UserError
+from base.words import human, table
 from lab import law, words
 from lab.children import machines
 from lab.costs import stage_costs, vocab_of
 from lab.speeds import read_speeds, seconds_of_run
 from lab.verdict import interval, picture, plus_minus, ratio_interval, times
-from lab.words import human, table
 
 BEYOND = 2  # how many times beyond its ends a curve of loss over cost is believed
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from base.errors import Parser, UserError, exits_cleanly, library, number
 from base.reading import need, read_json
-from lab.words import human, table
+from base.words import human, table
 
 WORTH = 1.15  # less than this is not worth a growth: seeds differ by as much
 

@@ -16,11 +16,12 @@ import sys
 
 from base.disk import written
 from base.errors import Parser, UserError, exits_cleanly, is_out_of_memory, library, number
+from base.words import human, table
 from grow import describe
 from lab import search
 from lab.advice import find_law, fit_ladder, show_advice, small_one
 from lab.costs import has_dataset, measure, split_over_processes, stage_costs, totals, vocab_of
-from lab.words import clock, human, schedule_name, table
+from lab.words import clock, schedule_name
 from run.arguments import from_args
 from run.parallel.ranks import Ranks
 from run.precision import known_peak

@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 
 from base.errors import UserError, exits_cleanly, library
+from base.words import table
 from lab import verdict, words
 from lab.campaign import Campaign, point_name
 from lab.children import in_folder, machines, many_parser, side_by_side
@@ -48,7 +49,7 @@ def plan(campaign):
         rows.append([c.name, len(c.points()), config.max_iters, f"{cost[c.name] / 1e15:.4g}",
                      f"{cost[c.against[0]] / cost[c.name]:.2f}" if c.against else "-"])
     header = ["run", "points", "iterations", "PFLOP a run", "its baseline's / its"]
-    return f"{words.table(header, rows)}\n\n{runs} runs, {total / 1e15:.4g} PFLOP" + \
+    return f"{table(header, rows)}\n\n{runs} runs, {total / 1e15:.4g} PFLOP" + \
         ("." if campaign.ablation else ", and the shorter baselines'.")
 
 

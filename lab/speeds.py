@@ -11,8 +11,9 @@ import torch
 from base.disk import write_json
 from base.errors import UserError
 from base.reading import read_json
+from base.words import table
 from lab.costs import make_step, seconds_of, vocab_of
-from lab.words import schedule_name, table
+from lab.words import schedule_name
 from run import compiler
 from run.parallel.ranks import Ranks, machine
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from base.disk import written
 from base.errors import library
-from lab.words import table as markdown
+from base.words import table as markdown
 from run.curves import reaches
 
 

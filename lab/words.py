@@ -1,22 +1,12 @@
 """
-How the commands of lab/ say what they found: tables, quantities, times, schedules.
+How the commands of lab/ say what they found: reports, times, schedules.
 """
 import itertools
 import os
 
-from matplotlib.ticker import EngFormatter
-
 from base.disk import write_json, written
 
 SHORT = {"n_embd": "hidden", "n_head": "heads", "n_inner": "FFN", "n_layer": "layers"}
-
-
-def table(header, rows):
-    """A Markdown table, columns aligned."""
-    rows = [[str(v) for v in r] for r in [header, *rows]]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["| " + " | ".join(v.ljust(w) for v, w in zip(r, widths)) + " |" for r in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
 def write_report(folder, text, report):
@@ -24,11 +14,6 @@ def write_report(folder, text, report):
     with written(os.path.join(folder, "report.md")) as f:
         f.write(text + "\n")
     write_json(os.path.join(folder, "report.json"), report)
-
-
-def human(n, unit=""):
-    """Three figures and a prefix: 102 G."""
-    return EngFormatter(unit)(float(f"{n:.3g}")).rstrip()
 
 
 def clock(seconds):
