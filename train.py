@@ -273,11 +273,10 @@ def train(run, monitor):
     while True:
         if run.iter % c.eval_interval == 0 or run.iter == c.max_iters:
             monitor.evaluate_and_log()
-        if growing := run.growth_is_due():
-            monitor.keep_stage()
-        if growing or monitor.save_is_due():
-            monitor.save()  # before growing: if the growth fails, nothing is lost
+        growing = run.growth_is_due()
+        monitor.save(anyway=growing)  # before growing: should that fail, nothing is lost
         if growing:
+            monitor.keep_stage()
             monitor.grow()
         if run.iter >= c.max_iters or monitor.stopping():
             break

@@ -142,18 +142,23 @@ class Monitor:
 
     def keep_stage(self):
         """
-        With finish_stages: the checkpoint of before a growth is to stay; how to finish that model is
-        said, and at the end of the run it is done if nobody has.
+        With finish_stages: the checkpoint of before a growth, which was just saved, is to stay; how to
+        finish that model is said, and at the end of the run it is done if nobody has.
         """
         run, c = self.run, self.run.config
-        if c.finish_stages:
-            n = run.stage + 1
-            self.kept = {**self.kept, n: run.iter}
-            start = os.path.join(c.out_dir, f"ckpt_{run.iter:07d}.pt")
-            flags = dict(init_from=start, out_dir=os.path.join(c.out_dir, f"stage_{n}"), **finishing(c))
-            command = shlex.join([sys.argv[0], *(f"--{k}={v}" for k, v in flags.items())])
-            self.log.say(f"iter {run.iter}: {start} stays, to be finished at the end of the run, or "
-                         f"beside it: {self.launcher()} {command}")
+        if not c.finish_stages:
+            return
+        with self.clock.paused():
+            self.settle()
+        n, start = run.stage + 1, os.path.join(c.out_dir, f"ckpt_{run.iter:07d}.pt")
+        if self.saved != run.iter:
+            self.log.say(f"WARNING: without {start} the model of stage {n} will not be finished")
+            return
+        self.kept = {**self.kept, n: run.iter}
+        flags = dict(init_from=start, out_dir=os.path.join(c.out_dir, f"stage_{n}"), **finishing(c))
+        command = shlex.join([sys.argv[0], *(f"--{k}={v}" for k, v in flags.items())])
+        self.log.say(f"iter {run.iter}: {start} stays, to be finished at the end of the run, or "
+                     f"beside it: {self.launcher()} {command}")
 
     def grow(self):
         """
@@ -173,39 +178,46 @@ class Monitor:
                      f"{model.num_params():,} parameters; val loss {before:.4f} -> {after:.4f}, "
                      f"{grow_s:.2f} s")
 
-    def save_is_due(self):
+    def is_due(self):
+        """Is a numbered checkpoint due?"""
         c, it = self.run.config, self.run.iter
         return it == c.max_iters or (it % c.save_interval == 0 if c.save_interval else
                                      self.evaluated == it)
 
-    def save(self):
+    def save(self, anyway=False):
         """
-        At most once an iteration, as the best one if it was evaluated as that. Weights that are no
-        numbers are never written: the checkpoint before them stays the last. The run goes on
-        without a checkpoint that cannot be written, but for its last.
+        Save what is due, or anyway; as the best one too, or between those that are due alone, if it
+        was evaluated as that. At most once an iteration. Weights that are no numbers are never written:
+        the checkpoint before them stays the last. The run goes on without a checkpoint that cannot be
+        written, but for its last.
         """
-        run = self.run
+        run, numbered = self.run, anyway or self.is_due()
+        if not numbered and self.evaluated != run.iter:
+            return
         with self.clock.paused():
             self.settle()
-            if self.saved == run.iter:
+            best = self.evaluated == run.iter and self.loss < self.best
+            if self.saved == run.iter or not (numbered or best):
                 return
             if not run.is_finite():
                 raise self.diverged(f"before iteration {run.iter}")
-            best = self.evaluated == run.iter and self.loss < self.best
-            self.best, self.saved = self.loss if best else self.best, run.iter
             self.train_s = self.clock.read()
+            self.once_saved = {**(dict(best=self.loss) if best else {}),
+                               **(dict(saved=run.iter) if numbered else {})}
             self.saver.start({**run.state_dict(), **{k: getattr(self, k) for k in self.PROGRESS},
-                              "metrics_bytes": self.log.metrics_bytes()}, best)
+                              **self.once_saved, "metrics_bytes": self.log.metrics_bytes()},
+                             best=best, numbered=numbered)
             if self.saver.done():
                 self.settle()
 
     def settle(self):
-        """Wait for a save under way; say loudly if it failed."""
+        """Wait for a save under way, and remember it; say loudly if it failed."""
         if self.saver.saving is None:
             return
         self.unsaved = self.saver.settle()
-        if self.unsaved:
-            self.saved = -1
+        if not self.unsaved:
+            vars(self).update(self.once_saved)
+        else:
             self.log.say(f"WARNING: {self.unsaved}. The run goes on; its next checkpoint is tried in "
                          "its turn")
 
@@ -219,7 +231,7 @@ class Monitor:
         """Asked to stop by a signal? All ranks agree; the state is saved; a second Ctrl-C kills."""
         if not self.run.ranks.any(self.stop is not None):
             return False
-        self.save()
+        self.save(anyway=True)
         self.finish()
         again = shlex.join([sys.argv[0], "--resume", self.run.config.out_dir])
         self.log.say(f"stopped at iteration {self.run.iter}; continue with: {self.launcher()} {again}")

@@ -21,21 +21,23 @@ from run.parallel.shard import with_values
 LATEST, BEST, PARTS = "ckpt.pt", "best.pt", "parts_"
 
 
-def commit(out_dir, state, keep, best=False):
+def commit(out_dir, state, keep, best=False, numbered=True):
     """
-    Write `state` as ckpt_ITER.pt, point ckpt.pt (and best.pt) at it, delete all but the last
-    `keep` and those of the iterations in state["kept"], a dict. At any moment of this, a kill leaves
-    the previous checkpoint whole. A write that fails is tried again for a while; then OSError or
-    RuntimeError.
+    Write `state` as best.pt (best), as ckpt_ITER.pt with ckpt.pt pointing at it (numbered), or as both.
+    Then delete all but the last `keep` and those of the iterations in state["kept"], a dict. At any
+    moment of this, a kill leaves the previous checkpoint whole. A write that fails is tried again for
+    a while; then OSError or RuntimeError.
     """
     path = os.path.join(out_dir, f"ckpt_{state['iter']:07d}.pt")
     temporary = os.path.join(out_dir, "tmp_ckpt.pt")
 
     def write():
         write_sealed(temporary, state)
-        os.replace(temporary, path)
-        for name in [LATEST] + [BEST] * best:
-            point(path, os.path.join(out_dir, name), temporary)
+        if best:  # before the other, whose `best` says that it is there
+            point(temporary, os.path.join(out_dir, BEST))
+        if numbered:
+            os.replace(temporary, path)
+            point(path, os.path.join(out_dir, LATEST))
     try:
         patiently(write)
     finally:
@@ -46,14 +48,15 @@ def commit(out_dir, state, keep, best=False):
         tidy(out_dir, keep, state.get("kept", {}).values())
 
 
-def point(path, name, temporary):
+def point(path, name):
     """Make `name` the same file as `path` (a hard link, or a copy where links are not to be had)."""
-    remove(temporary)
+    aside = f"{name}.tmp"
+    remove(aside)
     try:
-        os.link(path, temporary)
+        os.link(path, aside)
     except OSError:
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, name)
+        shutil.copyfile(path, aside)
+    os.replace(aside, name)
 
 
 def tidy(out_dir, keep, kept=()):

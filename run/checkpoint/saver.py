@@ -22,19 +22,19 @@ class Saver:
         self.saving = None
         self.tidy()  # what a killed run left
 
-    def start(self, state, best):
-        """Save a run's state; on all ranks, after settle(). best: is it the best so far?"""
+    def start(self, state, **kinds):
+        """Save a run's state; on all ranks, after settle(). kinds: best and numbered, of commit()."""
         if self.together:
             self.count += 1
             name = f"{checkpoint.PARTS}{state['iter']:07d}_{self.ranks.start[:12]}_{self.count}"
             self.saving = sharded.save(
                 state, os.path.join(self.out_dir, name), self.ranks, self.copies,
-                lambda s: checkpoint.commit(self.out_dir, s, self.keep, best))
+                lambda s: checkpoint.commit(self.out_dir, s, self.keep, **kinds))
             return
         state, self.saving, error = gather_to_cpu(state, self.ranks.rank == 0), Future(), None
         try:
             if self.ranks.rank == 0:
-                checkpoint.commit(self.out_dir, state, self.keep, best)
+                checkpoint.commit(self.out_dir, state, self.keep, **kinds)
         except (OSError, RuntimeError) as e:  # torch reports a failed write as a RuntimeError
             error = e
         if self.ranks.any(error is not None):

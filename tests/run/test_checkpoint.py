@@ -50,11 +50,15 @@ def test_a_growth_evaluates_and_saves_once(at, extra, counts, data, tmp_path):
 
 
 def test_saved_at_an_interval_of_its_own(counts, data, tmp_path):
-    out = tmp_path / "out"
-    train_here(data_dir=data, out_dir=out, save_interval=4, **{**PLAIN, "max_iters": 18})
-    assert counts[0] == [0, 5, 10, 15, 18] and counts[1] == [0, 4, 8, 12, 16, 18]
-    train_here("--resume", data_dir=data, out_dir=out, save_interval=3, **{**PLAIN, "max_iters": 60})
-    assert counts[1] == [0, 4, 8, 12, 16, 18, *range(21, 60, 3), 60]
+    out = str(tmp_path / "out")
+
+    def numbered():
+        return sorted(int(p[-10:-3]) for p in checkpoint.numbered(out))
+    every = {**PLAIN, "data_dir": data, "out_dir": out, "keep_checkpoints": 99}
+    train_here(save_interval=4, **{**every, "max_iters": 18})
+    assert counts[0] == [0, 5, 10, 15, 18] and numbered() == [0, 4, 8, 12, 16, 18]
+    train_here("--resume", save_interval=3, **{**every, "max_iters": 60})
+    assert numbered() == [0, 4, 8, 12, 16, 18, *range(21, 60, 3), 60]
 
 
 def test_a_write_that_fails_does_not_end_the_run(counts, data, tmp_path):
@@ -69,6 +73,71 @@ def test_a_write_that_fails_does_not_end_the_run(counts, data, tmp_path):
         train_here("--resume", data_dir=data, out_dir=out, max_iters=25, **{
             k: v for k, v in PLAIN.items() if k != "max_iters"})
     assert checkpoint.load(str(out))["iter"] == 20
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """{iteration: the validation loss that is found there}."""
+    found, evaluate = {}, monitor.evaluate
+    monkeypatch.setattr(monitor, "evaluate", lambda run, *args, **kw: {
+        **evaluate(run, *args, **kw), **({"val_loss": found[run.iter]} if run.iter in found else {})})
+    return found
+
+
+def best(out):
+    state = checkpoint.load(str(out / "best.pt"))
+    return state["iter"], state["best"]
+
+
+def test_the_best_is_of_those_that_were_saved(counts, scored, data, tmp_path):
+    """A best one that cannot be written is not the one to beat, after a resume neither."""
+    out = tmp_path / "out"
+    scored.update({0: 5.0, 5: 4.0, 10: 1.0, 15: 3.0, 20: 3.5, 25: 2.0})
+    counts[2].add(10)
+    train_here(data_dir=data, out_dir=out, **PLAIN)
+    assert best(out) == (15, 3.0)
+    train_here("--resume", data_dir=data, out_dir=out, **{**PLAIN, "max_iters": 25})
+    assert best(out) == (25, 2.0)
+
+
+def test_the_best_between_numbered_checkpoints(counts, scored, data, tmp_path):
+    """best.pt alone: it takes no place among the last K, and the numbered ones stay what was asked."""
+    out = tmp_path / "out"
+    scored.update({0: 5.0, 5: 3.0, 10: 2.0, 15: 4.0, 20: 6.0})
+    train_here(data_dir=data, out_dir=out, save_interval=8, keep_checkpoints=9, **PLAIN)
+    assert counts[1] == [0, 5, 8, 10, 16, 20] and best(out) == (10, 2.0)
+    assert [int(p[-10:-3]) for p in checkpoint.numbered(str(out))] == [20, 16, 8, 0]
+
+
+def test_a_kept_checkpoint_that_could_not_be_written(counts, data, tmp_path):
+    """The run and the rest of the family are finished, and what is not is said."""
+    out = tmp_path / "out"
+    counts[2].add(6)
+    train_here(data_dir=data, out_dir=out, **{**PLAIN, "finish_stages": 3, "ramp_iters": 2, "decay_frac": 0.2,
+                                              "stages": [dict(at=6, n_inner=48), dict(at=12, n_layer=2)]})
+    assert checkpoint.load(str(out))["kept"] == {2: 12}
+    assert checkpoint.load(str(out / "stage_2"))["iter"] == 15 and not (out / "stage_1").exists()
+    assert "the model of stage 1 will not be finished" in (out / "log.txt").read_text()
+
+
+def test_a_kill_between_the_names_of_a_checkpoint(monkeypatch, tmp_path):
+    """What says that it is the best is never there without best.pt being it."""
+    replace = os.replace
+    for n in range(3):
+        left = [n]
+
+        def killed(a, b, left=left):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            replace(a, b)
+        out = tmp_path / str(n)
+        out.mkdir()
+        checkpoint.commit(str(out), dict(iter=1, best=2.0, model_config={}), 2, best=True)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", killed)
+            checkpoint.commit(str(out), dict(iter=2, best=1.0, model_config={}), 2, best=True)
+        assert checkpoint.load(str(out / "best.pt"))["best"] <= checkpoint.load(str(out))["best"]
 
 
 def test_file_systems_without_locks_and_folders_that_are_not_flushed(monkeypatch, tmp_path):

@@ -183,6 +183,8 @@ def test_a_part_that_cannot_be_written(driver, data, tmp_path):
     said = open(out + ".log").read()
     assert "WARNING" in said and "rank 1: [Errno 28] No space left" in said
     assert [checkpoint.load(p)["iter"] for p in checkpoint.numbered(out)] == [20, 14]
+    saved = [e["val_loss"] for e in events(out, "eval") if e["iter"] != 7]
+    assert checkpoint.load(os.path.join(out, "best.pt"))["best"] == min(saved)
     codes, said = driver.run(out + "2", 2, ok=False, job=dict(fault=dict(rank=1, save=4)), **settings)
     assert codes == [2, 2] and "error: " in said[0] and "No space left" in said[0], said
     assert checkpoint.load(out + "2")["iter"] == 14
