@@ -17,7 +17,7 @@ from grow import grow, role, set_mask
 from model import MODELS
 from run import compiler
 from run.optim import make_optimizers
-from run.parallel.ranks import Ranks
+from run.parallel.ranks import Ranks, synchronize
 from run.precision import pick_dtype
 
 
@@ -171,11 +171,10 @@ class Step:
 
 def seconds_of(f, device):
     """Seconds that f() takes, with all that it started on a GPU."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
+    synchronize(device)
     t0 = time.perf_counter()
     f()
-    wait()
+    synchronize(device)
     return time.perf_counter() - t0
 
 

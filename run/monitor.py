@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from run.arguments import finishing
 from run.checkpoint import checkpoint
 from run.checkpoint.saver import Saver
 from run.evaluation import evaluate, write
+from run.parallel.ranks import synchronize
 from run.precision import known_peak
 from run.runlog import Clock, Pace, RunLog, open_trackers
 from run.trace import keep_source
@@ -37,7 +39,7 @@ class Monitor:
         self.run, self.stop, config, saved = run, stop, run.config, run.saved
         for k, v in self.PROGRESS.items():
             setattr(self, k, saved.get(k, v) if saved else v)
-        self.clock = Clock(self.train_s)
+        self.clock = Clock(self.train_s, partial(synchronize, run.device))
         self.saver, self.unsaved = Saver(config, run.ranks), None
         self.last_log = self.train_s, run.tokens, run.flops
         with torch.device("meta"):
@@ -170,6 +172,7 @@ class Monitor:
         had = self.evaluate(1)["val_loss"]
         started = time.perf_counter()
         run.grow()
+        self.clock.wait()
         grow_s, model = time.perf_counter() - started, run.model
         after = before + self.evaluate(1)["val_loss"] - had
         self.note("grow", val_loss_before=before, val_loss_after=after, val_loss=after, grow_s=grow_s,

@@ -17,9 +17,15 @@ from model import GROWABLE
 
 
 class Clock:
-    """Seconds of training: everything a user waits for but what runs inside `with clock.paused()`."""
+    """
+    Seconds of training: everything a user waits for but what runs inside `with clock.paused()`. wait():
+    returns once the device has done all it was given. The host runs ahead of a GPU, so the clock stops
+    and starts there and then only.
+    """
 
-    def __init__(self, seconds=0.0):
+    def __init__(self, seconds=0.0, wait=lambda: None):
+        self.wait = wait
+        wait()
         self.seconds, self.since = seconds, time.perf_counter()
 
     def read(self):
@@ -32,10 +38,13 @@ class Clock:
         return self
 
     def __enter__(self):
+        self.wait()
         self.read()
         self.since = None
 
-    def __exit__(self, *exc):
+    def __exit__(self, kind, *exc):
+        if kind is None:  # a device that failed may never be done
+            self.wait()
         self.since = time.perf_counter()
 
 

@@ -102,6 +102,12 @@ def open_device(name):
     return device
 
 
+def synchronize(device):
+    """Wait until `device` has done all that it was given; on a CPU that is so."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+
+
 def meet(store, rank, world, seconds):
     """
     A name for this start of the job, the same on all ranks: after a restart by torchrun the store

@@ -9,15 +9,17 @@ built without CUDA.)
 """
 import contextlib
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import TINY, make_data
+from runs import TINY, events, make_data
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 import train
+from run import monitor, runlog
 from run.evaluation import evaluate
 from run.parallel import ranks
 from run.settings import from_dict
@@ -223,3 +225,40 @@ def test_a_run(model, optimizer, dtype, strict, tmp_path):
     assert all(t.device == DEVICE for t in tensors((state["model"], state["optimizers"])))
     if model != "bert":
         run.model.generate(torch.zeros(1, 3, dtype=torch.long, device=DEVICE), 2, top_k=5)
+
+
+def test_the_clock_waits_for_the_device(strict, monkeypatch, tmp_path):
+    """Steps and growths count with what they do on the device, evaluations do not; no step is waited for."""
+    now, busy, waits = [0.0], [0.0], set()  # the host's time; when the device is through
+
+    def work(seconds, f):
+        def worked(*args, **kwargs):
+            busy[0] = max(now[0], busy[0]) + seconds
+            return f(*args, **kwargs)
+        return worked
+
+    def wait():
+        waits.add(run.iter)
+        now[0] = max(now[0], busy[0])
+
+    def evaluate(run, *args):
+        work(7, wait)()  # its result is read
+        return {"val_loss": 5.0}
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    for module in (monitor, runlog):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(monitor, "evaluate", evaluate)
+    with strict.may_read():
+        run = train.Run(from_dict({
+            **TINY, "out_dir": str(tmp_path / "out"), "data_dir": str(make_data(tmp_path / "data")),
+            "device": "cuda", "max_iters": 20, "eval_interval": 10, "log_interval": 100,
+            "stages": [dict(at=15, n_inner=48, ramp_iters=2)]}))
+        run.step, run.grow = work(3, run.step), work(50, run.grow)
+        watch = monitor.Monitor(run)
+        train.train(run, watch)
+        watch.close()
+        run.close()
+    log = {e["event"]: e for e in events(tmp_path / "out")}
+    assert log["grow"]["grow_s"] == 50 and log["grow"]["train_s"] == 15 * 3 + 50
+    assert log["eval"]["train_s"] == 110
+    assert waits <= {0, 10, 15, 20}
