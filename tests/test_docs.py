@@ -1,18 +1,20 @@
 """
 What the README, CONTRIBUTING and docs/ say exists: the scripts, flags, configs and targets of every
-command, every link, every file named, and every module on the README's map of the house.
+command, every link, every file named, and every module on the README's map of the files. And the README's
+Python example runs.
 """
 import re
 import shlex
 from dataclasses import fields
 
 import pytest
+import torch
 from test_house import FILES, ROOMS, ROOT
 
 from run.arguments import from_args
 from run.settings import TrainConfig
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SETTINGS = {f.name for f in fields(TrainConfig)}
 TARGETS = re.findall(r"^([\w./-]+):", (ROOT / "Makefile").read_text(), re.M)
 NAMES = {f.name for f in [*FILES, *ROOT.glob("tests/**/*.py")]} | {"found.py"}  # --search writes it
@@ -48,7 +50,7 @@ def commands(text):
                 words.append(token)
 
 
-CASES = [(page.name, words) for page in PAGES for words in commands(page.read_text())]
+CASES = [(str(page.relative_to(ROOT)), words) for page in PAGES for words in commands(page.read_text())]
 
 
 def check_script(path, args):
@@ -91,7 +93,7 @@ def test_commands(page, words, monkeypatch):
         assert words[1] in ("pip", "pytest"), f"{words[1]}: no such module"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_and_files(page):
     text = page.read_text()
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
@@ -116,3 +118,19 @@ def test_the_map_is_whole():
             named.add(room + line.split()[0])
     assert named == {str(f.relative_to(ROOT)) for f in FILES if f.name != "prepare.py" and
                      f.parent.name != "experiments"}
+
+
+def test_the_example_runs():
+    """The README's loop: at the growth the same logits, at the end a plain model of the new sizes."""
+    code = re.search(r"```python\n(import torch\n.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    code = code.replace("100", "10")  # iterations, to be quick
+    before, growth, after = re.split(r"^(model, opt = grow.*\n)", code, flags=re.M)
+    names, idx = {}, torch.randint(256, (2, 64))
+    exec(before, names)
+    logits, _ = names["model"](idx)
+    exec(growth, names)
+    assert names["model"].config.n_layer == 6 and names["model"].config.n_embd == 192
+    torch.testing.assert_close(names["model"](idx)[0], logits, atol=1e-5, rtol=1e-5)
+    exec(after, names)
+    assert names["model"].masks.c is None
+    assert (names["model"](idx)[0] - logits).abs().max() > 1e-3

@@ -1,0 +1,83 @@
+"""
+Draws docs/growing.png, the picture in the README: a model that grows, and loss over compute.
+
+    python docs/picture.py
+"""
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+ROOT = Path(__file__).resolve().parent.parent
+OLD, NEW = "#3b6ea5", "#e08214"
+# title, text below, the mask on the new part (None: there is no new part)
+FRAMES = [("1  a small model", "few layers, narrow:\ntrains fast", None),
+          ("2  grow it: mask 0", "new weights, hidden:\nthe same output", 0.0),
+          ("3  mask 0 → 1", "the new weights count\nmore and more", 0.5),
+          ("4  a large model", "mask gone:\na plain model", 1.0)]
+
+
+def box(ax, x, y, width, color, mask):
+    """Part of a layer: as solid as its mask is high, dashed while there is a mask."""
+    style = dict(boxstyle="round,pad=0,rounding_size=0.04")
+    ax.add_patch(FancyBboxPatch((x, y), width, 0.3, fc=color, alpha=mask, lw=0, **style))
+    line = dict(ls="-" if mask == 1 else (0, (2, 1.5)))
+    ax.add_patch(FancyBboxPatch((x, y), width, 0.3, fc="none", ec=color, lw=1.1, **line, **style))
+
+
+def draw_frame(ax, title, text, mask):
+    for i in range(2 if mask is None else 4):
+        if i < 2:
+            box(ax, 0, 0.42 * i, 0.62, OLD, 1)
+        if mask is not None:  # more width for the old layers, and new layers
+            x = 0.65 if i < 2 else 0
+            box(ax, x, 0.42 * i, 1 - x, NEW, mask)
+    if mask is None:
+        arrow = dict(arrowstyle="->", color="0.4")
+        ax.annotate("", (0, 1.62), (0, 0.85), arrowprops=arrow)
+        ax.annotate("", (1.02, 0.36), (0.67, 0.36), arrowprops=arrow)
+        ax.text(0.06, 1.2, "layers", fontsize=9, color="0.4", va="center")
+        ax.text(0.84, 0.44, "width", fontsize=9, color="0.4", ha="center")
+    if mask == 0:
+        ax.text(0.31, 0.57, "old", color="w", fontsize=9, ha="center", va="center")
+        ax.text(0.5, 0.99, "new", color=NEW, fontsize=9, ha="center", va="center")
+    ax.set(xlim=(-0.06, 1.08), ylim=(-0.5, 1.66), title=title)
+    ax.title.set(fontsize=10.5, fontweight="bold")
+    ax.text(0.5, -0.1, text, ha="center", va="top", fontsize=9)
+    ax.axis("off")
+
+
+def draw_losses(ax, report):
+    """Mean validation loss over the seeds against FLOPs, from the report of a campaign."""
+    curves = json.loads((ROOT / report).read_text())["curves"]
+    for name, color in (("6 layers from scratch", "0.5"), ("2 layers, never grown", OLD),
+                        ("grown, 2 to 6 layers", NEW)):
+        runs = list(curves[name].values())
+        flops = np.mean([r["flops"] for r in runs], 0) / 1e12
+        loss = np.mean([r["val_loss"] for r in runs], 0)
+        ax.plot(flops, loss, color=color, lw=2, label=name)
+        ax.plot(flops[-1], loss[-1], "o", color=color, ms=5)
+        if not all(runs[0]["whole"]):
+            at = runs[0]["whole"].index(True) - 1  # the last point before it is all there
+            ax.annotate("grows", (flops[at], loss[at]), (12, 14), textcoords="offset points",
+                        fontsize=9, color=color, arrowprops=dict(arrowstyle="->", color=color))
+    ax.legend(frameon=False, fontsize=9)
+    ax.set(ylim=(1.1, 2.5), xlim=(0, 43), xlabel="compute (TFLOP)", ylabel="validation loss")
+    ax.set_title("loss over compute", fontsize=10.5, fontweight="bold")
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def main():
+    fig = Figure(figsize=(11, 3.3), layout="constrained")
+    left, right = fig.subfigures(1, 2, width_ratios=[1.75, 1])
+    for ax, frame in zip(left.subplots(1, len(FRAMES)), FRAMES):
+        draw_frame(ax, *frame)
+    draw_losses(right.subplots(), "results/evidence/pystdlib_main/report.json")
+    fig.savefig(ROOT / "docs/growing.png", dpi=130)
+
+
+if __name__ == "__main__":
+    main()
