@@ -15,6 +15,7 @@ from lab.children import ROOT, Job
 from lab.costs import stage_costs, vocab_of
 from lab.law import BESIROGLU, advise, enough, fit, fit_three, read_law
 from lab.verdict import times
+from run.packed import PACK, unpacked
 from run.settings import from_dict, known_settings
 
 STUDIES = [os.path.join(ROOT, "results", name) for name in ("frontier", "frontier_gpu")]
@@ -67,7 +68,7 @@ def find_law(path, vocab_size):
 def small_one(text):
     """For argparse's `type`: the folder of a run, or [weights] or [weights, tokens]."""
     try:
-        return text if os.path.isdir(text) else [number(float, 1)(part) for part in text.split(",", 1)]
+        return path if os.path.isdir(path := unpacked(text)) else [number(float, 1)(part) for part in text.split(",", 1)]
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text}: is no run's folder, no WEIGHTS and no "
                                          "WEIGHTS,TOKENS") from None
@@ -149,6 +150,7 @@ def show_advice(config, rows, vocab_size, args):
     if row := both[0]["row"]:
         r = row["recipe"]
         grown = "; ".join(f"at {at:.0%} of the compute {sizes}" for at, sizes in r["growths"])
-        out.append(f"Nearest measured: {row['name']}: {r['start']}, {grown} ({r['operator']}), decay "
-                   f"{row['decay']:.0%}: {os.path.join(os.path.relpath(row['folder']), row['config'])}")
+        pack = os.path.join(os.path.relpath(row["folder"]), PACK)
+        out += [f"Nearest measured: {row['name']}: {r['start']}, {grown} ({r['operator']}), decay "
+                f"{row['decay']:.0%}: tar -xOf {pack} {row['config']}"]
     return "\n".join(out)

@@ -5,9 +5,7 @@ decays and grown runs that start from their checkpoints. What was cut off goes o
 import os
 import time
 
-from base.disk import write_json
 from base.errors import UserError
-from base.reading import read_json
 from lab.children import TRAIN, Job, side_by_side
 from run.checkpoint.checkpoint import numbered
 
@@ -60,7 +58,7 @@ class Branch(Job):
         return [*(self.after.chain() if self.after else []), self]
 
     def tidy(self):
-        """Leave of a finished decay what results/ holds, of a trunk the checkpoints to branch from."""
+        """Leave of a finished decay what was measured, of a trunk the checkpoints to branch from."""
         if self.keep:
             for path in numbered(self.out_dir):
                 if int(path[-10:-3]) not in self.keep:
@@ -68,11 +66,6 @@ class Branch(Job):
             return
         for name in set(os.listdir(self.out_dir)) - LEAVES:
             os.remove(self.path(name))
-        config = read_json(self.path("config.json"))
-        config.update(out_dir=os.path.basename(self.out_dir),
-                      init_from=os.path.basename(config["init_from"]))
-        config.get("resolved", {}).pop("data_dir", None)
-        write_json(self.path("config.json"), config)
 
 
 def run_all(ready, slots, minutes):

@@ -19,7 +19,7 @@ from lab.costs import compute
 from run.arguments import read_file
 from run.curves import curve
 from run.runlog import read_metrics
-from run.settings import TrainConfig, from_dict
+from run.settings import TrainConfig, from_dict, known_settings
 
 OWN = ("config", "against", "sweep", "flops")  # a contestant's keys that are not settings
 EXPERIMENT = dict(contestants=dict, settings=dict, config=str, seeds=list, ablation=bool)
@@ -63,7 +63,7 @@ class Run(Job):
         """Is it finished? A folder that holds a run with other settings is an error."""
         if not os.path.exists(self.path("config.json")):
             return False
-        have = {**asdict(TrainConfig()), **read_json(self.path("config.json"))}
+        have = {**asdict(TrainConfig()), **known_settings(read_json(self.path("config.json")))}
         for key, want in asdict(self.config).items():
             if have[key] != want and key not in ("out_dir", "init_from", "data_dir"):
                 raise UserError(f"{self.out_dir}: holds a run with {key}={have[key]!r}, not "

@@ -16,6 +16,7 @@ import torch
 
 from base.errors import Parser, UserError, number
 from run.checkpoint.checkpoint import make_out_dir
+from run.packed import unpacked
 from run.runlog import read_metrics
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -214,7 +215,7 @@ def many_parser(prog, doc, what, **more):
     p = Parser(prog=f"python -m {prog}", description=doc, **more,
                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("what", type=os.path.expanduser, **what)
-    p.add_argument("--out", type=os.path.expanduser, help="folder for it all (out/ and the experiment's name)")
+    p.add_argument("--out", type=unpacked, help="folder for it all (out/ and the experiment's name)")
     p.add_argument("--parallel", type=number(int, 1), default=1,
                    help="runs at once, each on its cores, or dealt out to the GPUs (1)")
     p.add_argument("--seeds", type=listed(number(int, 0)), metavar="1,2,3",

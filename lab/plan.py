@@ -23,6 +23,7 @@ from lab.advice import find_law, fit_ladder, show_advice, small_one
 from lab.costs import has_dataset, measure, split_over_processes, stage_costs, totals, vocab_of
 from lab.words import clock, schedule_name
 from run.arguments import from_args
+from run.packed import unpacked
 from run.parallel.ranks import Ranks
 from run.precision import known_peak
 
@@ -189,7 +190,7 @@ def parse(argv):
                    help="a loss law's file (the study's or a published one)")
     p.add_argument("--small", type=small_one, help="the small model that is there: a run's folder, or "
                    "WEIGHTS, or WEIGHTS,TOKENS")
-    p.add_argument("--fit", nargs="+", type=os.path.expanduser, metavar="RUN",
+    p.add_argument("--fit", nargs="+", type=unpacked, metavar="RUN",
                    help="fit a law to finished runs, write --law")
     return p.parse_known_args(argv)
 

@@ -18,6 +18,7 @@ from base.errors import Parser, UserError, exits_cleanly, number
 from base.reading import read_json
 from model import GROWABLE
 from run.curves import crossing, curve, reaches
+from run.packed import unpacked
 from run.runlog import read_metrics
 
 # panels of the lower row: the events' key, title
@@ -253,10 +254,10 @@ def watch(folders, show, every):
 
 def parse(argv):
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("out_dirs", nargs="+", metavar="OUT_DIR", type=os.path.expanduser)
+    p.add_argument("out_dirs", nargs="+", metavar="OUT_DIR", type=unpacked)
     p.add_argument("--save", type=os.path.expanduser,
                    help="file to write (default: loss.png in the first OUT_DIR)")
-    p.add_argument("--baseline", metavar="OUT_DIR", type=os.path.expanduser,
+    p.add_argument("--baseline", metavar="OUT_DIR", type=unpacked,
                    help="the run to compare with (default: the only one that never grew)")
     p.add_argument("--watch", action="store_true",
                    help="draw again while the runs go on, until they are over or Ctrl-C")

@@ -365,6 +365,18 @@ def test_who_still_writes_after_a_while_is_named(tmp_path, monkeypatch):
         children.wait_for(str(tmp_path))
 
 
+def test_runs_older_than_a_setting_are_a_campaigns(fake):
+    """Before `sampling` there was, all drew at random: that is what their config.json without it says."""
+    settings = dict(sampling="random")
+    run_it(fake(settings=settings))
+    run = fake(settings=settings).sweeps()[0]
+    with open(run.path("config.json")) as f:
+        config = {k: v for k, v in json.load(f).items() if k != "sampling"}
+    with open(run.path("config.json"), "w") as f:
+        json.dump(dict(config, gone=1), f)
+    assert run.done()
+
+
 def test_another_campaign_in_the_same_folder_is_refused(fake):
     run_it(fake())
     with pytest.raises(UserError, match="holds a run with max_iters=40, not 50"):

@@ -3,12 +3,14 @@ plot.py: runs of the same name, runs that diverged, damaged files, places that c
 lead over a baseline, and following runs that go on.
 """
 import json
+import shutil
 import sys
 
 import pytest
 from runs import ROOT
 
 from base.errors import UserError
+from run.packed import PACK, unpacked
 from tools import plot
 
 
@@ -161,9 +163,10 @@ def texts(ax):
         () if ax.get_legend() is None else ax.get_legend().get_texts())) if t.get_text()]
 
 
-def test_panels_and_words_of_the_picture(monkeypatch):
+def test_panels_and_words_of_the_picture(monkeypatch, tmp_path):
     """Real runs: all panels, the lead in words, and no word over another or out of the picture."""
-    real = [str(ROOT / "results" / name) for name in ("pystdlib_msg", "pystdlib_scratch")]
+    shutil.copy(ROOT / "results" / "pystdlib" / PACK, tmp_path)
+    real = [unpacked(str(tmp_path / name)) for name in ("pystdlib_msg", "pystdlib_scratch")]
     fig = drawn(monkeypatch, *real)
     fig.draw_without_rendering()
     words = [t.get_text() for ax in fig.axes for t in texts(ax)]

@@ -1,0 +1,102 @@
+"""
+A study's raw runs as one file, runs.tar.xz, beside its report.
+
+    tar -tf results/frontier/runs.tar.xz                        # what is in it
+    python -m run.packed results/frontier                       # pack the runs that lie there
+    python -m run.packed out/mine results/mine                  # copy a finished study's, then pack them
+
+Commands that read runs take a packed study's folder, or a run's path in it, as if the runs lay there:
+unpacked() lays them there. Git ignores them.
+"""
+import io
+import lzma
+import os
+import tarfile
+from pathlib import Path
+
+from base.disk import write_json, written
+from base.errors import Parser, UserError, exits_cleanly
+from base.reading import read_json
+
+PACK = "runs.tar.xz"
+KINDS = (".json", ".jsonl", ".txt", ".png")  # of a run what was measured: no checkpoints, no source
+SAID = ("run.txt", "log.txt")        # nor what it said meanwhile
+
+
+def unpacked(path):
+    """
+    For argparse's `type`: the path, ~ expanded. If it is a packed study's folder, or lies in one, the
+    runs that are not beside the pack are put there.
+    """
+    path = os.path.expanduser(path)
+    here = Path(path).absolute()
+    for folder in (here, *here.parents):
+        if (folder / PACK).is_file():
+            unpack(folder)
+    return path
+
+
+def unpack(folder):
+    try:
+        with tarfile.open(folder / PACK) as tar:
+            for member in tar:
+                to = folder / member.name
+                if not to.resolve().is_relative_to(folder.resolve()):
+                    raise UserError(f"{folder / PACK}: {member.name}: lies outside of it")
+                if member.isfile() and not to.exists():
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    with written(to, "wb") as f:
+                        f.write(tar.extractfile(member).read())
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as e:
+        raise UserError(f"{folder / PACK}: is damaged ({e}): get it again") from None
+
+
+def measured(folder):
+    """{path in the folder: bytes} of all that its runs measured, sorted."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*"))
+            if p.is_file() and p.parent != folder and p.suffix in KINDS and p.name not in SAID}
+
+
+def pack(folder):
+    """Write runs.tar.xz of all runs in the folder: the same bytes for the same runs. Their number."""
+    unpacked(folder)
+    if not (files := measured(folder)):
+        raise UserError(f"{folder}: no runs in it")
+    with written(folder / PACK, "wb") as f, tarfile.open(
+            fileobj=f, mode="w:xz", format=tarfile.GNU_FORMAT, preset=9) as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)  # no date, no owner
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return sum(name.endswith(".jsonl") for name in files)
+
+
+def copy(folder, into):
+    """A study's report and what its runs measured; of their configs without this machine's folders."""
+    top = [p for p in folder.iterdir() if p.suffix in (".json", ".md", ".png")]
+    for name, content in {**measured(folder), **{p.name: p.read_bytes() for p in top}}.items():
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        (into / name).write_bytes(content)
+        if os.path.basename(name) == "config.json":
+            config = read_json(into / name)
+            config.update({k: os.path.basename(config[k]) for k in ("out_dir", "init_from") if k in config})
+            config.get("resolved", {}).pop("data_dir", None)
+            write_json(into / name, config)
+
+
+@exits_cleanly
+def main():
+    p = Parser(prog="python -m run.packed", description=__doc__.splitlines()[1])
+    p.add_argument("folder", type=unpacked, help="of the study")
+    p.add_argument("into", type=unpacked, nargs="?", help="where to copy it first, such as results/mine")
+    args = p.parse_args()
+    folder = Path(args.into or args.folder)
+    if not os.path.isdir(args.folder):
+        raise UserError(f"{args.folder}: no such folder")
+    if args.into:
+        copy(Path(args.folder), folder)
+    print(f"{folder / PACK}: {pack(folder)} runs")
+
+
+if __name__ == "__main__":
+    main()
