@@ -5,8 +5,8 @@ Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) replaces 
 by the nearest orthogonal matrix, about, found by a few products (Newton-Schulz). All matrices of one
 shape are one batch here, so a step has few kernels however many layers there are, and the products
 are in the number format that is fast on the device. Of several processes each orthogonalises its
-share of a shape's matrices, which travel together: one collective a shape for whole matrices, two for
-sharded ones.
+share of a shape's matrices, which travel together, AT_ONCE entries a process: one collective for whole
+matrices, two for sharded ones.
 """
 import math
 
@@ -170,11 +170,9 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure=None):
         for group in self.param_groups:
             for alike in by_shape(p for p in group["params"] if p.grad is not None):
-                if isinstance(alike[0], DTensor) or self.several:
-                    self.step_stack(group, alike, self.update_together)
-                else:
-                    for params in pieces(alike):
-                        self.step_stack(group, params, self.update)
+                together = isinstance(alike[0], DTensor) or self.several
+                for params in pieces(alike, dist.get_world_size() if together else 1):
+                    self.step_stack(group, params, self.update_together if together else self.update)
 
     def step_stack(self, group, params, update):
         """Step `params`, which are of one shape, by `update`, see muon_update()."""
@@ -204,8 +202,7 @@ class Muon(torch.optim.Optimizer):
         n = len(x)
         mine = x[owned(n, dist.get_rank(), dist.get_world_size())] if mesh is None else \
             to_owners(x, n_rows, mesh)
-        done = [self.orthogonal(piece, group, dtype) for piece in pieces(mine)]
-        done = torch.cat(done) if done else mine.to(dtype)
+        done = self.orthogonal(mine, group, dtype) if len(mine) else mine.to(dtype)
         x = all_gather_owned(done, n) if mesh is None else from_owners(done, n, mesh)
         return buffer, x.to(grad.dtype) * scale
 
@@ -224,12 +221,13 @@ def by_shape(params):
     return alike.values()
 
 
-def pieces(alike):
-    """Runs of matrices of one shape, AT_ONCE entries together, or a larger one."""
-    if not len(alike):
-        return []
-    at_once = AT_ONCE.get(alike[0].device.type, AT_ONCE_ELSEWHERE)
-    n = max(1, at_once // alike[0].numel())
+def pieces(alike, world=1):
+    """
+    Runs of matrices of one shape: AT_ONCE entries of them on each of `world` processes, but at least a
+    matrix for each process, and as many for all.
+    """
+    each = -(-alike[0].numel() // (world if isinstance(alike[0], DTensor) else 1))
+    n = AT_ONCE.get(alike[0].device.type, AT_ONCE_ELSEWHERE) // each // world * world or world
     return [alike[i:i + n] for i in range(0, len(alike), n)]
 
 

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 from runs import TINY
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import run.parallel.ranks
@@ -19,6 +20,7 @@ import train
 from base import disk
 from grow import grow
 from model import GPT, GPTConfig
+from run import optim
 from run.checkpoint import checkpoint, sharded
 from run.checkpoint.saver import Saver
 from run.optim import make_optimizers
@@ -168,6 +170,46 @@ def collectives():
                 setattr(dist, name, f)
             counts[f"{how}{n_layer}"] = seen
     print(json.dumps(counts))
+    ranks.close()
+
+
+class Largest(TorchDispatchMode):
+    """Entries of the largest tensor that is made."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        self.entries = max([self.entries, *(t.untyped_storage().nbytes() // t.itemsize for t in tree_leaves(out)
+                                            if torch.is_tensor(t) and not isinstance(t, DTensor))])
+        return out
+
+
+def muon_in_pieces():
+    """
+    Entries of the largest tensor in a step of Muon on 10 layers, and the weights' change from one step
+    of all at once, for AT_ONCE = 4 matrices of 16 x 32.
+    """
+    ranks, found = run.parallel.ranks.Ranks("cpu"), {}
+    for how in ("none", "fsdp"):
+        weights = []
+        for at_once in (4 * 512, 1 << 18):
+            optim.AT_ONCE["cpu"] = at_once
+            model, optimizers, _, _ = make(
+                ranks, dict(block_size=32, vocab_size=64, n_layer=10, n_embd=16, n_head=1, head_dim=16,
+                            n_inner=32), how, optimizer="muon")
+            optimizers[0].param_groups[0]["lr"] = 0.1
+            torch.manual_seed(1)
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape)
+                if isinstance(p, DTensor):
+                    p.grad = distribute_tensor(p.grad, p.device_mesh, p.placements)
+            with Largest() as largest:
+                optimizers[0].step()
+            found.setdefault(how, largest.entries)
+            weights.append([shard.gather(p.detach()) for p in model.parameters()])
+        found[how + "_off"] = max((a - b).abs().max().item() for a, b in zip(*weights))
+    print(json.dumps(found))
     ranks.close()
 
 

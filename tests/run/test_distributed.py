@@ -281,6 +281,13 @@ def test_collectives_of_muon(driver, tmp_path):
     assert counts["fsdp2"] == counts["fsdp5"] == {"all_to_all_single": 6}
 
 
+def test_muon_takes_no_more_memory_for_more_layers(driver, tmp_path):
+    """As on one process: AT_ONCE entries at a time, here four matrices (the rows of eight, sharded)."""
+    for got in driver.call("muon_in_pieces", 2, tmp_path / "log"):
+        assert got["none"] <= 4 * 512 and got["fsdp"] <= 4 * 512, got
+        assert got["none_off"] < 1e-6 and got["fsdp_off"] < 1e-6, got
+
+
 @pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
 def test_bad_steps_are_skipped_by_all(optimizer, driver, data, tmp_path):
     driver.call("bad_steps", 2, tmp_path / "log", DATA=data, OUT=str(tmp_path / "out"),
