@@ -192,9 +192,9 @@ def apply_rotary(x, rope):
 
 def attend(q, k, v, attn_mask=None, causal=False, dropout=0.0):
     """
-    softmax(q k^T / sqrt(head_dim)) v. q, k, v: (B, n_head, T, head_dim). attn_mask: None, or bool,
-    False = not seen: (B, 1, 1, T) or (B, 1, T, T). causal: a position sees itself and those before
-    it, for as many queries as keys; an attn_mask given besides must be causal too.
+    softmax(q k^T / sqrt(head_dim)) v. k, v: (B, n_head, T, head_dim). q: (B, n_head, N, head_dim), of
+    the last N positions. attn_mask: None, or bool, False = not seen: (B, 1, 1, T) or (B, 1, N, T).
+    causal: a position sees itself and those before it; an attn_mask given besides must be causal too.
 
     PyTorch's kernels do it, except for compiled bfloat16 on a CPU: there the kernel's backward took
     a third of a small model's step (torch 2.13, AMD EPYC). Plain products take about half the time.
@@ -202,16 +202,19 @@ def attend(q, k, v, attn_mask=None, causal=False, dropout=0.0):
     most masked ones. Beyond 1024 positions they gain nothing, and their memory grows with T^2.
     """
     plain = torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.bfloat16
-    if not plain or k.size(2) > 1024:
+    T, start, rows, y = k.size(2), k.size(2) - q.size(2), 128, []
+    if not plain or T > 1024:
+        causal = causal and attn_mask is None and start < T - 1  # the last one alone sees all
+        if causal and start:  # the kernels take q for the first ones
+            attn_mask = torch.ones(q.size(2), T, dtype=torch.bool, device=q.device).tril(start)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout,
-                                              is_causal=causal and attn_mask is None)
-    T, rows, y = k.size(2), 128, []
+                                              is_causal=causal and not start)
     q = q / math.sqrt(q.size(-1))
     for i in range(0, q.size(2), rows):
-        j = min(i + rows, T) if causal else T  # these queries see the keys before j
+        j = min(start + i + rows, T) if causal else T  # these queries see the keys before j
         scores = q[:, :, i:i + rows] @ k[:, :, :j].transpose(2, 3)
         if causal:
-            hidden = torch.ones(scores.shape[2:], dtype=torch.bool).triu(i + 1)
+            hidden = torch.ones(scores.shape[2:], dtype=torch.bool).triu(start + i + 1)
             scores = scores.masked_fill(hidden, -math.inf)
         if attn_mask is not None:
             seen = attn_mask[..., :j] if attn_mask.size(2) == 1 else attn_mask[:, :, i:i + rows, :j]

@@ -139,8 +139,7 @@ class Attention(nn.Module):
             k, v = cache[:] = [torch.cat(kv, dim=2) for kv in zip(cache, (k, v))] if cache else [k, v]
         if self.group > 1:  # SDPA's enable_gqa: not all of its kernels support it
             k, v = (t.repeat_interleave(self.group, dim=1) for t in (k, v))
-        y = attend(q, k, v, attn_mask, self.causal and k.size(2) == T,
-                   self.attn_dropout if self.training else 0.0)
+        y = attend(q, k, v, attn_mask, self.causal, self.attn_dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, n_head * head_dim)
         return self.dropout(self.proj(y, m))
 

@@ -1,4 +1,6 @@
 """The models by themselves: shapes, attention, generation, counts, and equality with transformers."""
+import random
+
 import pytest
 import torch
 from test_grow import BIGGER, CASES, CHOICES, START, batch, make, outputs
@@ -46,17 +48,22 @@ def test_generate_cache_agrees_with_full_forward(kind, n_layer):
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("doc_end", [None, 7])
 @pytest.mark.parametrize("kind", DECODERS)
-def test_cached_logits_are_the_same(kind):
-    """Token by token, and in the middle of a ramp."""
-    model, _ = grow(make(kind).eval(), **BIGGER)
+def test_any_split_into_cached_pieces_is_the_whole(kind, doc_end):
+    """Property test, in the middle of a ramp: new tokens, one or many, see those before them alone."""
+    model, _ = grow(make(kind, block_size=40, doc_end=doc_end).eval(), **BIGGER)
     set_mask(model, 0.5)
-    idx = batch(kind, model.config)["idx"]
-    cache = [[] for _ in model.blocks]
-    for i in range(0, 12, 3):
-        for j in (i + 1, i + 2, i + 3) if i else [3]:
-            cached, _ = model(idx[:, :j], cache=cache)
-        assert (cached - model(idx[:, :i + 3])[0]).abs().max() < 1e-12
+    rng = random.Random(0)
+    for T in (2, 5, 12, 40):
+        idx = torch.randint(12, (2, T), generator=torch.Generator().manual_seed(T))
+        whole, targets = model(idx, idx)[0], idx
+        for _ in range(4):
+            cache = [[] for _ in model.blocks]
+            ends = [0, *sorted(rng.sample(range(1, T), rng.randint(1, T - 1))), T]
+            pieces = [model(idx[:, :end], targets[:, start:end], cache)[0]
+                      for start, end in zip(ends, ends[1:])]
+            assert (torch.cat(pieces, 1) - whole).abs().max() < 1e-12, ends
 
 
 def test_generate_top_k_one_is_greedy():
@@ -218,16 +225,18 @@ def test_llamas_that_cannot_be(changes, says):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("T", [7, 128, 200])
+@pytest.mark.parametrize("T, cached", [(7, 0), (128, 0), (200, 0), (200, 60), (300, 160), (7, 6)])
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_attention_in_bfloat16_is_attention(backend, causal, T):
-    """The CPU's own path, with rows of queries that do not divide T, against float64's kernel."""
+def test_compiled_attention_in_bfloat16_is_attention(backend, causal, T, cached):
+    """The CPU's own path, with rows of queries that do not divide T, against float64's kernel on all T."""
+    torch.compiler.reset()  # each has shapes of its own
     torch.manual_seed(0)
     qkv = torch.randn(3, 2, 3, T, 16, dtype=torch.bfloat16, requires_grad=True)
     attn_mask = None if causal else (torch.arange(T) < torch.tensor([[T], [T // 2]]))[:, None, None]
-    wanted = attend(*qkv.double(), attn_mask, causal)
+    wanted = attend(*qkv.double(), attn_mask, causal)[:, :, cached:]
     g = torch.randn_like(wanted)
-    found = torch.compile(attend, fullgraph=True, dynamic=False, backend=backend)(*qkv, attn_mask, causal)
+    found = torch.compile(attend, fullgraph=True, dynamic=False, backend=backend)(
+        qkv[0, :, :, cached:], *qkv[1:], attn_mask, causal)
     assert found.dtype == torch.bfloat16
     grads = [torch.autograd.grad(y, qkv, g.to(y.dtype))[0].double() for y in (wanted, found)]
     for a, b in ((wanted, found.double()), grads):
