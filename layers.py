@@ -237,13 +237,20 @@ def wide(dtype):
     return torch.promote_types(dtype, torch.float32)
 
 
-def cross_entropy(logits, targets):
+def count(targets, n=None):
+    """
+    The number of targets that a loss is divided by, 0-D: those that are not ignored, or n. For equal
+    micro-batches of one batch n is their mean number, so that the mean of losses is the batch's loss.
+    """
+    return (targets >= 0).sum().clamp_min(1) if n is None else n
+
+
+def cross_entropy(logits, targets, n=None):
     """
     The mean loss in nats per target, 0-D: F.cross_entropy with ignore_index=-1, but 0 instead of
-    NaN when all are ignored. logits: (N, V). targets: (N,).
+    NaN when all are ignored. logits: (N, V). targets: (N,). n: what count() is to return.
     """
-    total = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
-    return total / (targets >= 0).sum().clamp_min(1)
+    return F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum") / count(targets, n)
 
 
 class RowLoss(nn.Module):
@@ -268,9 +275,9 @@ class HeadLoss(torch.autograd.Function):
     """The mean loss of x @ weight.T + bias; forward computes the gradients too, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, targets, row_loss, rows):
+    def forward(ctx, x, weight, bias, targets, n, row_loss, rows):
         sums = wide(x.dtype)
-        total, n = x.new_zeros((), dtype=sums), (targets >= 0).sum().clamp_min(1)
+        total = x.new_zeros((), dtype=sums)
         dx = torch.empty_like(x)
         dw = torch.zeros_like(weight, dtype=sums)
         db = None if bias is None else torch.zeros_like(bias, dtype=sums)
@@ -290,25 +297,25 @@ class HeadLoss(torch.autograd.Function):
         dx, dw, db, n = ctx.saved_tensors
         scale = grad / n
         return (dx * scale.to(dx.dtype), (dw * scale).to(dx.dtype),
-                None if db is None else (db * scale).to(dx.dtype), None, None, None)
+                None if db is None else (db * scale).to(dx.dtype), None, None, None, None)
 
 
-def head_loss(x, weight, targets, bias=None, row_loss=None):
+def head_loss(x, weight, targets, bias=None, row_loss=None, n=None):
     """
-    cross_entropy(F.linear(x, weight, bias), targets), equal up to rounding, with less memory.
+    cross_entropy(F.linear(x, weight, bias), targets, n), equal up to rounding, with less memory.
     x: (N, n_embd). weight: (V, n_embd). bias: (V,) or None. targets: (N,). Returns the mean loss in
     nats per target, 0-D. A chunk has as many rows as LOGITS_AT_ONCE allows. All chunks but the last
     are equal, so row_loss, a RowLoss, sees at most two shapes.
     """
-    n, device = len(x), x.device.type
+    device, n = x.device.type, count(targets, n)
     at_once = LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE["cpu"])
-    times = -(-n // max(1, at_once // len(weight)))
-    rows = -(-n // max(1, times)) or 1
+    times = -(-len(x) // max(1, at_once // len(weight)))
+    rows = -(-len(x) // max(1, times)) or 1
     if not torch.is_grad_enabled():
         sums = [F.cross_entropy(F.linear(a, weight, bias), b, ignore_index=-1, reduction="sum")
                 for a, b in zip(x.split(rows), targets.split(rows))]
-        return sum(sums) / (targets >= 0).sum().clamp_min(1)
+        return sum(sums) / n
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = (t if t is None else t.to(dtype) for t in (x, weight, bias))
-    return HeadLoss.apply(x, weight, bias, targets, row_loss or RowLoss(), rows)
+    return HeadLoss.apply(x, weight, bias, targets, n, row_loss or RowLoss(), rows)

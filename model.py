@@ -287,22 +287,23 @@ class GPT(Transformer):
         x = self.run_blocks(x, m, attn_mask, cache, self.rope(t))
         return self.ln_f(x, m.embd)
 
-    def forward(self, idx, targets=None, cache=None, return_logits=True):
+    def forward(self, idx, targets=None, cache=None, return_logits=True, n_targets=None):
         """
         idx: (B, T) token ids. targets: (B, T) ids to predict, -1 = ignore.
         With targets: (logits (B, T, vocab), the mean loss in nats per token, 0-D).
         With targets and return_logits=False: (None, loss); all logits are never in memory at once.
         Without targets: (logits of the last position (B, 1, vocab), None).
-        cache: a list of n_layer lists, empty at first. idx still holds all tokens, cached ones too.
+        cache: a list of n_layer lists, empty at first. idx still holds all tokens, cached ones too;
+        targets and logits are those of the new ones. n_targets: what the loss is divided by, see count().
         """
         x = self.hidden(idx, cache)
         if targets is None:
             return F.linear(x[:, [-1]], self.head_weight()), None
         if not return_logits:
             return None, head_loss(x.flatten(0, 1), self.head_weight(), targets.flatten(),
-                                   row_loss=self.row_loss)
+                                   row_loss=self.row_loss, n=n_targets)
         logits = F.linear(x, self.head_weight())  # (B, T, vocab_size)
-        return logits, cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return logits, cross_entropy(logits.flatten(0, 1), targets.flatten(), n_targets)
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, stop=None):
@@ -376,11 +377,11 @@ class Bert(Transformer):
         return x, pooled
 
     def forward(self, idx, segments=None, attn_mask=None, positions=None, targets=None,
-                next_sentence=None, return_logits=True):
+                next_sentence=None, return_logits=True, n_targets=None):
         """
         idx: (B, T) token ids. segments: (B, T) 0 or 1. attn_mask: (B, T) bool, False on padding.
         positions: (B, P) where the MLM head is computed; None: everywhere. targets: (B, P) the
-        ids there, -1 = ignore. next_sentence: (B,) 0 = next, 1 = random.
+        ids there, -1 = ignore. next_sentence: (B,) 0 = next, 1 = random. n_targets: see count().
         Returns (BertOutput, loss): loss is MLM plus NSP in nats, or None without targets.
         return_logits=False: mlm_logits is None; all of them are never in memory at once.
         """
@@ -394,8 +395,9 @@ class Bert(Transformer):
         out = BertOutput(logits, nsp_logits, pooled)
         if targets is None:
             return out, None
-        loss = cross_entropy(logits.flatten(0, 1), targets.flatten()) if return_logits else \
-            head_loss(x.flatten(0, 1), self.wte.weight, targets.flatten(), self.mlm_bias, self.row_loss)
+        loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), n_targets) if return_logits \
+            else head_loss(x.flatten(0, 1), self.wte.weight, targets.flatten(), self.mlm_bias,
+                           self.row_loss, n_targets)
         if next_sentence is not None:
             loss = loss + F.cross_entropy(nsp_logits, next_sentence)
         return out, loss

@@ -159,7 +159,10 @@ class Run:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def step(self, batch):
-        """One training step on this rank's rows. Returns loss and gradient norm, both 0-D."""
+        """
+        One training step on this rank's rows. Returns loss and gradient norm, both 0-D. The loss is the
+        mean over the targets of the whole batch, of which BERT's rows have unequally many.
+        """
         c = self.config
         scale = learning_rate(c, self.iter)
         for o in self.optimizers:
@@ -169,13 +172,15 @@ class Run:
         total = torch.zeros((), device=self.device)
         micro_batch = c.micro_batch_of(self.stage)
         grad_accum_steps = self.loader.grad_accum_steps(micro_batch)
+        count = (batch["targets"] >= 0).sum().item() / grad_accum_steps  # a micro-batch's, on average
+        n = self.ranks.sum(torch.full((), count, device=self.device)) / self.ranks.world
         for i in range(grad_accum_steps):
             rows = slice(i * micro_batch, (i + 1) * micro_batch)
             data = self.to_device({k: v[rows] for k, v in batch.items()})
             if self.ranks.several:  # DDP averages gradients once a step, FSDP every micro-batch
                 self.parallel.require_backward_grad_sync = i == grad_accum_steps - 1
             with self.autocast():
-                loss = self.parallel(**data, return_logits=False)[1] / grad_accum_steps
+                loss = self.parallel(**data, return_logits=False, n_targets=n)[1] / grad_accum_steps
             self.scaler.scale(loss).backward()
             total += loss.detach()
         for o in self.optimizers:

@@ -49,6 +49,22 @@ def test_all_ignored(at_once, monkeypatch):
     assert layers.head_loss(x[:0].requires_grad_(), w, t[:0]) == 0  # and one without rows
 
 
+@pytest.mark.parametrize("kind", ["gpt", "bert"])
+@pytest.mark.parametrize("return_logits", [True, False])
+def test_micro_batches_of_a_whole(kind, return_logits):
+    """n_targets, a micro-batch's mean count: their losses' mean and gradients are the whole's."""
+    model = make(kind)
+    data = batch(kind, model.config)
+    want = model(**data, return_logits=return_logits)[1]
+    gradients = torch.autograd.grad(want, list(model.parameters()))
+    n = (data["targets"] >= 0).sum().double() / 3
+    got = sum(model(**{k: v[i:i + 1] for k, v in data.items()}, return_logits=return_logits,
+                    n_targets=n)[1] for i in range(3)) / 3
+    assert abs(got - want) < 1e-14
+    for a, b in zip(gradients, torch.autograd.grad(got, list(model.parameters()))):
+        assert (a - b).abs().max() < 1e-14
+
+
 def test_under_autocast(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         a, b = both(monkeypatch, 150, torch.float32, True)

@@ -48,11 +48,11 @@ def test_generate_cache_agrees_with_full_forward(kind, n_layer):
     assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("doc_end", [None, 7])
+@pytest.mark.parametrize("eot", [None, 7])
 @pytest.mark.parametrize("kind", DECODERS)
-def test_any_split_into_cached_pieces_is_the_whole(kind, doc_end):
+def test_any_split_into_cached_pieces_is_the_whole(kind, eot):
     """Property test, in the middle of a ramp: new tokens, one or many, see those before them alone."""
-    model, _ = grow(make(kind, block_size=40, doc_end=doc_end).eval(), **BIGGER)
+    model, _ = grow(make(kind, block_size=40, eot=eot).eval(), **BIGGER)
     set_mask(model, 0.5)
     rng = random.Random(0)
     for T in (2, 5, 12, 40):

@@ -8,13 +8,15 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from runs import ENV, ROOT, Driver, events, flags, losses
+from runs import ENV, ROOT, Driver, events, flags, losses, make_data
 
 from base.errors import UserError
 from data.dataset import read_meta
+from data.loader import BertLoader
 from model import GPT, MODELS, GPTConfig
 from run.checkpoint import checkpoint
 from run.parallel import shard
@@ -95,6 +97,37 @@ def test_two_processes_train_like_one(model, optimizer, how, whole):
         for i, state in x["state"].items():
             assert all((v.shape, v.dtype) == (y["state"][i][k].shape, y["state"][i][k].dtype)
                        for k, v in state.items())
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """Documents of 4 to 60 tokens: BERT's rows of 64 have 1 to 9 targets."""
+    folder, rng = make_data(tmp_path_factory.mktemp("uneven")), np.random.default_rng(0)
+    for split in ("train", "val"):
+        lengths = rng.choice([4, 8, 60], 600, p=[0.5, 0.3, 0.2])
+        stream = np.concatenate([[*rng.integers(32, 96, n // 2), 10, *rng.integers(32, 96, n // 2), 0]
+                                 for n in lengths])
+        stream.astype(np.uint8).tofile(folder / f"{split}.bin")
+    return str(folder)
+
+
+def test_the_loss_is_a_mean_over_the_whole_batch(driver, uneven, tmp_path):
+    """BERT's rows have unequally many targets: losses and gradients are the same however they are cut up."""
+    found = {}
+    for how, world, micro_batch in (("none", 1, 8), ("none", 1, 2), ("none", 1, 1), ("none", 2, 2),
+                                    ("fsdp", 2, 1)):
+        out = str(tmp_path / f"{how}{world}{micro_batch}")
+        driver.run(out, world, data_dir=uneven, model="bert", block_size=64, batch_tokens=512,
+                   micro_batch=micro_batch, shard=how, stages=[], max_iters=6)
+        found[out] = [(e["loss"], e["grad_norm"]) for e in events(out, "step")]
+    first, *others = found.values()
+    load = BertLoader(from_dict(dict(data_dir=uneven, model="bert", block_size=64, batch_tokens=512,
+                                     micro_batch=8)), read_meta(uneven), 320)
+    counts = (load.batch(0)["targets"] >= 0).sum(1)
+    assert counts.max() >= 4 * counts.min()
+    for other in others:
+        worst = max(abs(a / b - 1) for x, y in zip(first, other, strict=True) for a, b in zip(x, y))
+        assert worst < 1e-6, found
 
 
 @pytest.mark.slow
