@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import torch
 
@@ -24,8 +24,8 @@ from data.dataset import fingerprint, read_meta
 from data.loader import LOADERS, padded, vocab_needed
 from grow import describe, set_mask
 from model import GROWABLE, MODELS
-from run import compiler, hf
-from run.arguments import family, from_args
+from run import compiler, family, hf
+from run.arguments import from_args
 from run.checkpoint import checkpoint
 from run.monitor import Monitor
 from run.operators import OPERATORS
@@ -251,9 +251,7 @@ class Run:
             if not is_out_of_memory(e):
                 raise
             c, sizes = self.config, self.config.sizes()[stage]
-            cls, _ = MODELS[c.model]
-            with torch.device("meta"):
-                n = cls(replace(c.model_config(self.vocab_size), **sizes)).num_params()
+            n = c.models(self.vocab_size)[stage].num_params()
             states = 4 if c.optimizer == "adamw" else 3  # weight, gradient, moments; float32
             raise UserError(
                 (f"stages[{stage - 1}] ({describe(sizes)})" if stage else describe(sizes)) +
@@ -272,19 +270,21 @@ class Run:
 
 
 def train(run, monitor):
-    """Train, growing where the stages say, until the last iteration or a signal to stop."""
+    """
+    Train, growing where the stages say, until the last iteration, a signal to stop, or a size that is
+    to be finished in a branch before it grows.
+    """
     c = run.config
     batch = run.fetch(run.iter)
     while True:
         if run.iter % c.eval_interval == 0 or run.iter == c.max_iters:
             monitor.evaluate_and_log()
         growing = run.growth_is_due()
-        monitor.save(anyway=growing)  # before growing: should that fail, nothing is lost
-        if growing:
-            monitor.keep_stage()
-            monitor.grow()
-        if run.iter >= c.max_iters or monitor.stopping():
+        monitor.save(anyway=growing)  # before growing: if the growth fails, nothing is lost
+        if run.iter >= c.max_iters or monitor.stopping() or growing and monitor.branch_is_due():
             break
+        if growing:
+            monitor.grow()
         if run.move_mask():
             monitor.note("ramp_end")
         started, graphs = time.perf_counter(), compiler.graphs()
@@ -298,15 +298,15 @@ def train(run, monitor):
     monitor.finish()
 
 
-def start_to_end(config, stop=None):
+def start_to_end(config, asked, stop=None):
     """
-    Do the run of `config`. stop: a signal that came before. Returns the configs of the smaller
-    models that finish_stages still wants (none if the run was stopped), and the signal that stopped
-    it, or None.
+    Do the run of `config`. asked: the config that was asked for: `config`, or with finish_stages the
+    trunk of its family. stop: a signal that came before. Returns the config of the run that comes next,
+    or None, and the signal that stopped this one, or None.
     """
     run = Run(config)
     with checkpoint.believed(config.goes_on_from() if run.saved else None):
-        monitor = Monitor(run, stop)
+        monitor = Monitor(run, asked, stop)
     try:
         with compiler.undisturbed():
             train(run, monitor)
@@ -314,21 +314,21 @@ def start_to_end(config, stop=None):
         monitor.close()  # ends the progress line, so that an error gets a line of its own
         sys.stdout.flush()
         sys.stdout.lost = None  # output that could not be shown is in log.txt: no reason to fail
-    over = run.iter == run.config.max_iters
-    smaller = shard.from_rank_0(run.ranks, lambda: family(run.config, monitor.kept)) if over else []
+    following = shard.from_rank_0(run.ranks, lambda: family.next_run(asked))
     run.close()
-    return smaller, monitor.stop
+    return following, monitor.stop
 
 
 @exits_cleanly
 def main():
-    smaller, stop = start_to_end(from_args(sys.argv[1:]))
-    for config in smaller:
+    config = asked = from_args(sys.argv[1:])
+    stop = None
+    while config is not None and stop is None:
+        config, stop = start_to_end(config, asked, stop)
         compiler.forget_graphs()  # they hold the previous run's model
         gc.collect()
-        _, stop = start_to_end(config, stop)
-        if stop is not None:
-            break
+    if stop is None:
+        family.conclude(asked)
 
 
 if __name__ == "__main__":

@@ -59,33 +59,6 @@ def branched(values, start):
     return {**had, **values}
 
 
-def finishing(config):
-    """What makes a branch of a run the finished model of a size that it passed through."""
-    return dict(schedule="wsd", decay_iters=config.finish_stages, finish_stages=0)
-
-
-def family(config, kept):
-    """
-    What is left to do once a run is over, with finish_stages: of each checkpoint that it kept before
-    a growth, {stage: iteration}, a decay in the folder stage_N, as a list of TrainConfig. What is
-    finished is left out, what was cut off goes on.
-    """
-    left = []
-    for n, it in kept.items() if config.finish_stages else ():
-        start, folder = (os.path.join(config.out_dir, x) for x in (f"ckpt_{it:07d}.pt", f"stage_{n}"))
-        end = it + config.finish_stages
-        if os.path.exists(os.path.join(folder, f"ckpt_{end:07d}.pt")):
-            continue
-        if checkpoint.exists(folder):
-            start = "resume"
-        else:  # perhaps killed before its first checkpoint
-            for log in filter(os.path.exists, (os.path.join(folder, x) for x in ("metrics.jsonl", "log.txt"))):
-                os.remove(log)
-        left.append(from_dict({**asdict(config), **finishing(config), "out_dir": folder,
-                               "init_from": start, "max_iters": end, "stages": config.stages[:n - 1]}))
-    return left
-
-
 def recorded(files, given):
     """The settings that the run to resume was started with, from its out_dir's config.json."""
     if files and not files[0].endswith(".py") and not os.path.isdir(files[0]):

@@ -8,17 +8,16 @@ import shlex
 import signal
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 
-import torch
 from tqdm import tqdm
 
 from base import disk
 from base.errors import UserError
 from data.tokenizer import get_tokenizer
 from grow import describe, sizes_of
-from run.arguments import finishing
+from run import family
 from run.checkpoint import checkpoint
 from run.checkpoint.saver import Saver
 from run.evaluation import evaluate, write
@@ -31,20 +30,19 @@ from run.trace import keep_source
 class Monitor:
     """The observer of a run. What it remembers (`PROGRESS`) is saved with the run."""
     # seconds of training, best validation loss that was saved, iteration last evaluated, its loss,
-    # iteration last saved, {stage: iteration} of the checkpoints kept for finish_stages
-    PROGRESS = dict(train_s=0.0, best=math.inf, evaluated=-1, loss=math.nan, saved=-1, kept={})
+    # iteration last saved
+    PROGRESS = dict(train_s=0.0, best=math.inf, evaluated=-1, loss=math.nan, saved=-1)
 
-    def __init__(self, run, stop=None):
-        """stop: the signal that asked this process to stop already, or None."""
-        self.run, self.stop, config, saved = run, stop, run.config, run.saved
+    def __init__(self, run, asked, stop=None):
+        """asked: the config that --resume goes on with; stop: the signal to stop that came before."""
+        self.run, self.asked, self.stop, config, saved = run, asked, stop, run.config, run.saved
         for k, v in self.PROGRESS.items():
             setattr(self, k, saved.get(k, v) if saved else v)
         self.clock = Clock(self.train_s, partial(synchronize, run.device))
         self.saver, self.unsaved = Saver(config, run.ranks), None
         self.last_log = self.train_s, run.tokens, run.flops
-        with torch.device("meta"):
-            models = [type(run.model)(replace(run.model.config, **s)) for s in config.sizes()]
-        self.eta = Pace(config, [m.flops_per_token(config.head_fraction()) for m in models])
+        self.eta = Pace(config, [m.flops_per_token(config.head_fraction())
+                                 for m in config.models(run.vocab_size)])
         self.tokenizer = get_tokenizer(run.meta) if config.sample_interval else None
         self.log = RunLog(config.out_dir, config.max_iters, run.iter,
                           saved.get("metrics_bytes") if saved else None, quiet=run.ranks.rank != 0,
@@ -142,25 +140,24 @@ class Monitor:
                 run.iter == c.max_iters or not run.iter % (c.eval_interval * c.sample_interval)):
             self.log.sample(write(run, self.tokenizer), run.iter)
 
-    def keep_stage(self):
+    def branch_is_due(self):
         """
-        With finish_stages: the checkpoint of before a growth, which was just saved, is to stay; how to
-        finish that model is said, and at the end of the run it is done if nobody has.
+        Before a growth: does a branch come first, which finishes the model as it is? If it comes after
+        the run, how to train it elsewhere meanwhile is said.
         """
         run, c = self.run, self.run.config
-        if not c.finish_stages:
-            return
         with self.clock.paused():
             self.settle()
-        n, start = run.stage + 1, os.path.join(c.out_dir, f"ckpt_{run.iter:07d}.pt")
-        if self.saved != run.iter:
-            self.log.say(f"WARNING: without {start} the model of stage {n} will not be finished")
-            return
-        self.kept = {**self.kept, n: run.iter}
-        flags = dict(init_from=start, out_dir=os.path.join(c.out_dir, f"stage_{n}"), **finishing(c))
-        command = shlex.join([sys.argv[0], *(f"--{k}={v}" for k, v in flags.items())])
-        self.log.say(f"iter {run.iter}: {start} stays, to be finished at the end of the run, or "
-                     f"beside it: {self.launcher()} {command}")
+        for m in family.members(c)[:-1]:
+            if m.at == run.iter and self.saved != run.iter:
+                self.log.say(f"WARNING: without its checkpoint {m.name} will not be finished")
+            elif m.at == run.iter and not m.is_finished():
+                flags = dict(init_from=checkpoint.path_at(c.out_dir, m.at), **family.branch_settings(m))
+                command = shlex.join([sys.argv[0], *(f"--{k}={v}" for k, v in flags.items())])
+                self.log.say(f"iter {m.at}: {m.name} is to be finished by {m.end - m.at} iterations of decay in "
+                             f"{m.out_dir}, " + ("before this run grows" if c.family == "now" else
+                             f"after this run, or elsewhere meanwhile: {self.launcher(alone=True)} {command}"))
+        return run.ranks.any(run.ranks.rank == 0 and family.due(c))
 
     def grow(self):
         """
@@ -208,8 +205,8 @@ class Monitor:
             self.once_saved = {**(dict(best=self.loss) if best else {}),
                                **(dict(saved=run.iter) if numbered else {})}
             self.saver.start({**run.state_dict(), **{k: getattr(self, k) for k in self.PROGRESS},
-                              **self.once_saved, "metrics_bytes": self.log.metrics_bytes()},
-                             best=best, numbered=numbered)
+                              **self.once_saved, "kept": [m.at for m in family.members(run.config)],
+                              "metrics_bytes": self.log.metrics_bytes()}, best=best, numbered=numbered)
             if self.saver.done():
                 self.settle()
 
@@ -236,13 +233,15 @@ class Monitor:
             return False
         self.save(anyway=True)
         self.finish()
-        again = shlex.join([sys.argv[0], "--resume", self.run.config.out_dir])
+        again = shlex.join([sys.argv[0], "--resume", self.asked.out_dir])
         self.log.say(f"stopped at iteration {self.run.iter}; continue with: {self.launcher()} {again}")
         return True
 
-    def launcher(self):
-        """What to start train.py with, for as many processes as now."""
+    def launcher(self, alone=False):
+        """What to start train.py with, for as many processes as now; alone: for one, if it fits one."""
         ranks = self.run.ranks
+        if alone and self.run.config.shard == "none":
+            return "python"
         if ranks.machines > 1:
             return "torchrun WITH_THE_SAME_FLAGS"
         return f"torchrun --standalone --nproc_per_node={ranks.world}" if ranks.several else "python"

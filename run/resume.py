@@ -11,7 +11,7 @@ from run.settings import TrainConfig, known_settings
 RESUME_MAY_CHANGE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "save_interval",
         "eval_seqs", "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
         "max_bad_steps", "data_dir", "shard", "tensorboard", "wandb",
-        "sample_interval", "finish_stages"}
+        "sample_interval", "finish_stages", "family"}
 # what a branch may change besides: what is still to come
 BRANCH_MAY_CHANGE = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "learning_rate", "muon_learning_rate",
          "weight_decay", "grad_clip", "ramp_iters", "operator", "dropout"}
@@ -44,7 +44,7 @@ def branch_point(config, meta):
     state = checkpoint.load(config.init_from, values=False)
     with checkpoint.believed(config.init_from):
         check_resume(state, config, meta, RESUME_MAY_CHANGE | BRANCH_MAY_CHANGE)
-    own = ("metrics_bytes", "best", "evaluated", "saved", "kept")
+    own = ("metrics_bytes", "best", "evaluated", "saved")
     return {k: v for k, v in state.items() if k not in own}
 
 
@@ -84,4 +84,5 @@ def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
         if f.name not in free and not later:
             raise UserError(f"{f.name}={new!r}: the checkpoint was trained with {old!r}; resume "
                             "with that, or start anew in another out_dir")
-        say_once(f"resuming with {f.name}={new!r}, which was {old!r}")
+        if not config.is_branch():  # whose command says it
+            say_once(f"resuming with {f.name}={new!r}, which was {old!r}")

@@ -6,7 +6,9 @@ import difflib
 import os
 import re
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+
+import torch
 
 from base.errors import UserError
 from grow import grown_config, sizes_of
@@ -14,7 +16,7 @@ from model import GROWABLE, MODELS
 from run.operators import OPERATORS, refusal
 
 OWN_STARTS = ("scratch", "resume", "auto")
-STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "operator", "micro_batch")
+STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "operator", "micro_batch", "finish_iters")
 
 
 @dataclass
@@ -50,9 +52,11 @@ class TrainConfig:
     norm_eps: float = 1e-5          # of the RMSNorms
     # growth: [dict(at=600, n_inner=768), dict(at=900, n_layer=6, n_embd=192, ramp_iters=50), ...]
     stages: list = field(default_factory=list)
-    finish_stages: int = 0          # 0, or: after the run each size that it grew from is finished too,
-                                    # by so many iterations of decay from the checkpoint before the
-                                    # growth, in out_dir/stage_1, stage_2 ... ("wsd" or "constant")
+    finish_stages: int = 0          # a family: iterations of the decay that finishes each size the
+                                    # run grows from, in a folder like out_dir/2x64; 0: none. A stage's
+                                    # finish_iters are of the size before it ("wsd" or "constant")
+    family: str = "now"             # with finish_stages, when: "now", before the run grows; or "end",
+                                    # after it, unless that is done elsewhere meanwhile
     ramp_iters: int = 100           # iterations over which a growth's mask rises from 0 to 1
     operator: str = "msg"           # how to grow: "msg", or one of its rivals in run/operators.py
     # optimization
@@ -111,6 +115,16 @@ class TrainConfig:
             sizes.append({**sizes[-1], **{k: v for k, v in stage.items() if k in GROWABLE}})
         return sizes
 
+    def models(self, vocab_size):
+        """A model of each of these sizes on the meta device, where it takes no memory."""
+        cls, _ = MODELS[self.model]
+        with torch.device("meta"):
+            return [cls(replace(self.model_config(vocab_size), **sizes)) for sizes in self.sizes()]
+
+    def finish_of(self, stage):
+        """Iterations of the decay that finishes the size from before a stage, or 0."""
+        return self.finish_stages and stage.get("finish_iters", self.finish_stages)
+
     def micro_batch_of(self, stage):
         """Sequences a process runs at once after `stage` growths."""
         given = [s["micro_batch"] for s in self.stages[:stage] if "micro_batch" in s]
@@ -141,7 +155,7 @@ class TrainConfig:
 PATHS = ("out_dir", "data_dir", "init_from")
 LLAMA_ALONE = ("kv_group", "rope_theta", "tie", "qk_norm", "norm_eps")
 CHOICES = dict(model=tuple(MODELS), optimizer=("adamw", "muon"),
-               operator=tuple(OPERATORS), schedule=("wsd", "cosine", "constant"),
+               operator=tuple(OPERATORS), family=("now", "end"), schedule=("wsd", "cosine", "constant"),
                sampling=("epochs", "random"), gelu=("", "tanh", "exact"), compile=("auto", "block", "model", "none"),
                shard=("none", "fsdp"), dtype=("auto", "float32", "bfloat16", "float16"))
 AT_LEAST = dict.fromkeys(("block_size", "n_head", "n_embd", "n_inner", "head_dim", "kv_group",
@@ -294,7 +308,7 @@ def check_stages(config):
                       config.shard == "fsdp")
         if why:
             raise UserError(f"{what}: {why}")
-        if config.finish_stages:
+        if config.finish_of(stage):
             check_finish(config, what, stage["at"])
         free = max(stage["at"] + config.ramp_of(stage), stage["at"] + 1)
 

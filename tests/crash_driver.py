@@ -4,6 +4,7 @@ Runs train.py's main() in a process that is shot at a chosen moment; started by 
     python crash_driver.py MOMENT ARGS...     MOMENT: a JSON object, one of
         {"seconds": 1.2}            SIGKILL after so long, wherever it is then
         {"iter": 17}                SIGKILL before the 17th iteration's optimizer step
+        {"steps": 9}                SIGKILL before the ninth step of this process, of whatever run
         {"grown": 2}                SIGKILL between the second growth and the step after it
         {"bytes": 5000, "save": 3}  SIGKILL when the third checkpoint has so many bytes written
         {"replace": 4}              SIGKILL just before the fourth rename of a checkpoint
@@ -39,6 +40,13 @@ def arm(moment):
         def fatal(self, bad):
             return die() if self.iter == moment["iter"] else update(self, bad)
         train.Run.update = fatal
+    if "steps" in moment:
+        step, left = train.Run.step, [moment["steps"]]
+
+        def last(self, batch):
+            left[0] -= 1
+            return step(self, batch) if left[0] else die()
+        train.Run.step = last
     if "grown" in moment:
         move = train.Run.move_mask
 

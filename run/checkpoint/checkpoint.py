@@ -24,11 +24,11 @@ LATEST, BEST, PARTS = "ckpt.pt", "best.pt", "parts_"
 def commit(out_dir, state, keep, best=False, numbered=True):
     """
     Write `state` as best.pt (best), as ckpt_ITER.pt with ckpt.pt pointing at it (numbered), or as both.
-    Then delete all but the last `keep` and those of the iterations in state["kept"], a dict. At any
+    Then delete all but the last `keep` and those of the iterations in state["kept"]. At any
     moment of this, a kill leaves the previous checkpoint whole. A write that fails is tried again for
     a while; then OSError or RuntimeError.
     """
-    path = os.path.join(out_dir, f"ckpt_{state['iter']:07d}.pt")
+    path = path_at(out_dir, state["iter"])
     temporary = os.path.join(out_dir, "tmp_ckpt.pt")
 
     def write():
@@ -45,7 +45,12 @@ def commit(out_dir, state, keep, best=False, numbered=True):
             remove(temporary)
     sync_dir(out_dir)
     with contextlib.suppress(OSError):  # what is complete does not fail for what is left over
-        tidy(out_dir, keep, state.get("kept", {}).values())
+        tidy(out_dir, keep, state.get("kept", ()))
+
+
+def path_at(out_dir, iteration):
+    """The checkpoint of an iteration."""
+    return os.path.join(out_dir, f"ckpt_{iteration:07d}.pt")
 
 
 def point(path, name):
@@ -61,10 +66,8 @@ def point(path, name):
 
 def tidy(out_dir, keep, kept=()):
     """Delete all but the last `keep` checkpoints and those of iterations `kept`, and what was theirs."""
-    kept = {f"ckpt_{it:07d}.pt" for it in kept}
-    for old in numbered(out_dir)[keep:]:
-        if os.path.basename(old) not in kept:
-            remove(old)
+    for old in {*numbered(out_dir)[keep:]} - {path_at(out_dir, it) for it in kept}:
+        remove(old)
     tidy_parts(out_dir)
 
 

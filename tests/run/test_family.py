@@ -1,17 +1,27 @@
 """finish_stages: one run leaves a finished model of each size that it grew from."""
+import json
 import os
+import random
+import shlex
+import signal
+import subprocess
+import time
 
 import pytest
 import torch
 from runs import TINY, events, losses, train
+from test_faults import driver  # noqa: F401
 
 from base.errors import UserError
+from run import family
 from run.checkpoint import checkpoint
+from run.monitor import Monitor
 from run.settings import from_dict
 from run.trained import open_model
 
-SIZES = [(1, 16, 32), (1, 16, 48), (1, 32, 48)]
+NAMES = ["1x16x32x1", "1x16x48x1", "1x32", "3x32"]  # the FFN grows first, and is in the names
 SETTINGS = dict(finish_stages=9, dropout=0.0, eval_interval=4, keep_checkpoints=2)
+SEED = int(os.environ.get("FAULT_SEED", time.time()))
 
 
 @pytest.fixture(scope="module")
@@ -21,53 +31,157 @@ def out(data, tmp_path_factory):
     return out
 
 
-def branch(out, n):
-    return os.path.join(out, f"stage_{n}")
+def folders(out):
+    return [os.path.join(out, name) for name in NAMES[:-1]] + [out]
+
+
+def all_losses(out):
+    return [losses(folder) for folder in folders(out)]
 
 
 def test_one_command_gives_a_family(out):
-    """Small, middle and large, each what sample and evaluate open; the log says how to do it beside."""
-    for n, sizes in enumerate(SIZES, 1):
-        model, state = open_model(branch(out, n), "cpu")
-        c, at = model.config, TINY["stages"][n - 1]["at"]
+    """Small, middle and large, each what sample and evaluate open, each before the run grows on."""
+    for n, (folder, sizes) in enumerate(zip(folders(out)[:-1], [(1, 16, 32), (1, 16, 48), (1, 32, 48)])):
+        model, state = open_model(folder, "cpu")
+        c, at = model.config, TINY["stages"][n]["at"]
         assert (c.n_layer, c.n_embd, c.n_inner) == sizes and state["iter"] == at + 9
         assert model.generate(torch.tensor([[65]]), 5).shape == (1, 6)
-        assert [e["lr"] for e in events(branch(out, n), "step")][-1] < 2e-4  # decayed
-        assert events(branch(out, n), "eval")[-1]["iter"] == at + 9
+        assert [e["lr"] for e in events(folder, "step")][-1] < 2e-4  # decayed
+        assert events(folder, "eval")[-1]["iter"] == at + 9
     assert open_model(out, "cpu")[0].config.n_layer == 3
     assert sorted(os.path.basename(p) for p in checkpoint.numbered(out)) == [
         f"ckpt_00000{it}.pt" for it in (12, 24, 40, 56, 60)]
-    text = open(os.path.join(out, "log.txt")).read()
-    assert f"--init_from={out}/ckpt_0000012.pt --out_dir={out}/stage_1 --schedule=wsd --decay_iters=9" in text
+    starts = [e["iter"] for e in events(out, "start")]
+    assert starts == [0, 12, 24, 40]  # it was left at each growth, and resumed
 
 
 def test_the_run_itself_is_as_it_was(out, data, tmp_path):
+    """Branches before growths, after the run, or none: the same losses, to the last bit."""
     train(data_dir=data, out_dir=tmp_path / "alone", **{**SETTINGS, "finish_stages": 0})
     assert losses(tmp_path / "alone") == losses(out)
+    after = str(tmp_path / "after")
+    train(data_dir=data, out_dir=after, family="end", **SETTINGS)
+    assert all_losses(after) == all_losses(out)
+    assert [e["iter"] for e in events(after, "start")] == [0]
 
 
-def test_a_killed_family_is_completed(out):
-    """By --resume of the run: what was finished stays, what was cut off goes on, the rest is made."""
-    whole = [losses(branch(out, n)) for n in (1, 2, 3)]
-    kept = os.stat(os.path.join(branch(out, 1), "metrics.jsonl"))
-    for name in (*checkpoint.numbered(branch(out, 2))[:1], *(
-            os.path.join(branch(out, 2), n) for n in ("ckpt.pt", "best.pt"))):
-        os.remove(name)  # killed before the last checkpoint
-    for name in os.listdir(branch(out, 3)):
+def test_the_table(out):
+    """A share of the compute for each, by arithmetic and by what the runs counted."""
+    found = json.load(open(os.path.join(out, "family.json")))
+    assert [m["name"] for m in found["members"]] == NAMES
+    ends = [events(folder, "eval")[-1] for folder in folders(out)]
+    assert [m["val_loss"] for m in found["members"]] == [e["val_loss"] for e in ends]
+    left = {e["iter"]: e["flops"] for e in events(out, "grow")}
+    spent = [e["flops"] - left.get(s["at"], 0) for e, s in zip(ends, [dict(at=0), *TINY["stages"]])]
+    assert [m["flops"] for m in found["members"]] == pytest.approx(spent)
+    assert found["flops"] == pytest.approx(ends[-1]["flops"] + sum(
+        e["flops"] - left[s["at"]] for e, s in zip(ends, TINY["stages"])))
+    alone = [m["flops_per_token"] * 256 * 21 for m in found["members"]]  # 12 + 9 iterations of 256 tokens
+    assert found["saved"] == pytest.approx(1 - found["flops"] / sum(alone))
+    text = open(os.path.join(out, "family.md")).read()
+    assert text.count("\n| ") == 4 and f"{ends[0]['val_loss']:.4f}" in text and "one by one" in text
+
+
+def test_runs_from_scratch_to_compare_with(out, data, tmp_path, monkeypatch):
+    """Those of the member's size, tokens and data; of several recipes the best with three seeds."""
+    for seed, rate in ((1, 1e-3), (2, 1e-3), (3, 1e-3), (4, 3e-3)):
+        train(data_dir=data, out_dir=str(tmp_path / f"{rate}_{seed}"), **{
+            **SETTINGS, "finish_stages": 0, "stages": "[]", "seed": seed, "max_iters": 21, "eval_interval": 21,
+            "learning_rate": rate})
+    monkeypatch.setattr(family, "RESULTS", str(tmp_path))
+    first, *others = family.summary(family.trunk_of(out))["members"]
+    ends = [events(tmp_path / f"0.001_{seed}", "eval")[-1] for seed in (1, 2, 3)]
+    assert first["scratch"]["seeds"] == [1, 2, 3] and first["scratch"]["flops"] == ends[0]["flops"]
+    assert first["scratch"]["mean"] == pytest.approx(sum(e["val_loss"] for e in ends) / 3)
+    assert not any(m["scratch"] for m in others)
+
+
+@pytest.mark.parametrize("deaths", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(deaths, driver, out, data, tmp_path):  # noqa: F811
+    """In branches, between them and in the trunk; each time the same command goes on."""
+    rng, dead = random.Random(SEED), str(tmp_path / "out")
+    moments = [*({"steps": rng.randint(1, 14)} for _ in range(7)), {"replace": rng.randint(1, 9)},
+               {"replace": rng.randint(1, 9)}, {"save": rng.randint(1, 3), "bytes": rng.randint(0, 60000)}]
+    for moment in rng.sample(moments, deaths):
+        assert driver.run(dead, moment, data_dir=data, **SETTINGS)["code"] in (-9, 0), f"FAULT_SEED={SEED}"
+    done = driver.run(dead, None, data_dir=data, **SETTINGS)
+    assert done["code"] == 0, done["log"]
+    assert all_losses(dead) == all_losses(out), f"FAULT_SEED={SEED}, {moments}"
+    assert open(os.path.join(dead, "family.md")).read() == open(os.path.join(out, "family.md")).read()
+
+
+def test_stopped_in_a_branch(out, data, tmp_path, monkeypatch):
+    """Told what goes on with all of it, --resume does."""
+    dead, log_step = str(tmp_path / "out"), Monitor.log_step
+
+    def stopped(self, *args):
+        log_step(self, *args)
+        if self.run.iter == 29 and self.run.config.out_dir != dead:
+            self.stop = signal.SIGTERM
+    monkeypatch.setattr(Monitor, "log_step", stopped)
+    done = train(data_dir=data, out_dir=dead, **SETTINGS)
+    monkeypatch.undo()
+    assert f"--resume {dead}\n" in open(os.path.join(dead, NAMES[1], "log.txt")).read(), done.stderr
+    assert events(dead)[-1]["iter"] == 24
+    train("--resume", out_dir=dead, **dict.fromkeys(TINY))
+    assert all_losses(dead) == all_losses(out)
+
+
+def test_a_branch_elsewhere(driver, out, data, tmp_path, monkeypatch):  # noqa: F811
+    """
+    The printed command, in a process of its own; the run goes on and leaves that model to it. Whoever
+    is last writes the table.
+    """
+    here = str(tmp_path / "out")
+    assert driver.run(here, {"iter": 18}, data_dir=data, family="end", **SETTINGS)["code"] == -9
+    said = next(s for s in open(os.path.join(here, "log.txt")) if "elsewhere" in s)
+    command = shlex.split(said.partition("elsewhere meanwhile: ")[2])
+    log_step = Monitor.log_step
+
+    def meanwhile(self, *args):
+        log_step(self, *args)
+        if self.run.iter == 15:  # the branch is under way: now all the rest
+            done = driver.run(here, None, "--resume", init_from=None, **dict.fromkeys(TINY))
+            assert done["code"] == 0 and os.path.exists(checkpoint.path_at(here, 60)), done["log"]
+            assert "not finished" in open(os.path.join(here, "family.md")).read()
+    monkeypatch.setattr(Monitor, "log_step", meanwhile)
+    assert command[0] == "python"
+    train(*command[2:], **dict.fromkeys(TINY))
+    assert all_losses(here) == all_losses(out)
+    assert "not finished" not in open(os.path.join(here, "family.md")).read()
+
+
+def test_an_older_family_is_completed(out, data, tmp_path):
+    """Whose branches are in stage_1, stage_2 ..."""
+    old = str(tmp_path / "out")
+    subprocess.run(["cp", "-r", out, old], check=True)
+    config = json.load(open(os.path.join(old, "config.json")))
+    del config["family"]
+    json.dump({**config, "out_dir": old}, open(os.path.join(old, "config.json"), "w"))
+    os.rename(os.path.join(old, NAMES[0]), os.path.join(old, "stage_1"))
+    for name in os.listdir(os.path.join(old, NAMES[1])):
         if name.endswith(".pt"):
-            os.remove(os.path.join(branch(out, 3), name))  # killed before the first
-    train("--resume", out_dir=out, **dict.fromkeys(TINY))
-    assert os.stat(os.path.join(branch(out, 1), "metrics.jsonl")).st_mtime_ns == kept.st_mtime_ns
-    assert [losses(branch(out, n)) for n in (1, 2, 3)] == whole
+            os.remove(os.path.join(old, NAMES[1], name))  # killed before its first checkpoint
+    train("--resume", out_dir=old, **dict.fromkeys(TINY))
+    assert not os.path.exists(os.path.join(old, NAMES[0]))
+    assert losses(os.path.join(old, NAMES[1])) == all_losses(out)[1]
+
+
+def test_each_its_own_decay(data, tmp_path):
+    """And a size on the way that is left out."""
+    stages = [{**s, "finish_iters": n} for s, n in zip(TINY["stages"], (5, 0, 7))]
+    train(data_dir=data, out_dir=tmp_path, **{**SETTINGS, "stages": stages})
+    names = [m["name"] for m in json.load(open(tmp_path / "family.json"))["members"]]
+    assert names == ["1x16", "1x32", "3x32"]
+    assert [events(tmp_path / name, "eval")[-1]["iter"] for name in names[:2]] == [17, 47]
 
 
 @pytest.mark.slow
 def test_several_processes(out, data, tmp_path):
     train(data_dir=data, out_dir=str(tmp_path / "two"), torchrun=2, **SETTINGS)
-    for n in (1, 2, 3):
-        one, two = ({x[:3]: x[3] for x in losses(branch(o, n))} for o in (out, str(tmp_path / "two")))
-        assert one.keys() == two.keys()
-        assert all(abs(one[k] - two[k]) < 1e-4 for k in one)
+    for a, b in zip(all_losses(out), all_losses(str(tmp_path / "two"))):
+        one, two = ({x[:3]: x[3] for x in y} for y in (a, b))
+        assert one.keys() == two.keys() and all(abs(one[k] - two[k]) < 1e-4 for k in one)
 
 
 @pytest.mark.parametrize("settings", [

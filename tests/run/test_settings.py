@@ -118,7 +118,7 @@ def test_a_branch_is_a_run_of_its_own(tmp_path):
                         "--schedule=wsd", "--decay_iters=8"])
     assert branch.max_iters == 24 and branch.stages == stages[:1]
     run = Run(branch)
-    monitor = Monitor(run)
+    monitor = Monitor(run, run.config)
     go_on(run, monitor)
     monitor.close()
     run.close()

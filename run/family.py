@@ -1,0 +1,215 @@
+"""
+A family: a run that leaves a finished model of each size it grows through. The run is its trunk. Before
+a growth a branch goes off, which finishes that size by a decay from the trunk's checkpoint: a run like
+any other, in a folder of the trunk's. The largest model is the end of the trunk itself.
+"""
+import os
+import statistics
+from dataclasses import asdict, dataclass, replace
+
+from base.disk import remove, write_json, written
+from base.errors import UserError
+from base.reading import need, read_json
+from base.words import human, table
+from run.checkpoint import checkpoint
+from run.runlog import read_metrics
+from run.settings import TrainConfig, from_dict, known_settings
+
+HOUSE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+RESULTS = os.path.join(HOUSE, "results", "family")  # where runs from scratch are, to compare with
+
+
+@dataclass
+class Member:
+    """A size that is finished. born, at, end: the iterations at which the trunk has it, at which its
+    decay leaves the trunk, and its last; stage: how often the trunk grew before it."""
+    name: str
+    out_dir: str
+    sizes: dict
+    stage: int
+    born: int
+    at: int
+    end: int
+
+    def is_finished(self):
+        return os.path.exists(checkpoint.path_at(self.out_dir, self.end))
+
+
+def members(config):
+    """The members of a trunk's family, from small to large; [] if it finishes no size on its way."""
+    found, born = [], 0
+    last = dict(at=config.max_iters, finish_iters=0)
+    for n, (sizes, stage) in enumerate(zip(config.sizes(), [*config.stages, last])):
+        if config.finish_of(stage) or stage is last:
+            found.append(Member("{n_layer}x{n_embd}".format(**sizes), config.out_dir, sizes, n, born,
+                                stage["at"], stage["at"] + config.finish_of(stage)))
+            born = stage["at"]
+    names = [m.name for m in found]
+    for m in found:
+        if names.count(m.name) > 1:
+            m.name += "x{n_inner}x{n_head}".format(**m.sizes)
+    for m in found[:-1]:
+        old = os.path.join(config.out_dir, f"stage_{m.stage + 1}")  # as runs before 2026-12 called it
+        m.out_dir = old if os.path.isdir(old) else os.path.join(config.out_dir, m.name)
+    return found if len(found) > 1 else []
+
+
+def branch_settings(member):
+    """What makes a branch of a trunk the finished model of a size that it passes through."""
+    return dict(out_dir=member.out_dir, schedule="wsd", decay_iters=member.end - member.at,
+                finish_stages=0, family=TrainConfig.family)
+
+
+def due(trunk):
+    """
+    The branches to run now, in order, as TrainConfigs. Not those whose checkpoint the trunk has not
+    reached, or could not write; nor what is finished, or being trained by another process.
+    """
+    family = members(trunk)
+    if not family or trunk.family == "end" and not family[-1].is_finished():
+        return []
+    return [branch(trunk, m) for m in family[:-1] if not m.is_finished() and not is_busy(m.out_dir) and (
+        checkpoint.exists(m.out_dir) or os.path.exists(checkpoint.path_at(trunk.out_dir, m.at)))]
+
+
+def branch(trunk, member):
+    start = checkpoint.path_at(trunk.out_dir, member.at)
+    if checkpoint.exists(member.out_dir):
+        start = "resume"
+    else:  # perhaps killed before its first checkpoint
+        for log in ("metrics.jsonl", "log.txt"):
+            remove(os.path.join(member.out_dir, log))
+    return from_dict({**asdict(trunk), **branch_settings(member), "init_from": start,
+                      "max_iters": member.end, "stages": trunk.stages[:member.stage]})
+
+
+def is_busy(out_dir):
+    """Is another process training there?"""
+    try:
+        if os.path.isdir(out_dir):
+            checkpoint.make_out_dir(out_dir).close()
+    except UserError:
+        return True
+    return False
+
+
+def next_run(trunk):
+    """After a run of a family: the config of the one that comes next, or None if all is done."""
+    family, branches = members(trunk), due(trunk)
+    if branches:
+        return branches[0]
+    return replace(trunk, init_from="resume") if family and not family[-1].is_finished() else None
+
+
+# -----------------------------------------------------------------------------
+# what it cost and came to
+
+def trunk_of(out_dir):
+    """The config of the trunk of the family in a folder, or of which the run there is a member, or None."""
+    for folder in (out_dir, os.path.dirname(os.path.abspath(out_dir))):
+        try:
+            trunk = from_dict({**known_settings(read_json(os.path.join(folder, "config.json"))),
+                               "out_dir": folder})
+        except UserError:  # no run, or one of another version
+            continue
+        if any(os.path.abspath(m.out_dir) == os.path.abspath(out_dir) for m in members(trunk)):
+            return trunk
+    return None
+
+
+def costs(trunk, vocab_size):
+    """
+    What each member takes, by arithmetic: dicts of params, flops_per_token, tokens and flops (its share of
+    the trunk, from where the member before it left it, and its decay), seen (tokens since the start) and
+    alone (the FLOPs of training it from scratch on as many tokens as the smallest sees).
+    """
+    models, family = trunk.models(vocab_size), members(trunk)
+    each = [m.flops_per_token(trunk.head_fraction()) for m in models]
+    ends, rows = [*(s["at"] for s in trunk.stages), trunk.max_iters], []
+    for m in family:
+        iters = [max(0, min(end, m.at) - max(start, m.born)) for start, end in zip([0, *ends], ends)]
+        iters[m.stage] += m.end - m.at
+        rows.append({k: v * trunk.batch_tokens for k, v in dict(
+            tokens=sum(iters), seen=m.end, flops=sum(i * f for i, f in zip(iters, each)),
+            alone=family[0].end * each[m.stage]).items()} | dict(
+            params=models[m.stage].num_params(), flops_per_token=each[m.stage]))
+    return rows
+
+
+def last_evaluation(out_dir, iteration):
+    """The evaluation of a run's last iteration, or None. Damaged lines of its metrics are left out."""
+    if not os.path.exists(os.path.join(out_dir, "metrics.jsonl")):
+        return None
+    return next((e for e in read_metrics(out_dir, []) if e["event"] == "eval" and e["iter"] == iteration), None)
+
+
+def from_scratch(trunk, member, tokens):
+    """
+    {seed: (out_dir, last evaluation)} of the results' runs that trained a member's size from scratch on
+    about as many tokens of the same data: of the recipe with the lowest mean loss, among those of three
+    seeds if there are any. {} if there are none.
+    """
+    recipes = {}
+    for out_dir, below, files in os.walk(RESULTS):
+        if not {"config.json", "metrics.jsonl"} <= set(files):
+            continue
+        run = from_dict(known_settings(read_json(os.path.join(out_dir, "config.json"))))
+        if run.stages:
+            below.clear()  # a family's members are not from scratch
+        elif run.sizes() == [member.sizes] and run.schedule != "constant" and task(run) == task(trunk) and \
+                abs(run.max_iters * run.batch_tokens / tokens - 1) < 0.05 and \
+                (end := last_evaluation(out_dir, run.max_iters)):
+            recipe = repr(replace(run, seed=0, out_dir="", init_from=""))
+            recipes.setdefault(recipe, {})[run.seed] = out_dir, end
+    return min(recipes.values(), default={}, key=lambda runs: (
+        -min(3, len(runs)), statistics.mean(end["val_loss"] for _, end in runs.values())))
+
+
+def task(config):
+    """What two runs must share for their losses to be compared."""
+    return config.model, config.block_size, os.path.basename(os.path.normpath(config.data_dir))
+
+
+def summary(trunk):
+    """What a family came to, a dict for family.json. Members that are not finished have no loss yet."""
+    where = os.path.join(trunk.out_dir, "config.json")
+    vocab_size, = need(where, read_json(where, resolved=dict)["resolved"], vocab_size=int)
+    rows, family = costs(trunk, vocab_size), members(trunk)
+    for row, m in zip(rows, family):
+        ends = from_scratch(trunk, m, family[0].end * trunk.batch_tokens)
+        losses = [end["val_loss"] for _, end in ends.values()]
+        row.update(name=m.name, out_dir=m.out_dir, sizes=m.sizes,
+                   val_loss=(last_evaluation(m.out_dir, m.end) or {}).get("val_loss"), scratch=dict(
+                       seeds=sorted(ends), mean=statistics.mean(losses),
+                       std=statistics.stdev(losses) if len(losses) > 1 else None,
+                       flops=statistics.mean(end["flops"] for _, end in ends.values())) if ends else None)
+    total, alone = (sum(row[k] for row in rows) for k in ("flops", "alone"))
+    return dict(members=rows, flops=total, alone=alone, saved=1 - total / alone)
+
+
+def in_words(found):
+    """summary() as a table and a line."""
+    rows = []
+    for r in found["members"]:
+        loss, s = "not finished" if r["val_loss"] is None else f"{r['val_loss']:.4f}", r["scratch"]
+        alone = ["not measured", human(r["alone"])]
+        if s:
+            spread = "" if s["std"] is None else f" \u00b1 {s['std']:.4f}"
+            alone = [f"{s['mean']:.4f}{spread}, {len(s['seeds'])} seed(s)", human(s["flops"])]
+        rows.append([r["name"], f"{r['params']:,}", loss, human(r["flops"]), *alone])
+    lines = table(["model", "parameters", "validation loss", "this run's FLOPs for it", "from scratch: loss",
+                   "FLOPs"], rows)
+    return f"{lines}\n\nthe family cost {human(found['flops'], 'FLOP')}, trained one by one it costs " \
+        f"{human(found['alone'], 'FLOP')}: {found['saved']:.0%} saved"
+
+
+def conclude(config):
+    """When a run is over: the table of its family, or of that which it is a member of, shown and kept."""
+    trunk = trunk_of(config.out_dir)
+    if trunk and int(os.environ.get("RANK", 0)) == 0:
+        found = summary(trunk)
+        text = in_words(found)
+        write_json(os.path.join(trunk.out_dir, "family.json"), found)
+        with written(os.path.join(trunk.out_dir, "family.md")) as f:
+            f.write(text + "\n")
+        print(text)
