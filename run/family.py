@@ -12,6 +12,7 @@ from base.errors import UserError
 from base.reading import need, read_json
 from base.words import human, table
 from run.checkpoint import checkpoint
+from run.packed import unpacked
 from run.runlog import read_metrics
 from run.settings import TrainConfig, from_dict, known_settings
 
@@ -150,7 +151,7 @@ def from_scratch(trunk, member, tokens):
     seeds if there are any. {} if there are none.
     """
     recipes = {}
-    for out_dir, below, files in os.walk(RESULTS):
+    for out_dir, below, files in os.walk(unpacked(RESULTS)):
         if not {"config.json", "metrics.jsonl"} <= set(files):
             continue
         run = from_dict(known_settings(read_json(os.path.join(out_dir, "config.json"))))
