@@ -104,7 +104,7 @@ def layer_sources(n_old, n_new, interleave=False):
         return [(None, True)] * n_new
     if not interleave:
         return [(i % n_old, i >= n_old) for i in range(n_new)]
-    sources = [i * n_old // n_new for i in range(n_new)]
+    sources = [((i + 1) * n_old - 1) // n_new for i in range(n_new)]
     return [(s, i > 0 and sources[i - 1] == s) for i, s in enumerate(sources)]
 
 
@@ -199,7 +199,7 @@ def _grow_tensors(model, config, optimizers, layers, init, masked):
     # old parameter -> [(new parameter made from it, is it a copy?), ...]
     heirs = {}
     for name in shapes:
-        source, is_new = _source(name, layers)
+        source, is_new = source_of(name, layers)
         heirs.setdefault(source, []).append((name, is_new))
     made = {}
     # largest first: this keeps the peak memory low
@@ -231,7 +231,7 @@ def _keep_modes(old, new, layers):
     """Each module keeps its source's training or evaluation mode, a random layer the model's."""
     modes = {name: module.training for name, module in old.named_modules()}
     for name, module in new.named_modules():
-        source, _ = _source(name, layers)
+        source, _ = source_of(name, layers)
         module.training = modes.get(source, old.training)
 
 
@@ -243,7 +243,7 @@ def _free(p, heir):
         p.to_local().untyped_storage().resize_(0)
 
 
-def _source(name, layers):
+def source_of(name, layers):
     """(The old parameter or module that `name` is made from, or None; is it in a new layer?)."""
     match = re.match(r"blocks\.(\d+)(.*)", name)
     if match is None:
@@ -267,7 +267,7 @@ def _move_state(optimizer, old, new, spec):
 
 def _home(name, layers, optimizers, groups):
     """The param_group of the new parameter `name`: that of its source."""
-    source, _ = _source(name, layers)
+    source, _ = source_of(name, layers)
     return groups[source] if source is not None else \
         _adoptive_group([g for o in optimizers for g in o.param_groups], groups, name)
 

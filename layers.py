@@ -170,15 +170,46 @@ def positions_and_mask(config, idx, start=0):
     return attn_mask.sum(-1) - 1, attn_mask[:, None]
 
 
-def rotary(t, head_dim, theta, like):
+def rope_scaling(text):
     """
-    Rotary positions (RoFormer, Su et al. 2021): cosines and sines of t / theta^(2 i / head_dim).
+    How a Llama's context was made longer. "linear:FACTOR" (Chen et al. 2023, arXiv 2306.15595) or
+    "llama3:FACTOR,LOW,HIGH,CONTEXT" -> (kind, numbers). Raises ValueError.
+    """
+    kind, _, numbers = text.partition(":")
+    try:
+        numbers = [float(n) for n in numbers.split(",")]
+        assert len(numbers) == dict(linear=1, llama3=4)[kind] and numbers[0] > 0
+        assert kind == "linear" or numbers[1] < numbers[2]
+    except (ValueError, KeyError, AssertionError):
+        raise ValueError(f"rope_scaling={text!r}: must be linear:FACTOR, "
+                         "llama3:FACTOR,LOW,HIGH,CONTEXT or empty") from None
+    return kind, numbers
+
+
+def scaled(freq, scaling):
+    """
+    The angles a token (head_dim / 2,), slowed down. llama3: those that turn fewer than LOW times in
+    CONTEXT tokens by FACTOR, more than HIGH times not at all, between the two by a share.
+    """
+    kind, numbers = rope_scaling(scaling)
+    if kind == "linear":
+        return freq / numbers[0]
+    factor, low, high, context = numbers
+    kept = ((context * freq / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+    return freq * (kept + (1 - kept) / factor)
+
+
+def rotary(t, head_dim, theta, like, scaling=""):
+    """
+    Rotary positions (RoFormer, Su et al. 2021): cosines and sines of t / theta^(2 i / head_dim),
+    slowed down by `scaling`, see rope_scaling().
     t: (T,) or (B, T). Each result: (T, head_dim / 2) or (B, 1, T, head_dim / 2), of the dtype of
     `like`, but at least float32.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     i = torch.arange(0, head_dim, 2, device=t.device, dtype=dtype)
-    angles = t.to(dtype)[..., None] * theta ** (-i / head_dim)
+    freq = theta ** (-i / head_dim)
+    angles = t.to(dtype)[..., None] * (scaled(freq, scaling) if scaling else freq)
     angles = angles if t.dim() == 1 else angles[:, None]
     return angles.cos(), angles.sin()
 

@@ -36,6 +36,7 @@ from layers import (
     head_loss,
     norm,
     positions_and_mask,
+    rope_scaling,
     rotary,
 )
 
@@ -58,10 +59,11 @@ class GPTConfig:
     gelu: str = "tanh"          # "tanh" (GPT-2's gelu_new) or "exact"
     eot: int | None = None      # the token id that ends a document, where those packed in a row are to
                                 # know nothing of each other (not BERT's); None: a row is one text
+    norm_eps: float = 1e-5
 
     # what tells a GPT from a BERT; then the settings that only Llama can choose
     post_ln, causal, scale_residual, llama = False, True, True, False
-    norm_eps, kv_group, qk_norm, tie = 1e-5, 1, False, True
+    kv_group, qk_norm, qkv_bias, tie = 1, False, False, True
 
     @classmethod
     def from_saved(cls, saved):
@@ -85,20 +87,22 @@ class BertConfig(GPTConfig):
     block_size: int = 512
     vocab_size: int = 30522
     gelu: str = "exact"
+    norm_eps: float = 1e-12
 
-    post_ln, causal, scale_residual, norm_eps = True, False, False, 1e-12
+    post_ln, causal, scale_residual = True, False, False
 
 
 @dataclass
 class LlamaConfig(GPTConfig):
-    """Llama's architecture (Touvron et al. 2023); with qk_norm, Qwen3's. Ignores gelu."""
+    """Llama's architecture (Touvron et al. 2023); Qwen's with its choices. Ignores gelu."""
     bias: bool = False          # Llama has no biases
     kv_group: int = 1           # query heads per key/value head, fixed for a run:
                                 # n_kv_head is n_head / kv_group
     rope_theta: float = 10_000.0  # base of the rotary positions' wavelengths
     tie: bool = True            # the output head shares the token embedding's weight
-    qk_norm: bool = False       # RMSNorm on each head's queries and keys
-    norm_eps: float = 1e-5
+    rope_scaling: str = ""      # how they were stretched, see layers.rope_scaling()
+    qk_norm: bool = False       # RMSNorm on each head's queries and keys (Qwen3)
+    qkv_bias: bool = False      # biases of queries, keys and values (Qwen2)
 
     llama = True
 
@@ -112,6 +116,10 @@ class LlamaConfig(GPTConfig):
                              "coordinates: it must be even")
         if self.bias:
             raise ValueError("bias=True: Llama has no biases: leave it out")
+        if self.qk_norm and self.qkv_bias:
+            raise ValueError("qkv_bias=True: with qk_norm=True it is no known model: leave one out")
+        if self.rope_scaling:
+            rope_scaling(self.rope_scaling)
 
 
 class Attention(nn.Module):
@@ -121,9 +129,8 @@ class Attention(nn.Module):
         self.head_dim, self.causal, self.group = config.head_dim, config.causal, config.kv_group
         # three matrices rather than one: new heads then go at the end of each axis of heads.
         # Query heads j * kv_group to (j + 1) * kv_group - 1 read kv head j: grow by whole groups
-        self.q = Linear(config, "head", "embd")
-        self.k = Linear(config, "kv", "embd")
-        self.v = Linear(config, "kv", "embd")
+        self.q, self.k, self.v = (Linear(config, axis, "embd", bias=config.bias or config.qkv_bias)
+                                  for axis in ("head", "kv", "kv"))
         self.ln_q, self.ln_k = (norm(config, "within_head") if config.qk_norm else nn.Identity()
                                 for _ in "qk")
         self.proj = Linear(config, "embd", "head", std=out_std)
@@ -333,10 +340,11 @@ class GPT(Transformer):
 
 
 class Llama(GPT):
-    """Llama and Qwen3: RMSNorm, SwiGLU, grouped queries and rotary positions, no biases."""
+    """Llama, Mistral and Qwen: RMSNorm, SwiGLU, grouped queries and rotary positions."""
 
     def rope(self, t):
-        return rotary(t, self.config.head_dim, self.config.rope_theta, self.wte.weight)
+        c = self.config
+        return rotary(t, c.head_dim, c.rope_theta, self.wte.weight, c.rope_scaling)
 
 
 class BertOutput(NamedTuple):

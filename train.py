@@ -20,6 +20,7 @@ from dataclasses import asdict
 import torch
 
 from base.errors import UserError, exits_cleanly, first_line, is_out_of_memory
+from base.weights import Weights
 from data.dataset import fingerprint, read_meta
 from data.loader import LOADERS, padded, vocab_needed
 from grow import describe, set_mask
@@ -113,7 +114,7 @@ class Run:
             self.model = cls(config_cls.from_saved(self.saved["model_config"]) if self.saved else
                              c.model_config(self.vocab_size, self.meta.get("eot")))
         if theirs:
-            hf.load_hf(self.model, hf.read_tensors(c.init_from), c.init_from)
+            hf.load_hf(self.model, Weights(c.init_from), c.init_from)
         shard.materialize(self.model, self.ranks, self.mesh, self.saved.pop("model") if self.saved else
                    self.model.state_dict() if theirs else None)
 

@@ -6,10 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 import time
 import zipfile
 
 import torch
+
+from base.errors import UserError
 
 SEAL = b"nanogrow sha256:"  # at a file's end, the digest of all before it follows
 PAUSES = (1, 4, 15)  # seconds before a failed write is tried again, and again
@@ -117,3 +120,25 @@ def write_json(path, content):
     with written(path) as f:
         json.dump(content, f, indent=1, ensure_ascii=False)
         f.write("\n")
+
+
+@contextlib.contextmanager
+def filled(folder):
+    """
+    with filled(folder) as aside: files written in the folder `aside` take their places in `folder` when
+    the block is through. On a full disk, or any error in the block, what was there stays. An OSError
+    becomes a UserError.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        # inside: what is beside a folder may be another disk
+        with tempfile.TemporaryDirectory(prefix="tmp_", dir=folder) as aside:
+            yield aside
+            for name in os.listdir(aside):
+                os.replace(os.path.join(aside, name), os.path.join(folder, name))
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be written ({e.strerror or e}): make room or choose another; "
+                        "what was there is intact") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)  # if it is empty

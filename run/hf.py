@@ -11,10 +11,12 @@ from dataclasses import replace
 
 import torch
 
-from base.errors import UserError, first_line, library
+from base.errors import UserError
 from base.reading import need, read_json
+from base.weights import INDEX, WHOLE, Weights
 from data.dataset import with_tokenizer
 from data.tokenizer import JSON, is_gpt2, read_json_tokenizer, read_vocab, tokenizer_of
+from layers import rope_scaling
 from model import MODELS
 
 # ours: theirs. A block's names are looked up with its number taken out.
@@ -45,30 +47,36 @@ NAMES = {
             "attn.ln_k": "self_attn.k_norm", "ln_1": "input_layernorm",
             "ln_2": "post_attention_layernorm", "mlp.gate": "mlp.gate_proj",
             "mlp.up": "mlp.up_proj", "mlp.proj": "mlp.down_proj"}.items()}}}
-# by what transformers calls it: our "llama" is their llama or, with qk_norm, their qwen3
+# by what transformers calls them: our "llama" is their llama or mistral; with qkv_bias their qwen2,
+# with qk_norm their qwen3
 CLASSES = {"gpt": "GPT2LMHeadModel", "bert": "BertForPreTraining", "llama": "LlamaForCausalLM",
-           "qwen3": "Qwen3ForCausalLM"}
-MODEL_TYPES = {"gpt": "gpt2", "bert": "bert", "llama": "llama", "qwen3": "qwen3"}
+           "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+MODEL_TYPES = {"gpt": "gpt2", **{name: name for name in ("bert", "llama", "mistral", "qwen2", "qwen3")}}
 LLAMA = dict(vocab_size="vocab_size", max_position_embeddings="block_size", hidden_size="n_embd",
              num_hidden_layers="n_layer", num_attention_heads="n_head", intermediate_size="n_inner",
              head_dim="head_dim", rms_norm_eps="norm_eps", tie_word_embeddings="tie")
 CONFIG = {  # their setting: ours
     "gpt": dict(vocab_size="vocab_size", n_positions="block_size", n_embd="n_embd",
-                n_layer="n_layer", n_head="n_head", n_inner="n_inner", activation_function="gelu"),
+                n_layer="n_layer", n_head="n_head", n_inner="n_inner", activation_function="gelu",
+                layer_norm_epsilon="norm_eps"),
     "bert": dict(vocab_size="vocab_size", max_position_embeddings="block_size",
                  hidden_size="n_embd", num_hidden_layers="n_layer", num_attention_heads="n_head",
                  intermediate_size="n_inner", hidden_act="gelu"),
-    "llama": LLAMA, "qwen3": LLAMA}  # num_key_value_heads and rope_theta: see rope_and_groups()
+    # num_key_value_heads and rotary positions: see rope_and_groups()
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), LLAMA)}
 FIXED = {  # what we have no choice of: a folder with anything else would be another function
-    "gpt": dict(layer_norm_epsilon=1e-5, scale_attn_weights=True, tie_word_embeddings=True,
-                scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
+    "gpt": dict(scale_attn_weights=True, tie_word_embeddings=True, add_cross_attention=False,
+                scale_attn_by_inverse_layer_idx=False),
     "bert": dict(layer_norm_eps=1e-12, type_vocab_size=2, position_embedding_type="absolute",
                  tie_word_embeddings=True, is_decoder=False),
     "llama": dict(hidden_act="silu", attention_bias=False, mlp_bias=False),
+    "mistral": dict(hidden_act="silu"),
+    "qwen2": dict(hidden_act="silu", use_sliding_window=False),
     "qwen3": dict(hidden_act="silu", attention_bias=False, use_sliding_window=False)}
+ROPE = dict(default=(), linear=("factor",), llama3=(  # what each kind of rotary positions must say
+    "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"))
 GELU = {"gelu_new": "tanh", "gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_python": "exact"}
 OURS = "nanogrow.json"  # our own extra file: the tokenizer, as a dataset's meta.json has it
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZER_FILES = (OURS, "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
                    "vocab.txt")
 
@@ -79,7 +87,8 @@ def kind_of(model):
 
 def dialect_of(model):
     """kind_of(model) as transformers tells them apart: a key of CLASSES."""
-    return "qwen3" if model.config.qk_norm else kind_of(model)
+    c = model.config
+    return "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else kind_of(model)
 
 
 # -----------------------------------------------------------------------------
@@ -99,6 +108,20 @@ def name_pairs(model):
         yield name, f"{theirs}.{leaf}" if module else theirs, third, transposed
 
 
+def their_tensors(model):
+    """{their tensor: our parameters that it is made of, in order}."""
+    prefix, made = "transformer." if kind_of(model) == "gpt" else "", {}
+    for name, theirs, *_ in name_pairs(model):
+        made.setdefault(prefix + theirs, []).append(name)
+    return made
+
+
+def join(values, transposed):
+    """Their tensor, made of our parameters."""
+    values = [v.T if transposed else v for v in values]
+    return values[0] if len(values) == 1 else torch.cat(values, dim=-1)
+
+
 def to_hf(model):
     """The weights as transformers names them, {name: tensor}. Missing biases are written as 0."""
     if not (model.config.bias or model.config.llama):
@@ -106,35 +129,63 @@ def to_hf(model):
         twin = type(model)(replace(model.config, bias=True))
         twin.load_state_dict(model.state_dict(), strict=False)
         model = twin
-    parts, params = {}, dict(model.named_parameters())
-    for name, theirs, _, transposed in name_pairs(model):
-        value = params[name].detach().float().cpu()
-        parts.setdefault(theirs, []).append(value.T if transposed else value)
-    prefix = "transformer." if kind_of(model) == "gpt" else ""
-    return {prefix + k: torch.cat(v, dim=-1).contiguous().clone() for k, v in parts.items()}
+    params = {name: p.detach().float().cpu() for name, p in model.named_parameters()}
+    transposed = {name: t for name, _, _, t in name_pairs(model)}
+    return {theirs: join([params[n] for n in ours], transposed[ours[0]]).contiguous().clone()
+            for theirs, ours in their_tensors(model).items()}
 
 
-@torch.no_grad()
-def load_hf(model, tensors, where="the checkpoint"):
-    """Weights as transformers names them, {name: tensor}, into `model`; positions are cropped."""
-    modern = {k.removeprefix("transformer.").replace("LayerNorm.gamma", "LayerNorm.weight")
-              .replace("LayerNorm.beta", "LayerNorm.bias"): v for k, v in tensors.items()}
-    params = dict(model.named_parameters())
-    for name, theirs, third, transposed in name_pairs(model):
-        if theirs not in modern:
+def reader(model, tensors, where="the checkpoint"):
+    """
+    A function from our name of a weight to that weight, as the model's shapes are; positions are
+    cropped. tensors: {their name: tensor}, which may be a Weights. It raises UserError.
+    """
+    called = {k.removeprefix("transformer.").replace("LayerNorm.gamma", "LayerNorm.weight")
+              .replace("LayerNorm.beta", "LayerNorm.bias"): k for k in tensors}
+    places = {name: place for name, *place in name_pairs(model)}
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+
+    def read(name):
+        theirs, third, transposed = places[name]
+        if theirs not in called:
             raise UserError(f"{where}: lacks the weights {theirs}: a {CLASSES[dialect_of(model)]} "
                             "is needed, with all its heads")
-        value, p = modern[theirs], params[name]
+        value = tensors[called[theirs]]
         if third is not None:
             value = value.chunk(3, dim=-1)[third]
         if transposed:
             value = value.T
         if name == "wpe.weight":
-            value = value[:p.size(0)]
-        if value.shape != p.shape:
+            value = value[:shapes[name][0]]
+        if value.shape != shapes[name]:
             raise UserError(f"{where}: {theirs} is {tuple(value.shape)}, which does not go with "
-                            f"its config.json ({tuple(p.shape)})")
-        p.copy_(value)
+                            f"its config.json ({tuple(shapes[name])})")
+        return value
+    read.called = {name: called.get(theirs) for name, (theirs, *_) in places.items()}
+    return read
+
+
+@torch.no_grad()
+def load_hf(model, tensors, where="the checkpoint"):
+    """Weights as transformers names them, {name: tensor}, into `model`."""
+    read = reader(model, tensors, where)
+    for name, p in model.named_parameters():
+        p.copy_(read(name))
+
+
+def fits(where, dialect, sizes):
+    """UserError where transformers has no model of these sizes, a dict with what a config has."""
+    n, width, dim = sizes["n_head"], sizes["n_embd"], sizes["head_dim"]
+    if dialect in ("gpt", "bert") and n * dim != width:
+        advice = f"n_head to {width / dim:g}" if n * dim < width else f"n_embd to {n * dim}"
+        raise UserError(f"{where}: n_head={n} heads of {dim} are {n * dim} wide, but n_embd={width}, "
+                        f"and {CLASSES[dialect]} wants them equal: grow {advice} too")
+    if dialect == "llama" and width % n:
+        group = sizes["kv_group"]
+        others = [f"n_head to {m}" for m in range(n, width + 1) if width % m == m % group == 0][:1]
+        raise UserError(f"{where}: n_embd={width} is no multiple of n_head={n}, which "
+                        f"{CLASSES[dialect]} wants whatever head_dim is: grow "
+                        + " or ".join([f"n_embd to {-(-width // n) * n}", *others]))
 
 
 # -----------------------------------------------------------------------------
@@ -142,45 +193,59 @@ def load_hf(model, tensors, where="the checkpoint"):
 
 def is_hf(folder):
     return os.path.isfile(os.path.join(folder, "config.json")) and any(
-        os.path.isfile(os.path.join(folder, name)) for name in WEIGHTS)
+        os.path.isfile(os.path.join(folder, name)) for name in (WHOLE, INDEX))
 
 
-def find(where):
-    """The local folder of a model, given that folder or its name on the Hugging Face hub."""
+def find(where, key="init_from"):
+    """The local folder of a model, given that folder or its name on the Hugging Face hub; key: for errors."""
     folder = os.path.expanduser(where)
     if is_hf(folder):
         return folder
     if os.path.isdir(folder) or not re.fullmatch(r"[\w.-]+/[\w.-]+", where):
-        raise UserError(f"init_from={where!r}: must be scratch, resume, auto, a folder with "
-                        "config.json and model.safetensors, or a hub name OWNER/NAME")
+        starts = "scratch, resume, auto, " if key == "init_from" else ""
+        raise UserError(f"{key}={where!r}: must be {starts}a folder with config.json and "
+                        "model.safetensors, or a hub name OWNER/NAME")
     try:
         from huggingface_hub import snapshot_download
         return snapshot_download(where, allow_patterns=[
-            "config.json", "model*.safetensors", *WEIGHTS, *TOKENIZER_FILES])
+            "config.json", "generation_config.json", "model*.safetensors", INDEX, "*.jinja", "README.md",
+            "LICENSE*", *TOKENIZER_FILES])
     except ImportError:
         why, first = "huggingface_hub is not installed", "pip install huggingface_hub, or "
     except Exception as e:  # no network, no such name, not allowed, ...
         why, first = f"{type(e).__name__} from the Hugging Face hub", "check the name, or "
-    raise UserError(f"init_from={where!r}: no such folder, and no download ({why}): {first}where there "
+    raise UserError(f"{key}={where!r}: no such folder, and no download ({why}): {first}where there "
                     f"is a network, hf download {where} --local-dir={where.split('/')[1]}, and give "
                     "that folder")
+
+
+def folder_dialect(folder):
+    """(a key of CLASSES, the config.json) of a Hugging Face folder. UserError if it is none of ours."""
+    path = os.path.join(folder, "config.json")
+    theirs = read_json(path, model_type=str)
+    dialect = {v: k for k, v in MODEL_TYPES.items()}.get(theirs["model_type"])
+    if dialect is None:
+        raise UserError(f"{path}: model_type must be {' or '.join(MODEL_TYPES.values())}")
+    if theirs.get("quantization_config"):
+        raise UserError(f"{path}: is quantized: take the folder of the full weights")
+    for key, value in FIXED[dialect].items():
+        if theirs.get(key, value) != value:
+            raise UserError(f"{path}: {key}={theirs[key]!r}: only {value!r} is supported")
+    kinds = theirs.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise UserError(f"{path}: layer_types={kinds!r}: only 'full_attention' is supported")
+    return dialect, theirs
 
 
 def folder_config(folder):
     """(kind, {our setting: value}) of a Hugging Face folder, which may leave out what is usual."""
     path = os.path.join(folder, "config.json")
-    theirs = read_json(path, model_type=str)
-    dialects = {v: k for k, v in MODEL_TYPES.items()}
-    dialect = dialects.get(theirs["model_type"])
-    if dialect is None:
-        raise UserError(f"{path}: model_type must be {' or '.join(dialects)}")
-    for key, value in FIXED[dialect].items():
-        if theirs.get(key, value) != value:
-            raise UserError(f"{path}: {key}={theirs[key]!r}: only {value!r} is supported")
+    dialect, theirs = folder_dialect(folder)
     names = {ours: key for key, ours in CONFIG[dialect].items()}
     heads, width = need(path, theirs, **{names[k]: int for k in ("n_head", "n_embd")})
-    usual = dict(n_inner=4 * width, rms_norm_eps=1e-6, tie_word_embeddings=False,
-                 num_key_value_heads=heads, rope_theta=10_000.0,
+    window = theirs.get("sliding_window", 4096) if dialect == "mistral" else None  # 4096: if unsaid
+    usual = dict(n_inner=4 * width, rms_norm_eps=1e-6, layer_norm_epsilon=1e-5,
+                 tie_word_embeddings=False, num_key_value_heads=heads, rope_theta=10_000.0,
                  head_dim=128 if dialect == "qwen3" else width // max(1, heads))
     theirs = {**usual, **{k: v for k, v in theirs.items() if v is not None}}
     kinds = dict(gelu=str, norm_eps=(int, float))
@@ -189,9 +254,14 @@ def folder_config(folder):
     for k, value in ours.items():
         if type(value) is int and value < 1:
             raise UserError(f"{path}: {names[k]}={value}: must be at least 1")
+    if "norm_eps" in ours:
+        ours["norm_eps"] = float(ours["norm_eps"])
     if CONFIG[dialect] is LLAMA:
-        return "llama", dict(ours, tie=bool(ours["tie"]), norm_eps=float(ours["norm_eps"]),
-                             qk_norm=dialect == "qwen3", **rope_and_groups(path, theirs, heads))
+        if window is not None and not (type(window) is int and window >= ours["block_size"]):
+            raise UserError(f"{path}: sliding_window={window!r} is shorter than the context: only without "
+                            "one is it a model of ours: lower max_position_embeddings to it, or make it null")
+        return "llama", dict(ours, tie=bool(ours["tie"]), qk_norm=dialect == "qwen3",
+                             qkv_bias=dialect == "qwen2", **rope_and_groups(path, theirs, heads))
     if ours["gelu"] not in GELU:
         raise UserError(f"{path}: activation {ours['gelu']!r}: must be one of {', '.join(GELU)}")
     if width % heads:
@@ -201,29 +271,34 @@ def folder_config(folder):
 
 def rope_and_groups(path, theirs, heads):
     """What a Llama's config.json says in other words than ours."""
-    rope = dict(theirs)
-    for key in {"rope_scaling", "rope_parameters"} & {*theirs}:  # the older name and the newer
-        [said] = need(path, theirs, **{key: dict})
-        rope.update(said)
-        if (found := said.get("rope_type", said.get("type", "default"))) != "default":
-            raise UserError(f"{path}: {key} of type {found!r}: only 'default' is supported")
+    rope = {}
+    for key in ("rope_parameters", "rope_scaling"):  # the newer name and the older, which wins
+        if key in theirs:
+            [said] = need(path, theirs, **{key: dict})
+            rope.update(said, rope_type=said.get("rope_type", said.get("type", "default")))
+    kind = rope.get("rope_type", "default")
+    if not isinstance(kind, str) or kind not in ROPE:
+        raise UserError(f"{path}: rotary positions of type {kind!r}: only {', '.join(ROPE)} are supported")
+    if rope.get("partial_rotary_factor", 1) != 1:
+        raise UserError(f"{path}: partial_rotary_factor={rope['partial_rotary_factor']}: only 1 is supported")
+    rope = {"original_max_position_embeddings": theirs["max_position_embeddings"], **theirs, **rope}
+    said = need(path, rope, **dict.fromkeys(ROPE[kind], (int, float)))
     theta, kv = need(path, rope, rope_theta=(int, float), num_key_value_heads=int)
     if kv < 1 or heads % kv:
         raise UserError(f"{path}: num_key_value_heads must be at least 1, and {heads} query heads "
                         f"divide among num_key_value_heads={kv}")
-    return dict(rope_theta=float(theta), kv_group=heads // kv)
+    return dict(rope_theta=float(theta), kv_group=heads // kv,
+                rope_scaling=f"{kind}:{','.join(f'{n:.17g}' for n in said)}" if said else "")
 
 
-def read_tensors(folder):
-    load_file = library("safetensors.torch", "safetensors").load_file
-    path, index = (os.path.join(folder, name) for name in WEIGHTS)
-    names = ["model.safetensors"]
-    if not os.path.exists(path):
-        names = sorted(set(read_json(index, weight_map=dict)["weight_map"].values()))
-    try:
-        return {k: v for n in names for k, v in load_file(os.path.join(folder, n)).items()}
-    except Exception as e:  # whatever a damaged file provokes
-        raise UserError(f"{folder}: {', '.join(names)} cannot be read ({first_line(e)})") from None
+def rope_settings(c):
+    """The same of a model's config, for a config.json: as it is called now, and as it was before."""
+    kind, numbers = rope_scaling(c.rope_scaling) if c.rope_scaling else ("default", ())
+    said = {k: int(n) if n.is_integer() and k.endswith("embeddings") else n
+            for k, n in zip(ROPE[kind], numbers)}
+    rope = dict(rope_type=kind, rope_theta=c.rope_theta, **said)
+    return dict(num_key_value_heads=c.n_kv_head, rope_theta=c.rope_theta, rope_parameters=rope,
+                **dict(rope_scaling=rope) if said else {})
 
 
 def folder_meta(folder, kind):
@@ -273,7 +348,7 @@ def from_hf(folder):
     kind, sizes = folder_config(folder)
     cls, config_cls = MODELS[kind]
     model = cls(config_cls(**sizes, eot=masked_eot(folder, sizes["vocab_size"])))
-    load_hf(model, read_tensors(folder), folder)
+    load_hf(model, Weights(folder), folder)
     return model.eval()
 
 

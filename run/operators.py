@@ -9,7 +9,7 @@ None has a mask or a ramp: all of the larger model counts at once.
     aki          width   as net2net, new units from the layer above     never
     stack        depth   copies of all layers, in order, on top         never
     interleave   depth   each copy right after its source               never
-    zero_output  all     new parts write zeros (pre-LN only)            yes, n_embd up to eps
+    zero_output  all     new parts write zeros (pre-LN only)            yes
 
 Sources. direct, stack: "Efficient Training of BERT by Progressively Stacking" (Gong et al., ICML
 2019); stack with one growth is G_stack (Du et al., NeurIPS 2024, arXiv 2405.15319); net2net: Chen,
@@ -18,10 +18,12 @@ Goodfellow, Shlens, ICLR 2016, arXiv 1511.05641; aki: bert2BERT (Chen et al., AC
 average expansion for LayerNorm. Zero- and one-layer growth (Bu, arXiv 2511.04981) is `stack` from
 n_layer = 0 (its new layers are then random) or 1, in one stage.
 """
+from dataclasses import replace
+
 import torch
 
-from grow import fill_normal, grow, grown_config, layer_sources
-from layers import WIDTH_AXES, LayerNorm, Linear
+from grow import grow, grown_config, layer_sources, source_of
+from layers import WIDTH_AXES, Linear
 from model import GROWABLE
 
 SPLIT_NOISE = 0.01  # on the copies of split units, as a share of their tensor's std
@@ -96,48 +98,60 @@ def aki(model, optimizer=None, **sizes):
 
 
 def zero_output(model, optimizer=None, **sizes):
-    """
-    New parts compute but what they write is zero, so nothing changes (pre-LN): a new layer's
-    output projections are 0, nothing reads new heads and FFN units. For n_embd, LEMON's average
-    expansion: each new coordinate is the mean of the old ones, which leaves a LayerNorm's mean
-    alone, shrinks its variance by r = n_old / n_new (made up for in its weight) and makes the new
-    coordinates' output 0; for RMSNorm, which knows no mean, each is 0. Exact but for the norm's
-    eps, which should be r eps.
-    """
+    """New parts compute but what they write is zero, so nothing changes (pre-LN): see settle()."""
     if model.config.post_ln:
         raise ValueError("zero_output keeps the function of pre-LN models only, this one is post-LN")
     old = model.config
-    r = old.n_embd / sizes.get("n_embd", old.n_embd)
-    share = 0 if old.llama else 1  # of the old coordinates' mean in the new ones
-
-    def fill(new, old, spec):
-        fill_normal(new, old, spec)
-        if old is None:
-            return
-        corner = tuple(slice(n) for n in old.shape)
-        if spec.mean:  # a norm's weight
-            new[corner] = old * r**0.5
-            return
-        new[corner] = old
-        reads, writes = spec.axes[-1], spec.axes[0]
-        if new.dim() == 2 and reads in ("inner", "head"):
-            new[:, old.size(1):] = 0
-        if writes == "embd" and new.size(0) > old.size(0):  # a Linear into the residual stream
-            new[old.size(0):] = new[:old.size(0)].mean(0) * share
-        if new.dim() == 2 and writes in ("vocab", "position", "segment"):
-            new[:, old.size(1):] = old.mean(1, keepdim=True) * share
-
     layers = layer_sources(old.n_layer, sizes.get("n_layer", old.n_layer))
-    model, optimizer = grow(model, optimizer, **sizes, init=fill, masked=False)
+    model, optimizer = grow(model, optimizer, **sizes, masked=False)
+    model.config = scaled_eps(old, model.config)
+    for m in model.modules():
+        if hasattr(m, "eps"):
+            m.eps = model.config.norm_eps
+    specs = model.specs()
     with torch.no_grad():
-        for m in model.modules():
-            if isinstance(m, LayerNorm) and m.bias is not None:
-                m.bias[old.n_embd:] = 0
-        for block, (_, is_new) in zip(model.blocks, layers):
-            if is_new:
-                for p in (*block.attn.proj.parameters(), *block.mlp.proj.parameters()):
-                    p.zero_()
+        for name, p in model.named_parameters():
+            settle(name, p, specs[name].axes, old, model.config, source_of(name, layers)[1])
     return model, optimizer
+
+
+def scaled_eps(old, new):
+    """The config `new` with the norms' eps that keeps the function, see settle()."""
+    return replace(new, norm_eps=old.norm_eps * old.n_embd / new.n_embd)
+
+
+def settle(name, p, axes, old, new, is_new):
+    """
+    Make a tensor grown from config `old` to `new`, with random new entries, one that changes no
+    function, in place. is_new: it is of a new layer.
+
+    A new layer's output projections become 0, and the columns that read new heads and FFN units. For
+    n_embd, LEMON's average expansion: each new coordinate of the residual stream is the mean of the old
+    ones. That leaves a LayerNorm's mean alone and shrinks its variance by r = n_old / n_new, which its
+    weight and eps make up for; the new coordinates' output is 0. For RMSNorm, which knows no mean, each
+    is 0. Queries and keys with a norm of their own shrink as its eps does (not in 16 bits, where
+    rounding them would move more). What is made 0 gets a gradient from the first step. But with RMSNorm
+    and a tied head nothing reads, in that step, what the last layers write to new coordinates.
+    """
+    d, r = old.n_embd, old.n_embd / new.n_embd
+    if is_new and axes[0] == "embd" and ".proj." in name:
+        p.zero_()
+    elif len(axes) == 2 and axes[1] in ("inner", "head"):
+        p[:, old.axis_sizes()[axes[1]]:] = 0
+    if r == 1:
+        return
+    share = 0 if old.llama else 1  # of the old coordinates' mean in the new ones
+    if ".ln_" in name or name.startswith("ln_"):
+        if name.endswith("bias"):
+            p[d:] = 0
+        elif axes[0] == "embd":
+            p[:d] *= r**0.5
+    elif axes[0] == "embd":  # writes into the residual stream
+        p[d:] = p[:d].mean(0) * share
+    elif name in ("wte.weight", "wpe.weight"):
+        p[:, d:] = p[:, :d].mean(1, keepdim=True) * share
+    elif old.qk_norm and (".attn.q." in name or ".attn.k." in name) and p.element_size() > 2:
+        p *= r**0.5
 
 
 # name -> (function, sizes it grows); "msg" is the method of this repository

@@ -30,7 +30,7 @@ class TrainConfig:
                                     # RUN/ckpt_0003000.pt: branch off from there, with all that this
                                     # run had set
     # model: where the run starts (GPT-2 small and Bert-base by default)
-    model: str = "gpt"              # "gpt", "bert" or "llama" (Qwen3 too)
+    model: str = "gpt"              # "gpt", "bert" or "llama" (Mistral, Qwen2 and Qwen3 too)
     block_size: int = 256           # tokens in a sequence
     vocab_size: int = 0             # 0: the dataset's, rounded up to a multiple of 64
     n_layer: int = 6
@@ -43,13 +43,16 @@ class TrainConfig:
     gelu: str = ""                  # "tanh", "exact", or "": tanh for GPT, exact for BERT
     doc_mask: bool = False          # documents packed in a row know nothing of each other, and each
                                     # counts its own positions (not BERT, whose rows hold but one)
+    norm_eps: float = 1e-5          # of the norms in GPT and Llama; BERT's is 1e-12
     # Llama alone
     kv_group: int = 1               # query heads that share keys and values, a constant of the run:
                                     # n_kv_head is n_head / kv_group, and grows with it
     rope_theta: float = 10_000.0    # base of the rotary positions' wavelengths
+    rope_scaling: str = ""          # how they were stretched for longer texts: "linear:FACTOR" or
+                                    # "llama3:FACTOR,LOW,HIGH,CONTEXT", as in Llama 3.1 and later
     tie: bool = True                # the output head is the token embedding
     qk_norm: bool = False           # RMSNorm on each head's queries and keys, as in Qwen3
-    norm_eps: float = 1e-5          # of the RMSNorms
+    qkv_bias: bool = False          # biases of queries, keys and values, as in Qwen2
     # growth: [dict(at=600, n_inner=768), dict(at=900, n_layer=6, n_embd=192, ramp_iters=50), ...]
     stages: list = field(default_factory=list)
     finish_stages: int = 0          # a family: iterations of the decay that finishes each size the
@@ -106,6 +109,8 @@ class TrainConfig:
         chosen = {f.name: getattr(self, f.name) for f in fields(cls) if f.name != "eot"}
         chosen.update(vocab_size=vocab_size, gelu=self.gelu or cls().gelu,
                       bias=self.bias and cls().bias, eot=eot if self.doc_mask else None)
+        if self.model == "bert":
+            del chosen["norm_eps"]  # its own
         return cls(**chosen)
 
     def sizes(self):
@@ -153,7 +158,8 @@ class TrainConfig:
 
 
 PATHS = ("out_dir", "data_dir", "init_from")
-LLAMA_ALONE = ("kv_group", "rope_theta", "tie", "qk_norm", "norm_eps")
+LLAMA_ALONE = ("kv_group", "rope_theta", "rope_scaling", "tie", "qk_norm", "qkv_bias")
+NO_CHOICE = dict(gpt=LLAMA_ALONE, bert=(*LLAMA_ALONE, "norm_eps"), llama=("gelu",))
 CHOICES = dict(model=tuple(MODELS), optimizer=("adamw", "muon"),
                operator=tuple(OPERATORS), family=("now", "end"), schedule=("wsd", "cosine", "constant"),
                sampling=("epochs", "random"), gelu=("", "tanh", "exact"), compile=("auto", "block", "model", "none"),
@@ -259,7 +265,7 @@ def check(config):
 
 def check_model(config):
     """What the model has no use for (but a default, which says nothing), and what it cannot be."""
-    for key in ("gelu",) if config.model == "llama" else LLAMA_ALONE:
+    for key in NO_CHOICE[config.model]:
         if getattr(config, key) != getattr(TrainConfig, key):
             raise UserError(f"{key}={getattr(config, key)!r}: model={config.model!r} has no such "
                             "choice: leave it out")

@@ -58,6 +58,17 @@ def test_transformers_and_back(choices, tmp_path):
         assert (ours(**data)[0] - theirs(data["idx"]).logits).abs().max() < 1e-5
 
 
+def test_what_transformers_refuses(tmp_path):
+    """Its Llama wants a hidden size that is a multiple of the heads, its Qwen3 does not."""
+    with pytest.raises(UserError, match="n_embd=18 is no multiple of n_head=4, which LlamaForCausalLM wants "
+                       "whatever head_dim is: grow n_embd to 20 or n_head to 6"):
+        export(used(dict(kv_group=2), n_embd=18), META, str(tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
+    transformers = pytest.importorskip("transformers")
+    export(used(dict(qk_norm=True), n_embd=18), META, str(tmp_path / "b"))
+    transformers.Qwen3ForCausalLM.from_pretrained(tmp_path / "b")
+
+
 def test_a_run_from_a_folder(tmp_path):
     """The folder says what the model is; it grows from there and the function is kept."""
     pytest.importorskip("safetensors")
@@ -76,14 +87,14 @@ def test_a_run_from_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("changes, says", [
-    (dict(rope_scaling=dict(rope_type="llama3", factor=8.0)), "'llama3'"),
+    (dict(rope_scaling=dict(rope_type="llama3", factor=8.0)), "lacks low_freq_factor"),
     (dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e4)), "'yarn'"),
     (dict(attention_bias=True), "attention_bias=True: only False"),
     (dict(num_key_value_heads=3), "4 query heads divide among num_key_value_heads=3"),
     (dict(num_key_value_heads=0), "must be at least 1"),
     (dict(num_key_value_heads="2"), "num_key_value_heads"),
     (dict(hidden_size=None), "hidden_size"), (dict(hidden_act="gelu"), "hidden_act='gelu'"),
-    (dict(head_dim=5), "head_dim=5.*even"), (dict(model_type="mistral"), "model_type must be"),
+    (dict(head_dim=5), "head_dim=5.*even"), (dict(model_type="bloom"), "model_type must be"),
 ])
 def test_folders_that_are_refused(changes, says, tmp_path):
     export(used({}), META, str(tmp_path))

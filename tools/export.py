@@ -1,21 +1,20 @@
 """
 A trained model as a Hugging Face folder, which transformers opens as GPT2LMHeadModel,
-BertForPreTraining, LlamaForCausalLM or Qwen3ForCausalLM with the same logits.
+BertForPreTraining, LlamaForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM with the same logits.
 
     python -m tools.export out/pystdlib_msg hf/pystdlib
 
 The vocabulary keeps its padding (vocab_size rounded up to 64): cutting it off would change the
 softmax. The padded ids belong to no token, and a trained model gives them next to no probability.
 """
-import contextlib
 import json
 import os
 import sys
-import tempfile
 from dataclasses import asdict
 
-from base.disk import write_json
-from base.errors import Parser, UserError, exits_cleanly, first_line, library
+from base.disk import filled, remove, write_json
+from base.errors import Parser, UserError, exits_cleanly
+from base.weights import INDEX, WHOLE, write_weights
 from data.tokenizer import GPT2_URL, JSON, get_tokenizer
 from run import hf
 from run.trained import open_model
@@ -25,54 +24,30 @@ END = "<|endoftext|>"
 
 def export(model, meta, folder, source="the checkpoint"):
     """
-    Write `model` as a Hugging Face folder: all files aside first, then each in its place, so that
-    a full disk leaves what was there. Returns the names of the files written. Raises UserError.
+    Write `model` as a Hugging Face folder, or leave what was there (see filled()). Returns the names of
+    the files written. Raises UserError.
     """
-    safetensors = library("safetensors.torch", "safetensors")
-    fits(model, source)
+    if model.masks.c is not None:
+        raise UserError(f"{source}: a growth is in progress (mask {model.masks.c.item():.3g}), which "
+                        f"no {hf.CLASSES[hf.dialect_of(model)]} can express: train on until its ramp "
+                        "has ended, or export a checkpoint from before or after it")
+    hf.fits(source, hf.dialect_of(model), vars(model.config))
     if os.path.exists(os.path.join(folder, "config.json")) and not hf.is_hf(folder):
         raise UserError(f"{folder}: holds the config.json of something else: choose another folder")
     tok = get_tokenizer(meta, bert=hf.kind_of(model) == "bert")
-    try:
-        os.makedirs(folder, exist_ok=True)
-        # inside: what is beside a folder may be another disk
-        with tempfile.TemporaryDirectory(prefix="tmp_", dir=folder) as aside:
-            write_tokenizer(aside, tok, model.config.block_size)
-            # a JSON one has a file of its own
-            spec = dict(name=JSON, eot=tok.eot) if tok.name == JSON else meta["tokenizer"]
-            write_json(os.path.join(aside, hf.OURS), dict(
-                tokenizer=spec, vocab_size=tok.vocab_size, doc_end=model.config.eot))
-            safetensors.save_file(hf.to_hf(model), os.path.join(aside, "model.safetensors"),
-                                  metadata=dict(format="pt"))
-            write_json(os.path.join(aside, "config.json"), hf_config(model, tok))
-            names = os.listdir(aside)
-            for name in names:
-                os.replace(os.path.join(aside, name), os.path.join(folder, name))
-        for name in {*hf.TOKENIZER_FILES} - {*names}:  # of an export that was here before
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(os.path.join(folder, name))
-        return sorted(names)
-    except (OSError, library("safetensors", "safetensors").SafetensorError) as e:
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)  # if it is empty
-        why = getattr(e, "strerror", None) or first_line(e)
-        raise UserError(f"{folder}: cannot be written ({why}): make room or choose another; what "
-                        "was there is intact") from None
-
-
-def fits(model, source):
-    """UserError where transformers has no such model."""
-    c, cls = model.config, hf.CLASSES[hf.dialect_of(model)]
-    width = c.n_head * c.head_dim
-    if model.masks.c is not None:
-        raise UserError(f"{source}: a growth is in progress (mask {model.masks.c.item():.3g}), "
-                        f"which no {cls} can express: train on until its ramp has ended, "
-                        "or export a checkpoint from before or after it")
-    if width != c.n_embd and not c.llama:
-        advice = f"n_head to {c.n_embd / c.head_dim:g}" if width < c.n_embd else f"n_embd to {width}"
-        raise UserError(f"{source}: n_head={c.n_head} heads of {c.head_dim} are {width} wide, but "
-                        f"n_embd={c.n_embd}, and {cls} wants them equal: grow {advice} in a last "
-                        "stage, then export")
+    with filled(folder) as aside:
+        write_tokenizer(aside, tok, model.config.block_size)
+        # a JSON one has a file of its own
+        spec = dict(name=JSON, eot=tok.eot) if tok.name == JSON else meta["tokenizer"]
+        write_json(os.path.join(aside, hf.OURS), dict(
+            tokenizer=spec, vocab_size=tok.vocab_size, doc_end=model.config.eot))
+        write_weights(aside, [(name, "F32", value.shape, value.float)
+                              for name, value in hf.to_hf(model).items()])
+        write_json(os.path.join(aside, "config.json"), hf_config(model, tok))
+        names = os.listdir(aside)
+    for name in {*hf.TOKENIZER_FILES, WHOLE, INDEX} - {*names}:  # of an export that was here before
+        remove(os.path.join(folder, name))
+    return sorted(names)
 
 
 def hf_config(model, tok):
@@ -85,8 +60,7 @@ def hf_config(model, tok):
     more = {}
     if model.config.llama:
         rates = ("attention_dropout",)
-        more = dict(num_key_value_heads=model.config.n_kv_head, rope_theta=c["rope_theta"],
-                    rope_parameters=dict(rope_type="default", rope_theta=c["rope_theta"]))
+        more = hf.rope_settings(model.config)
     return {"architectures": [hf.CLASSES[kind]], "model_type": hf.MODEL_TYPES[kind],
             **{theirs: names[c[ours]] if ours == "gelu" else c[ours]
                for theirs, ours in hf.CONFIG[kind].items()},

@@ -14,20 +14,13 @@ UNEVEN, EVEN = dict(n_embd=20), dict(n_embd=2 * START["n_embd"])
 EXACT, BROKEN = 1e-12, 1e-3
 
 
-def change(operator, kind="gpt", eps=None, start=None, **growth):
+def change(operator, kind="gpt", start=None, **growth):
     """The relative change of the outputs at the moment of growth, float64."""
     model = make(kind, **(start or {}))
     data = batch(kind, model.config)
-
-    def set_eps(m):
-        for module in m.modules():
-            if eps is not None and hasattr(module, "eps"):
-                module.eps = eps
-    set_eps(model)
     before = outputs(kind, model, data)
     torch.manual_seed(1)
     grown, _ = operators.OPERATORS[operator][0](model, **growth)
-    set_eps(grown)
     assert grown.masks.c is None or operator == "msg"
     assert all(getattr(grown.config, k) == v for k, v in growth.items() if k in ("n_embd", "n_layer"))
     after = outputs(kind, grown, data)
@@ -66,9 +59,10 @@ def test_zero_output(kind):
     assert change("zero_output", kind, n_inner=33, n_head=4, n_layer=5) < EXACT
     assert change("zero_output", kind, n_layer=5) < EXACT
     every = dict(n_inner=33, n_head=4, n_embd=20, n_layer=5)
-    assert change("zero_output", kind, **every, eps=0.0) < EXACT
-    # the norm's eps is not to scale
-    assert EXACT < change("zero_output", kind, **every) < (2e-3 if kind == "llama" else 1e-3)
+    for eps in (None, 0.1):  # which scales with n_embd, and is that of heads too
+        start = dict(START, norm_eps=eps) if eps else {}
+        assert change("zero_output", kind, start, n_embd=20) < EXACT
+        assert change("zero_output", kind, start, **every) < EXACT
     with pytest.raises(ValueError, match="pre-LN"):
         change("zero_output", "bert", n_layer=3)
 
