@@ -76,6 +76,7 @@ class Run:
                      for g in o.param_groups]
             for o, state in zip(self.optimizers, self.saved.pop("optimizers")):
                 shard.load_optimizer(o, state, self.ranks, self.mesh)
+            self.ranks.agree(self.ranks.failed)
             for g, mine in zip((g for o in self.optimizers for g in o.param_groups), asked):
                 g.update(mine)  # a branch may have its own rates
             if self.saved["scaler"]:  # empty after another number format
@@ -86,7 +87,7 @@ class Run:
     def resume_from(self):
         """On rank 0: lock out_dir against other writers. Returns the saved state, or None."""
         self.lock = checkpoint.make_out_dir(self.config.out_dir)
-        return saved_state(self.config, self.meta, self.ranks.restarted)
+        return saved_state(self.config, self.meta, self.ranks.restarted, self.ranks.ask)
 
     def resolved(self):
         """What "auto" and 0 came to on this machine and data, for the record."""

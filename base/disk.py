@@ -3,6 +3,7 @@ Files that survive: written whole or not at all, flushed, checked by a checksum 
 again where a disk is full or a network's does not answer.
 """
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -65,6 +66,21 @@ def sha256(path, size):
             digest.update(data)
             size -= len(data)
     return digest.digest()
+
+
+def locked(file, shared=False):
+    """
+    Lock an open file until it is closed, alone or shared with others who do. False if somebody has it;
+    True, too, where there are no locks.
+    """
+    try:
+        import fcntl
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError as e:
+        return e.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
 
 
 def patiently(work):

@@ -224,8 +224,7 @@ class Monitor:
     def finish(self):
         """Nothing is left to be written. UserError if the last save failed."""
         self.settle()
-        if self.run.ranks.any(self.unsaved is not None):
-            raise self.unsaved if self.run.ranks.rank == 0 else SystemExit(2)
+        self.run.ranks.agree(self.unsaved)
 
     def stopping(self):
         """Asked to stop by a signal? All ranks agree; the state is saved; a second Ctrl-C kills."""

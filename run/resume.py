@@ -5,6 +5,7 @@ from base.errors import UserError, say_once
 from base.reading import need
 from data.tokenizer import tokenizer_of
 from run.checkpoint import checkpoint
+from run.checkpoint.sharded import alone
 from run.settings import TrainConfig, known_settings
 
 # what a resumed run may change, because it says nothing about the steps already taken
@@ -17,10 +18,10 @@ BRANCH_MAY_CHANGE = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "le
          "weight_decay", "grad_clip", "ramp_iters", "operator", "dropout"}
 
 
-def saved_state(config, meta, restarted=False):
+def saved_state(config, meta, restarted=False, ask=alone):
     """
     The checkpoint that this run goes on from, its own or another's, or None. restarted: the launcher
-    started it again, by itself. Raises UserError.
+    started it again, by itself; ask: see checkpoint.load(). Raises UserError.
     """
     found = checkpoint.exists(config.out_dir)
     if not found and config.init_from != "resume" and (left := checkpoint.remains(config.out_dir)):
@@ -30,18 +31,18 @@ def saved_state(config, meta, restarted=False):
         if found:
             raise UserError(f"out_dir={config.out_dir} holds a run already: --resume continues it, "
                             "or choose another --out_dir, or delete that folder")
-        return branch_point(config, meta) if config.is_branch() else None
+        return branch_point(config, meta, ask) if config.is_branch() else None
     if not found and config.init_from != "resume":
         return None
-    state = checkpoint.load(config.out_dir, values=False)
+    state = checkpoint.load(config.out_dir, values=False, ask=ask)
     with checkpoint.believed(config.out_dir):
         check_resume(state, config, meta)
     return state
 
 
-def branch_point(config, meta):
+def branch_point(config, meta, ask):
     """Another run's checkpoint: model, optimizers and place in the data, but a history of its own."""
-    state = checkpoint.load(config.init_from, values=False)
+    state = checkpoint.load(config.init_from, values=False, ask=ask)
     with checkpoint.believed(config.init_from):
         check_resume(state, config, meta, RESUME_MAY_CHANGE | BRANCH_MAY_CHANGE)
     own = ("metrics_bytes", "best", "evaluated", "saved")

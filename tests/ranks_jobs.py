@@ -1,6 +1,7 @@
 """Jobs of tests/ranks_driver.py that are no whole runs: what they print, test_distributed.py reads."""
 import json
 import os
+import shutil
 import signal
 import statistics
 import tempfile
@@ -28,11 +29,20 @@ from run.parallel import shard
 from run.settings import from_dict
 
 
-def fault(rank, save, bytes=None, commit=False):
+def fault(rank, save=0, bytes=None, commit=False, read=None):
     """
     This rank is shot when its part of the save-th checkpoint has so many bytes, or (commit) before
-    that becomes valid; or else every write of that part fails.
+    that becomes valid; or every write of that part fails; or (read) it can read no part, once they were
+    all checked, "gone" for that they are deleted by then.
     """
+    if read:
+        def unreadable(self, plan, planner):
+            if read == "gone":
+                shutil.rmtree(self.stored.folder.path, ignore_errors=True)
+                return look(self, plan, planner)
+            raise OSError(5, "Input/output error")
+        look, sharded.Reader.read_data = sharded.Reader.read_data, unreadable
+        return
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
     write, replace, count = sharded.Writer.write_data, os.replace, [0]
@@ -210,6 +220,20 @@ def muon_in_pieces():
             weights.append([shard.gather(p.detach()) for p in model.parameters()])
         found[how + "_off"] = max((a - b).abs().max().item() for a, b in zip(*weights))
     print(json.dumps(found))
+    ranks.close()
+
+
+def checking():
+    """Which parts each rank checks when a run is loaded together, each more slowly than a collective waits."""
+    ranks, seen, sha256 = run.parallel.ranks.Ranks("cpu"), [], sharded.sha256
+
+    def slowly(path, size):
+        seen.append(os.path.basename(path))
+        time.sleep(2.5 * int(os.environ["NANOGROW_TIMEOUT"]) * ranks.rank)
+        return sha256(path, size)
+    sharded.sha256 = slowly
+    shard.from_rank_0(ranks, lambda: checkpoint.load(os.environ["OUT"], values=False, ask=ranks.ask))
+    print(json.dumps(seen))
     ranks.close()
 
 

@@ -5,14 +5,13 @@ one file, ckpt_ITER.pt; if several processes wrote it (run/checkpoint/sharded.py
 folder beside it, which it names. One run at a time owns an out_dir.
 """
 import contextlib
-import errno
 import os
 import re
 import shutil
 
 import torch
 
-from base.disk import check_seal, patiently, remove, sync_dir, write_sealed
+from base.disk import check_seal, locked, patiently, remove, sync_dir, write_sealed
 from base.errors import UserError, first_line, is_out_of_memory
 from model import MODELS
 from run.checkpoint import sharded
@@ -72,14 +71,17 @@ def tidy(out_dir, keep, kept=()):
 
 
 def tidy_parts(out_dir):
-    """Delete the folders of parts that no checkpoint names, of a save that was cut off, too."""
+    """
+    Delete the folders of parts that no checkpoint names, of a save that was cut off, too; what somebody
+    reads just now waits for the next time.
+    """
     folders = [name for name in os.listdir(out_dir) if name.startswith(PARTS)]
     if folders:
         left = [*numbered(out_dir), *(os.path.join(out_dir, n) for n in (LATEST, BEST))]
         used = {glance(p).get("parts", {}).get("folder") for p in left if os.path.exists(p)}
         for name in folders:
             if name not in used:
-                shutil.rmtree(os.path.join(out_dir, name), ignore_errors=True)
+                sharded.delete(os.path.join(out_dir, name))
 
 
 def glance(path):
@@ -111,24 +113,42 @@ def remains(out_dir):
     return None
 
 
-def load(path, values=True):
+def stamp(path):
+    """Something that changes when another file takes the place of `path`; None if there is none."""
+    with contextlib.suppress(OSError):
+        found = os.stat(path)
+        return found.st_ino, found.st_mtime_ns
+
+
+def load(path, values=True, ask=sharded.alone):
     """
     The state saved in `path`, or in the newest whole checkpoint of the folder `path`. Checksums are
-    verified first. values=False: tensors in parts are left there (sharded.Stored); those in the file
-    itself are mapped, so that none is in memory before it is used. Raises UserError naming the file
-    and the fault.
+    verified first, those of parts with the help of all ranks (ask: Ranks.ask). values=False: tensors in
+    parts are left there (sharded.Stored), and nobody deletes them meanwhile; those in the file itself
+    are mapped, so that none is in memory before it is used. Raises UserError naming the file and the
+    fault.
     """
     if os.path.isdir(path):
-        return load_newest(path, values)
+        return load_newest(path, values, ask)
+    before = stamp(path)
+    try:
+        return load_file(path, values, ask)
+    except UserError:
+        if stamp(path) in (before, None):
+            raise
+    return load(path, values, ask)  # a run that goes on has put its next one there
+
+
+def load_file(path, values, ask):
     try:
         check_seal(path)
         state = glance(path) if not values else \
             torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(state, dict) and "parts" in state:
-            folder = os.path.join(os.path.dirname(os.path.abspath(path)), state["parts"]["folder"])
-            sharded.check(folder, state["parts"])
-            state = sharded.stored(state, folder)
-            del state["parts"]
+            parts = state.pop("parts")
+            folder = sharded.Folder(os.path.join(os.path.dirname(os.path.abspath(path)), parts["folder"]))
+            sharded.check(folder.path, parts, ask)
+            state = sharded.stored(state, parts, folder)
     except FileNotFoundError as e:
         if os.path.exists(path):
             raise UserError(f"{path}: its part {e.filename} is missing: the folder of parts belongs "
@@ -157,14 +177,14 @@ def believed(where):
             from None
 
 
-def load_newest(out_dir, values):
+def load_newest(out_dir, values, ask):
     tried, faults = numbered(out_dir), []
     for name in (LATEST, BEST):  # last resorts: the same files, or all that is left of them
         if os.path.exists(os.path.join(out_dir, name)):
             tried.append(os.path.join(out_dir, name))
     for path in tried:
         try:
-            state = load(path, values)
+            state = load(path, values, ask)
         except UserError as e:
             faults.append(str(e))
             continue
@@ -203,14 +223,7 @@ def make_out_dir(out_dir):
     except (OSError, ValueError) as e:  # a NUL in the name is a ValueError
         raise UserError(f"out_dir={out_dir}: cannot be written ({getattr(e, 'strerror', e)}): choose "
                         "another with --out_dir=PATH") from None
-    try:
-        import fcntl
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass  # no flock on this platform: nothing to check with
-    except OSError as e:
-        if e.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            return lock  # a file system that has no locks
+    if not locked(lock):
         raise UserError(f"out_dir={out_dir}: another run is writing there: stop it, or choose "
-                        "another --out_dir") from None
+                        "another --out_dir")
     return lock

@@ -37,6 +37,7 @@ class Saver:
                 checkpoint.commit(self.out_dir, state, self.keep, **kinds)
         except (OSError, RuntimeError) as e:  # torch reports a failed write as a RuntimeError
             error = e
+        self.ranks.wait()
         if self.ranks.any(error is not None):
             self.saving.set_exception(error or UserError("rank 0 could not write the checkpoint"))
         else:

@@ -7,14 +7,18 @@ DCP's own index is a pickle, which could run code: it is neither written nor rea
 our file as plain numbers.
 """
 import contextlib
+import errno
 import os
+import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -27,7 +31,8 @@ from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import keystr, tree_map_with_path
 
-from base.disk import Sealed, patiently, sha256, sync_dir
+from base.disk import Sealed, locked, patiently, sha256, sync_dir
+from base.errors import UserError, first_line
 from run.parallel.shard import OnDisk
 
 SMALL = 64  # numbers: tensors up to this size are in rank 0's file
@@ -145,7 +150,7 @@ class Reader(dcp.FileSystemReader):
     """For one tensor, of which we know where it is."""
 
     def __init__(self, stored):
-        super().__init__(stored.folder)
+        super().__init__(stored.folder.path)
         self.stored = stored
 
     def read_metadata(self, *args, **kwargs):
@@ -161,7 +166,7 @@ class Reader(dcp.FileSystemReader):
 @dataclass
 class Stored(OnDisk):
     """A tensor in the parts of a checkpoint, to be read when and where it is wanted."""
-    folder: str
+    folder: "Folder"
     name: str
     shape: torch.Size
     dtype: torch.dtype
@@ -171,26 +176,87 @@ class Stored(OnDisk):
         """Fill `tensor`, whole or (a DTensor) this rank's rows of it. Nobody else need do so."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that this process reads alone
-            dcp.load({self.name: tensor}, storage_reader=Reader(self), no_dist=True,
-                     planner=dcp.DefaultLoadPlanner(**PLAIN))
+            try:
+                dcp.load({self.name: tensor}, storage_reader=Reader(self), no_dist=True,
+                         planner=dcp.DefaultLoadPlanner(**PLAIN))
+            except CheckpointException as e:  # which is no Exception
+                why = next((w for w, _ in e.failures.values()), e)
+                raise UserError(f"{self.folder.path}: cannot be read ({first_line(why)}): go on from "
+                                "another checkpoint") from None
         return tensor
 
 
-def check(folder, parts):
+class Folder:
+    """
+    A folder of parts that is being read: while this object lives, on whatever ranks, the run that wrote
+    it does not delete it. Raises FileNotFoundError if it is gone, but on a rank that got it from another,
+    and need not see the same disk.
+    """
+
+    def __init__(self, path, from_another=False):
+        self.path = path
+        with contextlib.suppress(FileNotFoundError) if from_another else contextlib.nullcontext():
+            self.file = open(first(path), "rb")
+            if not locked(self.file, shared=True):
+                raise FileNotFoundError(errno.ENOENT, "being deleted", path)
+
+    def __reduce__(self):
+        return Folder, (self.path, True)
+
+
+def first(folder):
+    """The file of a folder of parts that is locked by those who read it."""
+    return os.path.join(folder, min(os.listdir(folder), default=""))
+
+
+def delete(folder):
+    """Delete a folder of parts, unless somebody reads it."""
+    try:
+        with open(first(folder), "r+b") as file:
+            if locked(file):
+                shutil.rmtree(folder, ignore_errors=True)
+    except OSError:  # an empty one
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def alone(job):
+    """Ranks.ask() of one process."""
+    return [job(0, 1)]
+
+
+def check(folder, parts, ask):
     """Raise ValueError or OSError, naming the file, if the parts are not what was written."""
+    if unknown := {p[2] for places in parts["tensors"].values() for p in places} - parts["files"].keys():
+        raise ValueError(f"its part {unknown.pop()} has no checksum")
+    faults = ask(partial(check_share, folder, parts["files"]))
+    if BLIND in faults:  # rank 0 reads them for all
+        faults = [check_share(folder, parts["files"], 0, 1)]
+    for fault in filter(None, faults):
+        raise fault
+
+
+BLIND = "does not see the folder"
+
+
+def check_share(folder, files, rank, world):
+    """What is wrong with the files that fall to this rank: None, an error, or BLIND."""
+    if not os.path.isdir(folder):
+        return BLIND
+
     def look(item):
         name, (size, digest) = item
         path = os.path.join(folder, name)
         if os.path.getsize(path) != size or sha256(path, size) != digest:
             raise ValueError(f"its part {path} is damaged")
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(look, parts["files"].items()))
-    if unknown := {p[2] for places in parts["tensors"].values() for p in places} - parts["files"].keys():
-        raise ValueError(f"its part {unknown.pop()} has no checksum")
+    mine = sorted(files.items(), key=lambda item: item[1])[rank::world]
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(look, mine))
+    except (ValueError, OSError) as e:
+        return e
 
 
-def stored(state, folder):
-    """A saved state with a Stored for each tensor that is in its parts, in `folder`."""
-    tensors = state["parts"]["tensors"]
+def stored(state, parts, folder):
+    """A saved state with a Stored for each tensor that is in its parts, in `folder`, a Folder."""
     return tree_map_with_path(lambda path, v: v if not torch.is_tensor(v) or not v.is_meta else Stored(
-        folder, keystr(path), v.shape, v.dtype, tensors[keystr(path)]), state)
+        folder, keystr(path), v.shape, v.dtype, parts["tensors"][keystr(path)]), state)

@@ -9,6 +9,7 @@ import platform
 import time
 import uuid
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,7 @@ class Ranks:
         if self.device.type == "cuda":
             torch.set_num_threads(1)  # each copy of a batch would wake every core, which then spins
         self.several, self.start = "RANK" in os.environ and self.world > 1, ""
+        self.failed = None  # a UserError that this rank met with, to agree() on later
         self.machines = self.world // int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
         if self.several:
             if self.device.type == "cuda":
@@ -42,7 +44,9 @@ class Ranks:
             dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
                                     store=store, rank=self.rank, world_size=self.world,
                                     timeout=timeout)
-            self.aside = dist.new_group(backend="gloo", timeout=timeout)  # for what is done aside
+            # for what is done aside, and takes as long as a disk does
+            self.aside = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+            self.store, self.waits = store, 0
         # started again by itself? each machine counts its own restarts
         self.restarted = self.any(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
 
@@ -72,6 +76,45 @@ class Ranks:
 
     def barrier(self):
         self.any(False)
+
+    def wait(self):
+        """A barrier for work that may take long on some ranks: a collective would give up waiting."""
+        if self.several:
+            self.waits += 1
+            self.store.add(f"waiting/{self.waits}", 1)
+            while self.store.add(f"waiting/{self.waits}", 0) < self.world:
+                time.sleep(0.01)
+
+    def tell(self, value=None):
+        """What rank 0 has to say, an object, on all ranks, whenever it says it."""
+        self.wait()
+        said = [value]
+        dist.broadcast_object_list(said, 0, group=self.aside, device=torch.device("cpu"))
+        return said[0]
+
+    def ask(self, job):
+        """On rank 0, while the others follow(): [job(rank, world) of each rank]; job: a partial."""
+        if self.several and self.rank == 0:
+            self.tell(job)
+        found = [job(self.rank, self.world)] * self.world
+        self.wait()
+        if self.several:
+            dist.all_gather_object(found, found[0], group=self.aside)
+        return found
+
+    def follow(self):
+        """On the other ranks: do what rank 0 asks for, until it tells what came of it; that is returned."""
+        while isinstance(said := self.tell(), partial):
+            self.ask(said)
+        return said
+
+    def agree(self, error):
+        """After work that each rank does alone: a UserError on any of them, or None, ends all; one says it."""
+        first = torch.tensor(self.world if error is None else self.rank)
+        if self.several:
+            dist.all_reduce(first, dist.ReduceOp.MIN)
+        if first < self.world:
+            raise error if first == self.rank else SystemExit(2)
 
     def close(self):
         if self.several:

@@ -44,42 +44,54 @@ def make_mesh(ranks, shard):
 
 def from_rank_0(ranks, decide):
     """
-    What decide() returns on rank 0, on all ranks, who need not see the same files; after a UserError,
-    which rank 0 raises, the others leave too. Tensors are on the meta device elsewhere: broadcast()
-    gets their values to where they are wanted. Those in a checkpoint's parts each reads for itself,
-    unless not all see that folder.
+    What decide() returns on rank 0, on all ranks, who need not see the same files. The others wait as
+    long as it takes, and help where decide() does ranks.ask(). After a UserError, which rank 0 raises,
+    they leave too. Tensors are on the meta device elsewhere: broadcast() gets their values to where they
+    are wanted. Those in a checkpoint's parts each reads for itself, unless not all see that folder.
     """
     if not ranks.several:
         return decide()
-    said = [None]
     if ranks.rank == 0:
         try:
             state = decide()
-            said = [tree_map(lambda v: v.to("meta") if torch.is_tensor(v) else v, state)]
+            said = tree_map(lambda v: v.to("meta") if torch.is_tensor(v) else v, state)
         except UserError as e:
-            said = [e]
-    dist.broadcast_object_list(said, 0, device=torch.device("cpu"))
-    if isinstance(said[0], UserError):
-        raise said[0] if ranks.rank == 0 else SystemExit(2)
-    state = state if ranks.rank == 0 else said[0]
+            said = e
+        ranks.tell(said)
+    else:
+        said = state = ranks.follow()
+    if isinstance(said, UserError):
+        raise said if ranks.rank == 0 else SystemExit(2)
     parts = [v for v in tree_leaves(state) if isinstance(v, OnDisk)]
-    if parts and not ranks.see(parts[0].folder):
-        state = with_values(state) if ranks.rank == 0 else tree_map(
-            lambda v: torch.empty(v.shape, dtype=v.dtype, device="meta") if isinstance(v, OnDisk)
-            else v, state)
+    if parts and not ranks.see(parts[0].folder.path):
+        error = None
+        try:
+            state = with_values(state) if ranks.rank == 0 else tree_map(
+                lambda v: torch.empty(v.shape, dtype=v.dtype, device="meta") if isinstance(v, OnDisk)
+                else v, state)
+        except UserError as e:
+            error = e
+        ranks.wait()
+        ranks.agree(error)
     return state
 
 
 def broadcast(tensor, ranks, mesh):
     """
     Rank 0's `tensor` (elsewhere its shape and dtype count) onto all devices, whole or in shards; of a
-    OnDisk one each reads what it needs. A copy: weights must not hang on a file that is mapped.
+    OnDisk one each reads what it needs. A copy: weights must not hang on a file that is mapped. What
+    cannot be read is left in ranks.failed, for all to agree() on once everything is read: nobody waits
+    for a rank that left.
     """
     if isinstance(tensor, OnDisk):
-        return tensor.into(empty_shards(tensor.shape, dtype=tensor.dtype, device_mesh=mesh,
-                                        placements=[Shard(0)])
-                           if mesh is not None and len(tensor.shape) else
-                           torch.empty(tensor.shape, dtype=tensor.dtype, device=ranks.device))
+        here = empty_shards(tensor.shape, dtype=tensor.dtype, device_mesh=mesh, placements=[Shard(0)]) \
+            if mesh is not None and len(tensor.shape) else \
+            torch.empty(tensor.shape, dtype=tensor.dtype, device=ranks.device)
+        try:
+            return tensor.into(here)
+        except UserError as e:
+            ranks.failed = e
+            return here
     value = tensor.to(ranks.device, copy=True) if ranks.rank == 0 or not ranks.several else \
         torch.empty(tensor.shape, dtype=tensor.dtype, device=ranks.device)
     if mesh is not None and tensor.dim():

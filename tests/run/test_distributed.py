@@ -209,6 +209,69 @@ def test_a_damaged_part(driver, data, whole, tmp_path):
     assert got == whole("gpt", "adamw", 2, "fsdp")[1]
 
 
+def test_each_rank_checks_its_share_of_the_parts(driver, whole, tmp_path):
+    """However long it takes: nobody waits for that in a collective."""
+    out = whole("gpt", "adamw", 2, "fsdp")[0]
+    found = driver.call("checking", 2, tmp_path / "log", OUT=out, NANOGROW_TIMEOUT="2")
+    assert [len(f) for f in found] == [1, 1]
+    assert sorted(found[0] + found[1]) == sorted(os.listdir(os.path.join(out, parts(out)[-1])))
+
+
+@pytest.mark.parametrize("how,read,says", [
+    ("fsdp", None, "damaged"), ("none", "error", "cannot be read"), ("fsdp", "gone", "cannot be read")])
+def test_no_part_that_can_be_read(how, read, says, driver, data, whole, tmp_path):
+    """Damaged where rank 1 checks, or lost to it after that: one line, and all leave with 2."""
+    out = str(tmp_path / "out")
+    shutil.copytree(whole("gpt", "adamw", 2, "fsdp")[0], out)
+    for path in [*checkpoint.numbered(out)[1:], os.path.join(out, "best.pt")]:
+        os.remove(path)  # the newest is the only one
+    part = os.path.join(out, parts(out)[-1], "__1_0.distcp")
+    if read is None:
+        with open(part, "r+b") as f:
+            f.write(b"?")
+    codes, said = driver.run(out, 2, "--resume", ok=False, data_dir=data, shard=how, max_iters=30,
+                             job=dict(fault=dict(rank=1, read=read)) if read else None)
+    [error] = [line for s in said for line in s.splitlines() if not line.startswith("resuming")]
+    assert codes == [2, 2] and error.startswith("error: "), said
+    assert says in error and (part if read is None else os.path.dirname(part)) in error
+
+
+def test_what_is_read_is_not_deleted_meanwhile(whole, tmp_path):
+    """A branch, or a tool, pins the parts of a run that goes on; they go once they are read."""
+    out = str(tmp_path / "out")
+    shutil.copytree(whole("gpt", "adamw", 2, "fsdp")[0], out)
+    want, newest = checkpoint.load(out), checkpoint.numbered(out)[0]
+    state = checkpoint.load(newest, values=False)
+    for path in (newest, *(os.path.join(out, name) for name in ("ckpt.pt", "best.pt"))):
+        os.remove(path)
+    pinned = parts(out)[-1]
+    checkpoint.tidy_parts(out)
+    assert pinned in parts(out)
+    got = shard.with_values(state)
+    assert all(torch.equal(v, want["model"][k]) for k, v in got["model"].items())
+    del state
+    checkpoint.tidy_parts(out)
+    assert pinned not in parts(out)
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_opened(whole, monkeypatch, tmp_path):
+    """ckpt.pt of a run that goes on: its next one is taken."""
+    out = str(tmp_path / "out")
+    shutil.copytree(whole("gpt", "adamw", 2, "fsdp")[0], out)
+    (newest, before), latest = checkpoint.numbered(out), os.path.join(out, "ckpt.pt")
+    checkpoint.point(before, latest)
+    it, glance = checkpoint.load(newest)["iter"], checkpoint.glance
+
+    def late(path):
+        state = glance(path)
+        checkpoint.point(newest, latest)
+        shutil.rmtree(os.path.join(out, state["parts"]["folder"]))
+        monkeypatch.setattr(checkpoint, "glance", glance)
+        return state
+    monkeypatch.setattr(checkpoint, "glance", late)
+    assert checkpoint.load(latest, values=False)["iter"] == it
+
+
 def test_a_part_that_cannot_be_written(driver, data, tmp_path):
     """The run goes on without that checkpoint, and says so; at the end it is an error."""
     out, settings = str(tmp_path / "out"), dict(data_dir=data, stages=[], max_iters=20)
