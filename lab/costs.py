@@ -205,16 +205,15 @@ def peak_memory(device, restart=False):
 def measure(config, vocab_size, sizes, before=None, processes=1, seconds=2.0):
     """
     Seconds of a training step of `sizes` on this machine, on random tokens: a dict of step_s,
-    ramp_s (of a step while the growth from the sizes `before` is masked), grow_s (of growing the
-    model and optimizer), compile_s (both graphs' first steps beyond a step), peak (bytes; of the
-    growth alone, peak_grow). Between processes there is nothing to measure here.
+    ramp_s (of a step while the growth from the sizes `before` is masked), compile_s (both graphs'
+    first steps beyond a step), peak (bytes). Between processes there is nothing to measure here.
     """
     device = Ranks(config.device).device
     mode, _ = compiler.choose(config.compile, device)
     compiler.forget_graphs()
     peak_memory(device, restart=True)
-    step, grow_s = make_step(config, vocab_size, sizes, before, device, processes)
-    model, peak_grow = step.model, peak_memory(device) if before else 0.0
+    step = make_step(config, vocab_size, sizes, before, device, processes)
+    model = step.model
 
     def timed():
         compiler.compile_model(model, mode)
@@ -226,57 +225,26 @@ def measure(config, vocab_size, sizes, before=None, processes=1, seconds=2.0):
     ramp_s, compile_s = timed() if before else (0.0, 0.0)
     set_mask(model, 1)
     step_s, clean_s = timed()
-    return dict(step_s=step_s, ramp_s=ramp_s or step_s, grow_s=grow_s,
-                compile_s=compile_s + clean_s, peak_grow=peak_grow, peak=peak_memory(device))
+    return dict(step_s=step_s, ramp_s=ramp_s or step_s, compile_s=compile_s + clean_s,
+                peak=peak_memory(device))
 
 
 def make_step(config, vocab_size, sizes, before, device, processes=1):
     """
-    (the Step of a model of `sizes`, one of `processes`, the seconds that growing it took); before:
-    the sizes it is grown from, its mask half risen, or None.
+    The Step of a model of `sizes`, one of `processes`; before: the sizes it is grown from, its mask
+    half risen, or None.
     """
     rows = config.batch_tokens / config.block_size / processes  # a process's, an iteration
     micro = int(min(config.micro_batch, max(1, rows)))
-    model, grow_s = make_model(config, before or sizes, vocab_size).to(device), 0.0
-    optimizers, made = make_optimizers(config, model), []
+    model = make_model(config, before or sizes, vocab_size).to(device)
+    optimizers = make_optimizers(config, model)
     if before:
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
         for o in optimizers:  # so that there is optimizer state to move
             o.step()
-        grow_s = seconds_of(lambda: made.extend(grow(
-            model, optimizers, **{k: v for k, v in sizes.items() if v != before[k]})), device)
-        model = made[0]
+        model, _ = grow(model, optimizers, **{k: v for k, v in sizes.items() if v != before[k]})
         set_mask(model, 0.5)
     return Step(model, optimizers, batch(config, vocab_size, micro, device),
                 pick_dtype(config.dtype, device), config.grad_clip,
-                micro_batches=max(1, round(rows / micro))), grow_s
-
-
-# -----------------------------------------------------------------------------
-# what a run says of itself
-
-def read_run(events):
-    """
-    How long a run's metrics say that it took: `step_s` and `masked_s`, structure -> seconds of a step
-    (medians); `compile_s`, seconds of the first step beyond a plain one.
-    A structure is the tuple (n_layer, n_embd, n_head, n_inner).
-    """
-    clean, masked, start_s, last = {}, {}, 0.0, dict(event="")
-    for e in events:
-        if e["event"] == last["event"] == "step" and shape(last) == shape(e) and \
-                e["iter"] > last["iter"]:
-            seconds = (e["train_s"] - last["train_s"]) / (e["iter"] - last["iter"])
-            kind = clean if e.get("mask", 1) == last.get("mask", 1) == 1 else masked
-            kind.setdefault(shape(e), []).append(seconds)
-        elif e["event"] == "compile" and e["iter"] == 1:
-            start_s += e["first_step_s"]
-        if e["event"] in ("step", "compile", "grow"):
-            last = e
-    clean, masked = ({k: float(statistics.median(v)) for k, v in s.items()} for s in (clean, masked))
-    typical = float(statistics.mean(clean.values())) if clean else 0.0
-    return dict(step_s=clean, masked_s=masked, compile_s=max(0.0, start_s - typical))
-
-
-def shape(e):
-    return e["n_layer"], e["n_embd"], e["n_head"], e["n_inner"]
+                micro_batches=max(1, round(rows / micro)))

@@ -3,25 +3,21 @@ Know before training what to grow, when, and what it will save.
 
     python -m lab.plan config/pystdlib_msg.py                       # costs of each stage, measured here
     python -m lab.plan config/flm_101b.py --dry --flops=312e12 --mfu=0.5 --processes=192
-    python -m lab.plan config/pystdlib_msg.py --search --budget=40  # find a schedule, in minutes
     python -m lab.plan --fit RUN RUN ... --law=mine.json            # a law of your own ladder
 
 --key=value: a setting of train.py, as there. The table needs no dataset, and with --dry no memory
-either; below it, whether to grow at all. --search trains, and needs scipy; interrupted, the same
-command goes on.
+either; below it, whether to grow at all, and the best place for a single growth.
 """
 import argparse
 import os
 import sys
 
-from base.disk import written
-from base.errors import Parser, UserError, exits_cleanly, is_out_of_memory, library, number
+from base.errors import Parser, UserError, exits_cleanly, is_out_of_memory, number
 from base.words import human, table
 from grow import describe
-from lab import search
-from lab.advice import find_law, fit_ladder, show_advice, small_one
+from lab.advice import fit_ladder, show_advice, small_one
 from lab.costs import has_dataset, measure, split_over_processes, stage_costs, totals, vocab_of
-from lab.words import clock, schedule_name
+from lab.words import clock
 from run.arguments import from_args
 from run.packed import unpacked
 from run.parallel.ranks import Ranks
@@ -95,7 +91,7 @@ def measure_all(rows, config, vocab_size, args):
               "compile)", flush=True)
 
 
-def show_plan(config, args, rest):
+def show_plan(config, args):
     vocab_size = vocab_of(config, guess=True)
     rows = stage_costs(config, vocab_size)
     flops = args.flops or config.peak_flops or known_peak(Ranks("auto").device)
@@ -117,53 +113,6 @@ def show_plan(config, args, rest):
     print(show_advice(config, rows, vocab_size, args))
 
 
-# -----------------------------------------------------------------------------
-# a search
-
-def tried(found):
-    """
-    What a search tried, a table of seconds to the goal: predicted from the trunk's loss alone,
-    after a stretch of the grown model, and measured (~: short of the goal, so extrapolated).
-    """
-    rows = [["from scratch", "", "", f"{found.scratch_s:.0f}", "", "1.00x"]]
-    for p in [*found.found, *(p for p in found.tried if p not in found.found)]:
-        first, second, best = p.get("first"), p.get("second"), p.get("measured")
-        rows.append([schedule_name(p["path"]), *(f"{s:.0f}" if s else "" for s in
-                                                        (first, second)),
-                     search.told(p) if "final" in p else "",
-                     f"{second / best - 1:+.0%}" if second and best else "",
-                     f"{found.scratch_s / best:.2f}x" if best else ""])
-    return table(["schedule", "predicted, s", "after a stretch, s", "measured, s", "off by",
-                  "speedup"], rows)
-
-
-def run_search(config, args, rest):
-    base = next((os.path.expanduser(a) for a in rest if not a.startswith("--")), None)
-    if base is None:
-        raise UserError("--search needs a config file, which the one it writes builds on")
-    out = args.out or config.out_dir + "_search"
-    law = find_law(args.law, vocab_of(config))
-    law = law if args.law or law.vocab_size == vocab_of(config) else None  # no guess leaves anything out
-    print(f"left out is what cannot win by the law of {law.of}" if law else "no law of these tokens: "
-          "nothing is left out", flush=True)
-    found = search.Search(config, rest, out, args.budget, vocab_of(config), args.goal, law)
-    found.go()
-    text = f"{tried(found)}\n\nThe goal is a validation loss of {found.goal:.4f}. " \
-        f"{args.budget - found.runs.left() / 60:.1f} of {args.budget:g} minutes spent."
-    with written(os.path.join(out, "tried.md")) as f:
-        f.write(text + "\n")
-    print("\n" + text)
-    winner = found.winner()
-    if winner is None:
-        print("no schedule is predicted to reach that sooner than from scratch: train that way")
-        return
-    save = os.path.join(out, "found.py")
-    search.write_config(found, winner, base, save)
-    print(f"wrote {save}: {schedule_name(winner['path'])}")
-    if (winner.get("measured") or 0) > found.scratch_s:
-        print("but training from scratch was faster than any of them here")
-
-
 def parse(argv):
     """(options, what is left for train.py's settings)."""
     p = Parser(prog="python -m lab.plan", description=__doc__, allow_abbrev=False,
@@ -179,13 +128,6 @@ def parse(argv):
                    help="with --dry: a device's memory, GB (80)")
     p.add_argument("--seconds", type=number(float, 0.01), default=2.0,
                    help="of each measurement of a stage (2)")
-    p.add_argument("--search", action="store_true", help="find a schedule")
-    p.add_argument("--budget", type=number(float, 1), default=30.0,
-                   help="with --search: minutes for all of it, at least 1 (30)")
-    p.add_argument("--goal", type=number(float, 0),
-                   help="with --search: the final validation loss from scratch, where it is known")
-    p.add_argument("--out", default="", type=os.path.expanduser,
-                   help="folder of a search (out_dir and _search)")
     p.add_argument("--law", default="", type=os.path.expanduser,
                    help="a loss law's file (the study's or a published one)")
     p.add_argument("--small", type=small_one, help="the small model that is there: a run's folder, or "
@@ -201,13 +143,7 @@ def main():
     if args.fit:
         fit_ladder(args.fit, args.law or "law.json")
         return
-    config = from_args(rest)
-    if args.search:
-        library("scipy.optimize", "scipy")
-    try:
-        (run_search if args.search else show_plan)(config, args, rest)
-    except KeyboardInterrupt:
-        print("stopped" + "; the same command continues" * args.search)
+    show_plan(from_args(rest), args)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from base.errors import UserError
 from base.reading import read_json
 from base.words import table
 from lab.costs import make_step, seconds_of, vocab_of
-from lab.words import schedule_name
 from run import compiler
 from run.parallel.ranks import Ranks, machine
 
@@ -23,7 +22,8 @@ SECONDS = 0.5  # of each size in a round
 
 def key(sizes, before=None):
     """The name of a size in speeds.json; before: of a step while the growth from there is masked."""
-    return schedule_name([(sizes, 0)]) + (" from " + schedule_name([(before, 0)]) if before else "")
+    name = "{n_layer}L_{n_embd}_{n_head}h_{n_inner}".format_map
+    return name(sizes) + (" from " + name(before) if before else "")
 
 
 def sizes_of_study(study):
@@ -40,7 +40,7 @@ def sizes_of_study(study):
 
 def whole_step(config, sizes, before, device):
     """The compiled Step of such a model, on random tokens."""
-    step, _ = make_step(config, vocab_of(config), sizes, before, device)
+    step = make_step(config, vocab_of(config), sizes, before, device)
     compiler.compile_model(step.model, compiler.choose(config.compile, device)[0])
     return step
 

@@ -8,9 +8,7 @@ dies where that cannot be made; torch's optimizers import it too. choose() sees 
 """
 import contextlib
 import functools
-import glob
 import os
-import shutil
 import signal
 import warnings
 
@@ -48,7 +46,6 @@ def choose(mode, device):
     make_cache_dir()
     if mode == "none":
         return mode, ""
-    sweep_cache()
     fault = broken(torch.device(device).type)
     if fault and mode != "auto":
         raise UserError(f"compile={mode}: torch.compile does not work here ({fault}): put that right, "
@@ -96,27 +93,6 @@ def undisturbed():
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, had)
-
-
-def sweep_cache():
-    """
-    Remove from torch.compile's disk cache what a killed compiler left half written: Inductor takes
-    any .so that is there for a finished one. The folder that each is built in goes when it is
-    finished, so one that is there tells. What another process is building now is left alone.
-    """
-    from torch._inductor.codecache import get_lock_dir
-    from torch._inductor.cpp_builder import _BUILD_TEMP_DIR
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-    from torch.utils._filelock import FileLock
-    for folder in glob.glob(os.path.join(glob.escape(cache_dir()), "*", f"*_{_BUILD_TEMP_DIR}")):
-        built = folder.removesuffix(f"_{_BUILD_TEMP_DIR}")
-        key = os.path.basename(built).partition(".")[0]
-        with contextlib.suppress(OSError, TimeoutError), \
-                FileLock(os.path.join(get_lock_dir(), key + ".lock"), timeout=0):
-            os.stat(folder)  # it may have been finished just now
-            for path in glob.glob(glob.escape(built) + ".*o"):
-                os.remove(path)
-            shutil.rmtree(folder)
 
 
 def forget_graphs():

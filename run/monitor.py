@@ -52,7 +52,7 @@ class Monitor:
         if run.ranks.rank == 0:
             disk.write_json(os.path.join(config.out_dir, "config.json"),
                             dict(asdict(config), resolved=run.resolved()))
-            if lost := keep_source(config.out_dir, run.iter, bool(saved) and "metrics_bytes" in saved):
+            if lost := keep_source(config.out_dir, run.iter):
                 self.log.say(lost)
         self.note("start", **run.resolved())
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):

@@ -9,12 +9,13 @@ Commands that read runs take a packed study's folder, or a run's path in it, as 
 unpacked() lays them there. Git ignores them.
 """
 import io
+import json
 import lzma
 import os
 import tarfile
 from pathlib import Path
 
-from base.disk import write_json, written
+from base.disk import written
 from base.errors import Parser, UserError, exits_cleanly
 from base.reading import read_json
 
@@ -73,15 +74,17 @@ def pack(folder):
 
 def copy(folder, into):
     """A study's report and what its runs measured; of their configs without this machine's folders."""
-    top = [p for p in folder.iterdir() if p.suffix in (".json", ".md", ".png")]
-    for name, content in {**measured(folder), **{p.name: p.read_bytes() for p in top}}.items():
+    files = {**measured(folder), **{p.name: p.read_bytes() for p in folder.iterdir()
+                                    if p.suffix in (".json", ".md", ".png")}}
+    for name in [n for n in files if os.path.basename(n) == "config.json"]:
+        config = read_json(folder / name)
+        config.update({k: os.path.basename(str(config[k])) for k in ("out_dir", "init_from") if k in config})
+        if isinstance(config.get("resolved"), dict):
+            config["resolved"].pop("data_dir", None)
+        files[name] = json.dumps(config, indent=1).encode()
+    for name, content in files.items():
         (into / name).parent.mkdir(parents=True, exist_ok=True)
         (into / name).write_bytes(content)
-        if os.path.basename(name) == "config.json":
-            config = read_json(into / name)
-            config.update({k: os.path.basename(config[k]) for k in ("out_dir", "init_from") if k in config})
-            config.get("resolved", {}).pop("data_dir", None)
-            write_json(into / name, config)
 
 
 @exits_cleanly

@@ -3,6 +3,7 @@ The number format of a run, decided here and obeyed by everything: the model's p
 scaling of float16's gradients.
 """
 import functools
+import math
 import platform
 import time
 
@@ -46,37 +47,20 @@ def pick_dtype(wanted, device):
     return getattr(torch, best if wanted == "auto" else wanted)
 
 
-def has_bfloat16():
-    """
-    Does this CPU multiply bfloat16: "no", "yes" (a matrix unit, far faster than float32) or "maybe"
-    (vector instructions, or nothing known)? ATEN_CPU_CAPABILITY=avx2 makes it "no".
-    """
-    known = getattr(torch.cpu, "get_capabilities", dict)()
-    if platform.machine() in ("x86_64", "AMD64"):
-        if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
-            return "no"
-        if known and not known.get("avx512_bf16") and not known.get("amx_bf16"):
-            return "no"
-    return "yes" if known.get("amx_bf16") else "maybe"
-
-
 @functools.cache
 def bfloat16_pays():
     """
-    Is bfloat16 the faster format on this CPU? Where its instructions leave that open it is tried:
-    there are CPUs that have them and yet are twice as fast with float32. In turn with float32, the
-    best of each, on one thread, so that a busy machine does not decide.
+    Is bfloat16 the faster format on this CPU? Not without its instructions. With them it is tried, the best
+    of some products in turn, for there are CPUs that have them and are twice as fast with float32.
     """
-    if (known := has_bfloat16()) != "maybe":
-        return known == "yes"
-    threads, best = torch.get_num_threads(), {torch.float32: [], torch.bfloat16: []}
-    torch.set_num_threads(1)
-    x, w = torch.randn(512, 256), torch.randn(1024, 256)
-    pairs = {dtype: (x.to(dtype), w.to(dtype)) for dtype in best}
-    for _ in range(20):
-        for dtype, (a, b) in pairs.items():
-            started = time.perf_counter()
-            torch.nn.functional.linear(a, b)
-            best[dtype].append(time.perf_counter() - started)
-    torch.set_num_threads(threads)
-    return min(best[torch.bfloat16]) < 0.8 * min(best[torch.float32])
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    if platform.machine() in ("x86_64", "AMD64") and (
+            torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")  # ATEN_CPU_CAPABILITY's, too
+            or known and not known.get("avx512_bf16") and not known.get("amx_bf16")):
+        return False
+    x, best = torch.randn(512, 512), {torch.bfloat16: math.inf, torch.float32: math.inf}
+    for dtype in [*best] * 20:
+        a, started = x.to(dtype), time.perf_counter()
+        torch.mm(a, a)
+        best[dtype] = min(best[dtype], time.perf_counter() - started)
+    return best[torch.bfloat16] < 0.8 * best[torch.float32]

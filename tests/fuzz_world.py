@@ -25,6 +25,7 @@ from test_frontier import play_all
 from lab.campaign import Campaign
 from lab.frontier import Study
 from run import trained
+from run.packed import pack
 from tools.export import export
 
 SMALL = {**TINY, "stages": [], "max_iters": 4, "warmup_iters": 1, "eval_interval": 2}
@@ -45,10 +46,11 @@ SCRIPTS = {
     "data/shakespeare_char/prepare.py": ["--input=x.txt", "--out=new/d"],
     "data/pystdlib/prepare.py": ["--out=new/d"],
     "data/openwebtext/prepare.py": ["--out=new/d", "--workers=1"],
-    "lab/plan.py": ["base.py", "--out=new/plan", *TINY_FLAGS],
-    "lab/bench.py": ["--save=new/bench.json", "--run=run"],
+    "lab/plan.py": ["base.py", *TINY_FLAGS],
+    "lab/bench.py": ["--save=new/bench.json"],
     "lab/speedrun.py": ["speedrun.py", "--out=new/c", "--seeds=1,2", "--only=scratch"],
     "lab/frontier.py": ["frontier.py", "--out=new/f"],
+    "run/packed.py": ["campaign", "new/packed"],
     "lab/law.py": ["--params=7e9", "--tokens=35e9", "--law=law.json", "--small", "1e6", "2e6"],
     "tools/evaluate.py": ["run", "--tasks=ppl:x.txt,lambada:lambada.jsonl,choice:choice.jsonl", "--save=new/e.json"],
     "tools/export.py": ["run", "new/hf"],
@@ -83,7 +85,6 @@ READS = [
     case("choice.jsonl", "tools/evaluate.py", "run", "--tasks=choice:choice.jsonl", "--save=new/e.json"),
     case("lambada.jsonl", "tools/evaluate.py", "run", "--tasks=lambada:lambada.jsonl", "--save=new/e.json"),
     case("run/metrics.jsonl", "tools/plot.py", "run", "other", "--save=new/p.png"),
-    case("run/metrics.jsonl", "lab/bench.py", "--run=run"),
     case("law.json", "lab/law.py", *SCRIPTS["lab/law.py"]),
     case("speedrun.py", "lab/speedrun.py", "speedrun.py", "--plan", "--out=new/c"),
     case("campaign/grown/seed_1/config.json campaign/grown/seed_1/metrics.jsonl", "lab/speedrun.py",
@@ -93,7 +94,8 @@ READS = [
          "--report", "--out=study"),
     case("law.json run/config.json run/metrics.jsonl", "lab/plan.py", "base.py", "--dry", "--flops=1e12", "--law=law.json",
          "--small=run"),
-    case("search/state.json", "lab/plan.py", "base.py", "--search", "--out=search"),
+    case("packed/runs.tar.xz", "run/packed.py", "packed", "new/packed"),
+    case("campaign/grown/seed_1/config.json", "run/packed.py", "campaign", "new/packed"),
     case("base.py", "train.py", "base.py", "--out_dir=new/out", "--data_dir=data"),
     case("vocab.txt x.txt", "data/text/prepare.py", "--input=x.txt", "--tokenizer=wordpiece", "--vocab=vocab.txt",
          "--out=new/d", "--val-fraction=0.3", "--workers=1"),
@@ -108,7 +110,7 @@ def python(values):
 
 def make_world():
     """In the current folder, which is empty."""
-    for name in ("CoLA", "STS-B", "squad", "texts", "chars", "shards", "search"):
+    for name in ("CoLA", "STS-B", "squad", "texts", "chars", "shards"):
         os.mkdir(name)
     make_data(Path("data"))
     for name in ("run", "other"):
@@ -140,7 +142,6 @@ def make_world():
     Path("choice.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
     Path("lambada.jsonl").write_text(json.dumps(dict(context="a b", continuation="c")) + '\n{"text": "a b c"}\n')
     Path("base.py").write_text(python(dict(SMALL, stages=[dict(at=2, n_inner=48, ramp_iters=1)], n_layer=1)))
-    Path("search/state.json").write_text(json.dumps(dict(args=["base.py"], goal=None, spent=1.0)))
     Path("speedrun.py").write_text(python(CAMPAIGN))
     study = dict(STUDY, settings=dict(STUDY["settings"], data_dir="data"))
     Path("frontier.py").write_text(python(study))
@@ -152,6 +153,8 @@ def make_world():
         os.makedirs(r.config.out_dir, exist_ok=True)
         Path(r.path("config.json")).write_text(json.dumps(asdict(r.config)))
         shutil.copy("run/metrics.jsonl", r.path("metrics.jsonl"))
+    shutil.copytree("campaign", "packed")
+    pack(Path("packed"))
     os.symlink("/dev/full", "full")
 
 

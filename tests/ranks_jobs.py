@@ -102,7 +102,6 @@ def step(optimizers):
 def memory():
     """What growing and saving take at most, against the grown state's share and its largest tensor."""
     torch.set_num_threads(1)
-    run.parallel.ranks.hold_memory = lambda: None  # what is freed must be seen to be
     ranks = run.parallel.ranks.Ranks("cpu")
     small = dict(block_size=64, vocab_size=8192, n_layer=6, n_embd=256, n_head=4, n_inner=1024)
     large = dict(n_layer=8, n_embd=512, n_head=8, n_inner=2048)

@@ -19,7 +19,7 @@ from run.settings import TrainConfig
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SETTINGS = {f.name for f in fields(TrainConfig)}
 TARGETS = re.findall(r"^([\w./-]+):", (ROOT / "Makefile").read_text(), re.M)
-NAMES = {f.name for f in [*FILES, *ROOT.glob("tests/**/*.py")]} | {"found.py"}  # --search writes it
+NAMES = {f.name for f in [*FILES, *ROOT.glob("tests/**/*.py")]}
 BEFORE = re.compile(r"do|then|nice|taskset|-\w+|\d+|\w+=.*")  # what may stand before a command
 STARTS = ("python", "python3", "torchrun", "make")
 

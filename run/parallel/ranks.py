@@ -1,8 +1,4 @@
-"""
-The processes that train together and the devices under them: who is who, and memory kept rather than
-given back.
-"""
-import ctypes
+"""The processes that train together and the devices under them: who is who."""
 import gc
 import os
 import platform
@@ -26,8 +22,6 @@ class Ranks:
         name = device if device != "auto" else "cuda" if torch.cuda.is_available() else \
             "mps" if torch.backends.mps.is_available() and self.world == 1 else "cpu"
         self.device = open_device(f"cuda:{self.local}" if name == "cuda" else name)
-        if self.device.type == "cpu":
-            hold_memory()
         if self.device.type == "cuda":
             torch.set_num_threads(1)  # each copy of a batch would wake every core, which then spins
         self.several, self.start = "RANK" in os.environ and self.world > 1, ""
@@ -177,14 +171,3 @@ def meet(store, rank, world, seconds):
                             "sets how long to wait")
         time.sleep(0.01)
     return me
-
-
-def hold_memory():
-    """
-    Keep freed memory rather than give it back to the kernel, which clears it before the next step
-    may have it again: a twentieth of a small model's step on the CPU. glibc only; elsewhere nothing.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        mallopt(-3, 32 << 20)     # M_MMAP_THRESHOLD: the largest it takes
-        mallopt(-1, 2**31 - 1)    # M_TRIM_THRESHOLD
