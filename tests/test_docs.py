@@ -12,6 +12,7 @@ import pytest
 import torch
 from test_house import FILES, ROOMS, ROOT
 
+from model import GROWABLE
 from run.arguments import from_args
 from run.packed import PACK
 from run.settings import TrainConfig
@@ -72,6 +73,8 @@ def check_script(path, args):
     known = set(re.findall(r'"--([\w-]+)"', text))
     if path.name in ("train.py", "plan.py", "speedrun.py"):
         known |= SETTINGS | {"resume"}
+    if path.name == "upscale.py":
+        known |= set(GROWABLE)
     for arg in args:
         if arg.startswith("--"):
             assert arg[2:].partition("=")[0] in known, f"{path.name}: no flag {arg}"
