@@ -15,6 +15,8 @@ from lab.children import ROOT, Job
 from lab.costs import stage_costs, vocab_of
 from lab.law import BESIROGLU, advise, enough, fit, fit_three, read_law
 from lab.verdict import times
+from lab.words import clock
+from run import family
 from run.packed import PACK, unpacked
 from run.settings import from_dict, known_settings
 
@@ -114,6 +116,49 @@ def advise_by(law, N, D, small=None, rows=()):
             (D / N, row["budget"], NEAR), (N, row["weights"], NEAR_SIZE),
             *((n / N, m / row["weights"], NEAR) for n, m in zip(small or (), row["small"] or ()))))
     return dict(advise(law, N, D, small, [row[k] for k in keys] if near else None), row=row)
+
+
+def family_by_law(law, N, members, costs, batch):
+    """
+    [(a member's loss, the tokens that the trunk is worth where it gets that size)], if a growth wastes
+    nothing. N: weights after each growth; costs: family.costs().
+    """
+    trunk, found = [], []
+    for m, c in zip(members, costs):
+        own = [[N[stage], iters * batch] for stage, iters in enumerate(c["iters"]) if iters]
+        worth = law.tokens(N[m.stage], law.grown_loss(trunk)) if trunk else 0
+        found.append((law.grown_loss(trunk + own), worth))
+        own[-1][1] -= (m.end - m.at) * batch  # its decay is not the trunk's
+        trunk += own
+    return found
+
+
+def show_family(config, rows, vocab_size, args):
+    """
+    What each member of a family takes and comes to by the law, beside the same size from scratch on as many
+    tokens as the smallest sees. rows: stage_costs(), perhaps with seconds.
+    """
+    members, costs, law = family.members(config), family.costs(config, vocab_size), find_law(args.law, vocab_size)
+    header, D = ["model", "parameters", "iterations", "tokens seen", "FLOPs", "from scratch"], costs[0]["seen"]
+    lines = [[m.name, human(c["params"]), f"{sum(c['iters']):,}", human(c["seen"]), human(c["flops"]),
+              human(c["alone"])] for m, c in zip(members, costs)]
+    if "step_s" in rows[0]:
+        header.append("time")
+        for line, c in zip(lines, costs):
+            line.append(clock(sum(n * r["step_s"] for n, r in zip(c["iters"], rows))))
+    total, alone = (sum(c[k] for c in costs) for k in ("flops", "alone"))
+    out = [f"the family takes {human(total, 'FLOP')}, one by one on {human(D)} tokens each it takes "
+           f"{human(alone, 'FLOP')}: {1 - total / alone:.0%} less"]
+    if config.model != "bert":  # loss laws are of models that predict the next token
+        N = [law.counted(r["params"], r["weights"]) for r in rows]
+        found = family_by_law(law, N, members, costs, config.batch_tokens)
+        header += ["loss by the law", "from scratch"]
+        for line, m, (loss, _) in zip(lines, members, found):
+            line += [f"{loss:.4f}", f"{law.loss(N[m.stage], D):.4f}"]
+        least = sum(c["flops_per_token"] * max(0, D - worth) for c, (_, worth) in zip(costs, found))
+        out.append(f"by the law of {law.of}, with growths that waste nothing, the losses from scratch are "
+                   f"there with {1 - least / alone:.0%} less")
+    return "\n".join([table(header, lines), "", *out])
 
 
 def show_advice(config, rows, vocab_size, args):

@@ -15,10 +15,11 @@ import sys
 from base.errors import Parser, UserError, exits_cleanly, is_out_of_memory, number
 from base.words import human, table
 from grow import describe
-from lab.advice import fit_ladder, show_advice, small_one
+from lab.advice import fit_ladder, show_advice, show_family, small_one
 from lab.costs import has_dataset, measure, split_over_processes, stage_costs, totals, vocab_of
 from lab.words import clock
 from run.arguments import from_args
+from run.family import members
 from run.packed import unpacked
 from run.parallel.ranks import Ranks
 from run.precision import known_peak
@@ -44,10 +45,10 @@ def show(rows, config):
             line["tokens/s"], line["time"] = f"{config.batch_tokens / r['step_s']:,.0f}", clock(c)
         lines.append({**line, "share": f"{c / sum(cost):.1%}"})
     unit = clock if timed else lambda f: human(f, "FLOP")
-    total = f"total {unit(sum(cost))}, of {human(sum(r['tokens'] for r in rows))} tokens and " \
+    total = f"{'trunk' if members(config) else 'total'} {unit(sum(cost))}, of {human(sum(r['tokens'] for r in rows))} tokens and " \
         f"{human(sum(r['tokens'] * r['flops'] for r in rows), 'FLOP')}"
     return "\n".join([table(lines[0], [line.values() for line in lines]), "", total,
-                      *verdict(rows, config, ceiling, scratch - sum(cost), unit)])
+                      *([] if members(config) else verdict(rows, config, ceiling, scratch - sum(cost), unit))])
 
 
 def verdict(rows, config, ceiling, saved, unit):
@@ -110,7 +111,8 @@ def show_plan(config, args):
         f" (a guess: no dataset in {config.data_dir} yet)"
     print(f"\n{config.model}, vocabulary {vocab_size:,}{guess}, {config.batch_tokens:,} tokens an "
           f"iteration, {config.max_iters:,} iterations\n\n{show(rows, config)}\n")
-    print(show_advice(config, rows, vocab_size, args))
+    show_more = show_family if members(config) else show_advice
+    print(show_more(config, rows, vocab_size, args))
 
 
 def parse(argv):

@@ -105,24 +105,37 @@ def next_run(trunk):
 # -----------------------------------------------------------------------------
 # what it cost and came to
 
-def trunk_of(out_dir):
-    """The config of the trunk of the family in a folder, or of which the run there is a member, or None."""
-    for folder in (out_dir, os.path.dirname(os.path.abspath(out_dir))):
-        try:
-            trunk = from_dict({**known_settings(read_json(os.path.join(folder, "config.json"))),
-                               "out_dir": folder})
-        except UserError:  # no run, or one of another version
-            continue
-        if any(os.path.abspath(m.out_dir) == os.path.abspath(out_dir) for m in members(trunk)):
-            return trunk
-    return None
+def read_trunk(folder):
+    """The config of the trunk of the family in a folder, or None."""
+    try:
+        trunk = from_dict({**known_settings(read_json(os.path.join(folder, "config.json"))),
+                           "out_dir": folder})
+    except UserError:  # no run, or one of another version
+        return None
+    return trunk if members(trunk) else None
+
+
+def member_at(path):
+    """The folder of the member that a path names, be it RUN/8x64, of the trunk itself, or RUN/stage_1; or None."""
+    folder, name = os.path.split(os.path.normpath(path))
+    trunk = read_trunk(folder)
+    return next((m.out_dir for m in (members(trunk) if trunk else ())
+                 if name in (m.name, f"stage_{m.stage + 1}")), None)
+
+
+def models(path):
+    """[(name, folder)] of the members that are finished in a family's folder; [("", path)] of anything else."""
+    trunk = read_trunk(path)
+    found = [(m.name, m.out_dir) for m in (members(trunk) if trunk else ()) if m.is_finished()]
+    return found or [("", path)]
 
 
 def costs(trunk, vocab_size):
     """
-    What each member takes, by arithmetic: dicts of params, flops_per_token, tokens and flops (its share of
-    the trunk, from where the member before it left it, and its decay), seen (tokens since the start) and
-    alone (the FLOPs of training it from scratch on as many tokens as the smallest sees).
+    What each member takes, by arithmetic: dicts of params, flops_per_token, iters (at the size of each stage,
+    of its decay and its share of the trunk, which begins where the member before it left), flops, seen
+    (tokens since the start) and alone (the FLOPs of training it from scratch on as many tokens as the
+    smallest sees).
     """
     models, family = trunk.models(vocab_size), members(trunk)
     each = [m.flops_per_token(trunk.head_fraction()) for m in models]
@@ -130,10 +143,10 @@ def costs(trunk, vocab_size):
     for m in family:
         iters = [max(0, min(end, m.at) - max(start, m.born)) for start, end in zip([0, *ends], ends)]
         iters[m.stage] += m.end - m.at
-        rows.append({k: v * trunk.batch_tokens for k, v in dict(
-            tokens=sum(iters), seen=m.end, flops=sum(i * f for i, f in zip(iters, each)),
-            alone=family[0].end * each[m.stage]).items()} | dict(
-            params=models[m.stage].num_params(), flops_per_token=each[m.stage]))
+        rows.append(dict(
+            params=models[m.stage].num_params(), flops_per_token=each[m.stage], iters=iters,
+            flops=sum(i * f for i, f in zip(iters, each)) * trunk.batch_tokens,
+            seen=m.end * trunk.batch_tokens, alone=family[0].end * each[m.stage] * trunk.batch_tokens))
     return rows
 
 
@@ -206,7 +219,8 @@ def in_words(found):
 
 def conclude(config):
     """When a run is over: the table of its family, or of that which it is a member of, shown and kept."""
-    trunk = trunk_of(config.out_dir)
+    above = os.path.dirname(os.path.abspath(config.out_dir))
+    trunk = read_trunk(above if member_at(config.out_dir) else config.out_dir)
     if trunk and int(os.environ.get("RANK", 0)) == 0:
         found = summary(trunk)
         text = in_words(found)

@@ -7,6 +7,7 @@ import torch
 
 from base.errors import Parser, UserError
 from base.reading import need
+from run import family
 from run.checkpoint.checkpoint import believed, load_model
 from run.hf import folder_meta, from_hf, is_hf, kind_of
 from run.parallel.ranks import open_device
@@ -16,7 +17,8 @@ def model_parser(doc):
     """The arguments of every script that opens a trained model."""
     p = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("checkpoint", type=os.path.expanduser,
-                   help="a checkpoint file, a run's folder or a Hugging Face folder")
+                   help="a checkpoint file, a run's folder, a family's member (RUN/2x64) or a Hugging "
+                   "Face folder")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=open_device)
     return p
 
@@ -24,8 +26,9 @@ def model_parser(doc):
 def open_model(path, device="cpu"):
     """
     The model and its info (config and meta; iter) from a checkpoint, a run's folder or a Hugging
-    Face folder: what every tool opens. Raises UserError.
+    Face folder: what every tool opens; also by the name of a family's member. Raises UserError.
     """
+    path = path if os.path.exists(path) else family.member_at(path) or path
     if not os.path.exists(path):
         folder, name = os.path.split(path.rstrip(os.sep))
         near = difflib.get_close_matches(name, os.listdir(folder or ".") if os.path.isdir(folder or ".")

@@ -13,7 +13,8 @@ What a trained model is worth: GPT on texts, last words and multiple choice, BER
                    "continuation": ..., "gold": 0}: CORE's multiple choice and its schema
     mlm, mlm:DIR   masked-token accuracy on a dataset's val.bin (by default the run's own)
 
-A model is a checkpoint, a run's folder or a Hugging Face folder.
+A model is a checkpoint, a run's folder or a Hugging Face folder. Of a family's folder all that are
+finished are measured, in one table.
 """
 import math
 import os
@@ -30,6 +31,7 @@ from base.reading import need, read_jsonl, read_text
 from data.dataset import read_meta
 from data.loader import BertLoader
 from data.tokenizer import get_tokenizer, tokenizer_of
+from run import family
 from run.evaluation import scores
 from run.hf import kind_of
 from run.settings import TrainConfig, known_settings
@@ -271,25 +273,35 @@ def parse(argv):
     return p.parse_args(argv)
 
 
+def evaluate(path, tasks, args):
+    """After each task, all that is known of the model at `path`, a dict."""
+    e = Evaluator(path, args.device, args.batch, args.stride, args.limit, args.join)
+    fitting = [name for name, kinds in TASKS.items() if e.kind in kinds]
+    for name, _ in tasks:
+        if name not in fitting:
+            raise UserError(f"{path}: is a {e.kind} model, and {name} is for "
+                            f"{' and '.join(TASKS[name])}: use {', '.join(fitting)}")
+    result = dict(checkpoint=path, iter=e.info.get("iter"), params=e.model.num_params(),
+                  stride=e.stride, limit=e.limit, results=[])
+    for name, file in tasks:
+        result["results"].append({"task": name, "file": file, **getattr(e, name)(file)})
+        yield result
+
+
 @exits_cleanly
 def main():
     args = parse(sys.argv[1:])
     tasks = parse_tasks(args.tasks)
-    e = Evaluator(args.checkpoint, args.device, args.batch, args.stride, args.limit, args.join)
-    fitting = [name for name, kinds in TASKS.items() if e.kind in kinds]
-    for name, _ in tasks:
-        if name not in fitting:
-            raise UserError(f"{args.checkpoint}: is a {e.kind} model, and {name} is for "
-                            f"{' and '.join(TASKS[name])}: use {', '.join(fitting)}")
-    result = dict(checkpoint=args.checkpoint, iter=e.info.get("iter"), params=e.model.num_params(),
-                  stride=e.stride, limit=e.limit, results=[])
-    for name, path in tasks:
-        result["results"].append({"task": name, "file": path, **getattr(e, name)(path)})
-        # after each task: what is done is kept
-        saved = save_result(result, args.save, args.checkpoint, "evaluate.json")
-    print(table([("task", "file", "n", "metric", "value")] + [
-        (r["task"], os.path.basename(os.path.normpath(r["file"])), r["n"], k, v)
-        for r in result["results"] for k, v in r.items() if k not in ("task", "file", "n")]))
+    found, members = family.models(args.checkpoint), []
+    for name, path in found:
+        for result in evaluate(path, tasks, args):  # after each task: what is done is kept
+            whole = dict(checkpoint=args.checkpoint, members=[*members, dict(name=name, **result)]) if name else result
+            saved = save_result(whole, args.save, args.checkpoint, "evaluate.json")
+        members.append(dict(name=name, **result))
+    rows = [(m["name"], r["task"], os.path.basename(os.path.normpath(r["file"])), r["n"], k, v) for m in members
+            for r in m["results"] for k, v in r.items() if k not in ("task", "file", "n")]
+    first = 0 if found[0][0] else 1  # a model by itself needs no name
+    print(table([row[first:] for row in (("model", "task", "file", "n", "metric", "value"), *rows)]))
     print(f"wrote {saved}")
 
 

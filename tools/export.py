@@ -3,6 +3,7 @@ A trained model as a Hugging Face folder, which transformers opens as GPT2LMHead
 BertForPreTraining, LlamaForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM with the same logits.
 
     python -m tools.export out/pystdlib_msg hf/pystdlib
+    python -m tools.export out/pystdlib_family hf/family     # its members, hf/family/2x32 ...
 
 The vocabulary keeps its padding (vocab_size rounded up to 64): cutting it off would change the
 softmax. The padded ids belong to no token, and a trained model gives them next to no probability.
@@ -16,7 +17,7 @@ from base.disk import filled, remove, write_json
 from base.errors import Parser, UserError, exits_cleanly
 from base.weights import INDEX, WHOLE, write_weights
 from data.tokenizer import GPT2_URL, JSON, get_tokenizer
-from run import hf
+from run import family, hf
 from run.trained import open_model
 
 END = "<|endoftext|>"
@@ -135,12 +136,12 @@ def main():
     p.add_argument("checkpoint", type=os.path.expanduser, help="a checkpoint or a run's folder")
     p.add_argument("folder", type=os.path.expanduser, help="where to write")
     args = p.parse_args(sys.argv[1:])
-    model, info = open_model(args.checkpoint)
-    for name in export(model, info["meta"], args.folder, args.checkpoint):
-        path = os.path.join(args.folder, name)
-        print(f"{path}  {os.path.getsize(path):,} bytes")
-    cls = hf.CLASSES[hf.dialect_of(model)]
-    print(f"open it with transformers.{cls}.from_pretrained({args.folder!r})")
+    for member, path in family.models(args.checkpoint):  # a family's: each in a folder of its name
+        (model, info), folder = open_model(path), os.path.join(args.folder, member).rstrip(os.sep)
+        for name in export(model, info["meta"], folder, path):
+            print(f"{os.path.join(folder, name)}  {os.path.getsize(os.path.join(folder, name)):,} bytes")
+        cls = hf.CLASSES[hf.dialect_of(model)]
+        print(f"open it with transformers.{cls}.from_pretrained({folder!r})")
 
 
 if __name__ == "__main__":

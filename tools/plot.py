@@ -4,6 +4,7 @@ gradient norm below; and how much sooner than a baseline each run reached the sa
 
     python -m tools.plot out/pystdlib_msg out/pystdlib_scratch --save=loss.png
     python -m tools.plot out/mine --baseline=out/scratch --watch
+    python -m tools.plot out/family           # all members, over compute; runs given after it in grey
 """
 import argparse
 import math
@@ -16,7 +17,9 @@ from matplotlib.figure import Figure
 from base.disk import written
 from base.errors import Parser, UserError, exits_cleanly, number
 from base.reading import read_json
+from base.words import human
 from model import GROWABLE
+from run import family
 from run.curves import crossing, curve, reaches
 from run.packed import unpacked
 from run.runlog import read_metrics
@@ -34,8 +37,8 @@ def read_run(folder, wait=False):
     there, damaged = os.path.isfile(path), []
     events = read_metrics(folder, damaged) if there else []
     if not any(e["event"] == "eval" for e in events):
-        if wait and os.path.isdir(folder):
-            return []
+        if wait and (os.path.isdir(folder) or os.path.exists(os.path.join(os.path.dirname(folder), "config.json"))):
+            return []  # the latter: a family's member, still to come
         raise UserError(f"{folder}: " + ("no evaluation in metrics.jsonl yet: wait for the first"
                         if there else "no metrics.jsonl there: give the out_dir of a run"))
     if damaged:
@@ -199,6 +202,60 @@ def plot(runs, save, baseline=None):
     write(fig, save)
 
 
+# -----------------------------------------------------------------------------
+# a family
+
+def plot_family(trunk, others, save):
+    """
+    Loss over the compute behind a model: the trunk, and the decays that finish its sizes; in grey the runs
+    from scratch of results/, and those in the folders `others`.
+    """
+    members, tokens = family.members(trunk), family.members(trunk)[0].end * trunk.batch_tokens
+    lines = [line for m in members if (line := family_line(trunk, m))]
+    grey = [points(read_run(path), "flops") for path in [*others, *(
+        path for m in members for path, _ in family.from_scratch(trunk, m, tokens).values())]]
+    top = max(x for line in [*lines, *grey] for x, _ in line)
+    value, unit = human(top, "FLOP").split()
+    fig = Figure(figsize=(9, 5.6))
+    ax = fig.subplots()
+
+    def draw_line(line, **look):
+        ax.plot([x * float(value) / top for x, _ in line], [y for _, y in line], **look)
+    for i, line in enumerate(grey):
+        draw_line(line, color="0.75", lw=1, zorder=1)
+        draw_line(line[-1:], color="0.6", marker="o", ls="", zorder=1, label="" if i else "from scratch")
+    for i, (m, line) in enumerate(zip(members, lines)):
+        draw_line(line, color=f"C{i}", lw=2)
+        draw_line(line[-1:], color=f"C{i}", marker="o", ls="", ms=8, label=f"{m.name}: {line[-1][1]:.3f}")
+    for m in members[1:]:
+        for e in read_run(trunk.out_dir):
+            if e["event"] == "grow" and e["iter"] == m.born:
+                at = e["flops"] * float(value) / top
+                ax.axvline(at, color="0.5", lw=0.8, ls=":", zorder=0)
+                ax.text(at, 0.98, f"grown to {m.name} ", transform=ax.get_xaxis_transform(), rotation=90,
+                        ha="right", va="top", fontsize=8, color="0.3")
+    low = min(y for line in [*lines, *grey] for _, y in line)
+    high = max((y for x, y in lines[0] if x > 0.2 * lines[0][-1][0]), default=low + 1)
+    ax.set(xlabel=f"compute behind the model ({unit})", ylabel="validation loss (nats a token)",
+           ylim=(low - 0.05 * (high - low), high + 0.1 * (high - low)))
+    ax.legend(fontsize=9)
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    fig.tight_layout()
+    write(fig, save)
+
+
+def family_line(trunk, member):
+    """[(FLOPs, validation loss), ...] of a member, from where the trunk has its size to its own end."""
+    own = [e for e in read_run(trunk.out_dir) if member.born <= e["iter"] <= member.at]
+    grown = {key: [(e["flops"], e[key]) for e in own if e["event"] == "grow" and e["iter"] == at]
+             for key, at in (("val_loss_after", member.born), ("val_loss_before", member.at))}
+    line = [(e["flops"], e["val_loss"]) for e in own if e["event"] == "eval" and e["iter"] > member.born]
+    line = grown["val_loss_after"] + line + grown["val_loss_before"]
+    branch = read_run(member.out_dir, wait=True) if member.out_dir != trunk.out_dir else []
+    return [*line, *points([e for e in branch if e["iter"] > member.at], "flops")]
+
+
 def write(fig, save):
     """Whole or not at all, so that nobody who looks at it sees half a picture."""
     try:
@@ -274,14 +331,22 @@ def main():
     save = args.save or os.path.join(folders[0], "loss.png")
     save += "" if os.path.splitext(save)[1] else ".png"
 
+    trunk = family.read_trunk(folders[0])
+    if trunk:
+        others, folders[:1] = folders[1:], [m.out_dir for m in family.members(trunk)]
+
     def show(runs):
+        if trunk:
+            plot_family(trunk, others, save)
+            print(f"wrote {save}", family.in_words(family.summary(trunk)), sep="\n\n", flush=True)
+            return
         base = pick_baseline(runs, baseline if baseline in runs else None)
         plot(runs, save, base)
         print("\n".join([f"wrote {save}", *report(runs), *leads(runs, base)]), flush=True)
     if args.watch:
         watch(folders, show, args.every)
     else:
-        show(dict(zip(names(folders), map(read_run, folders))))
+        show({} if trunk else dict(zip(names(folders), map(read_run, folders))))
 
 
 if __name__ == "__main__":
