@@ -1,11 +1,11 @@
-# make train: everything from a bare Python 3.11+ to a grown model, its loss curve and a sample.
+# make train: everything from a bare Python 3.11+ to a family of three models, its picture and a sample.
 # make test: the tests. Both reuse what is there already.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 # on two workers, file by file: the tests of a file share what takes long to make
 TEST = $(RUN) -m pytest -q -n 2 --dist=loadfile --no-loadscope-reorder
-CONFIG ?= pystdlib_msg
+CONFIG ?= pystdlib_family
 
 train: $(VENV)/ready data/pystdlib/meta.json
 	$(RUN) train.py config/$(CONFIG).py --init_from=auto

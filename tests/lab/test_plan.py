@@ -8,8 +8,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lab import plan as planner
+from lab.advice import family_by_law
 from lab.costs import batch, count, make_model, stage_costs, totals, vocab_of
+from lab.law import Law
 from lab.plan import show
+from run import family
 from run.arguments import from_args
 
 
@@ -60,6 +63,31 @@ def test_dry_run_of_101_billion_parameters(monkeypatch, capsys):
     rows = stage_costs(from_args([str(ROOT / "config" / "flm_101b.py")]), 100_352)
     assert [round(r["params"] / 1e9) for r in rows] == [16, 50, 102]
     assert [round(r["tokens"] / 1e9) for r in rows] == [245, 40, 27]
+
+
+def test_a_familys_plan(monkeypatch, capsys):
+    """Each member's own compute, together what a run is said to take, and the law's word on its loss."""
+    plan_here(monkeypatch, "config/pystdlib_family.py", "--dry")
+    said = capsys.readouterr().out
+    config = from_args([str(ROOT / "config" / "pystdlib_family.py")])
+    names, vocab = [m.name for m in family.members(config)], vocab_of(config, guess=True)
+    assert all(f"\n| {name} " in said for name in names) and "the family takes" in said and "% less" in said
+    costs, rows = family.costs(config, vocab), stage_costs(config, vocab)
+    branches = sum((m.end - m.at) * config.batch_tokens * c["flops_per_token"]
+                   for m, c in zip(family.members(config), costs))
+    assert sum(c["flops"] for c in costs) == pytest.approx(branches + sum(r["tokens"] * r["flops"] for r in rows))
+
+
+def test_a_family_by_the_law():
+    """The first is from scratch; the next begins with what the trunk is worth at its own size, undecayed."""
+    law, N = Law(1.0, 300.0, 3e4, 0.6, 0.8), [1e5, 2e5]
+    config = from_args(["--stages=[dict(at=600, n_layer=12)]", "--finish_stages=300", "--max_iters=1000",
+                        "--vocab_size=256", "--ramp_iters=10"])
+    members, tokens = family.members(config), config.batch_tokens
+    (first, nothing), (second, worth) = family_by_law(law, N, members, family.costs(config, 256), tokens)
+    assert (first, nothing) == (pytest.approx(law.loss(1e5, 900 * tokens)), 0)
+    assert law.loss(2e5, worth) == pytest.approx(law.loss(1e5, 600 * tokens))
+    assert second == pytest.approx(law.loss(2e5, worth + 400 * tokens))
 
 
 def test_the_ceiling_is_amdahls():
