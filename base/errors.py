@@ -55,7 +55,10 @@ def exits_cleanly(main):
     """
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
-        had, screen, code = (sys.stdout, sys.stderr), open_screen(), 2
+        had, code = (sys.stdout, sys.stderr), 2
+        # one that somebody closed is None; the file in its place gets its number
+        sys.stdout, sys.stderr = (Screen(s or open(os.devnull, "w")) for s in had)
+        screen = sys.stdout
         try:
             result = main(*args, **kwargs)
             screen.flush()
@@ -91,34 +94,15 @@ class Screen:
     def __getattr__(self, name):
         return getattr(self.stream, name)
 
-    def write(self, text):
-        return self.tried(self.stream.write, text)
-
-    def flush(self):
-        self.tried(self.stream.flush)
-
-    def tried(self, f, *args):
+    def write(self, text=""):
         try:
-            return f(*args)
+            self.stream.write(text) if text else self.stream.flush()
         except OSError as e:
             self.lost = self.lost or e
             with contextlib.suppress(OSError, ValueError):  # a stream that is no file
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
-
-def open_screen():
-    """
-    Make standard output and errors Screens, which they are even if somebody closed them: a file opened
-    later would get the number of a closed one, and all that children print. Returns the first.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
-    sys.stdout, sys.stderr = (Screen(stream or open(os.devnull, "w")) for stream in
-                              (sys.stdout, sys.stderr))
-    return sys.stdout
+    flush = write
 
 
 def in_words(e, otherwise):

@@ -36,7 +36,6 @@ CAMPAIGN = dict(settings=dict(SMALL, data_dir="data"), seeds=[1, 2], contestants
     "scratch": dict(sweep=dict(learning_rate=[1e-3, 2e-3, 4e-3])),
     "grown": dict(against="scratch", stages=[dict(at=1, n_inner=48, ramp_iters=1)])})
 LINES = [dict(query="a", choices=["b", "c"], gold=1), dict(context_options=["a", "b"], continuation="c", gold=0)]
-QUESTION = dict(id="q", question="who?", answers=[dict(text="fox", answer_start=4)])
 TINY_FLAGS = flags(**SMALL, data_dir="data", out_dir="new/out")
 # every script: what is right to type (for train.py, plan, ... also any setting)
 SCRIPTS = {
@@ -54,7 +53,6 @@ SCRIPTS = {
     "lab/law.py": ["--params=7e9", "--tokens=35e9", "--law=law.json", "--small", "1e6", "2e6"],
     "tools/evaluate.py": ["run", "--tasks=ppl:x.txt,lambada:lambada.jsonl,choice:choice.jsonl", "--save=new/e.json"],
     "tools/export.py": ["run", "new/hf"],
-    "tools/finetune.py": ["run", "CoLA", "--save=new/t.json", "--seeds=1"],
     "tools/plot.py": ["run", "other", "--save=new/p.png"]}
 
 
@@ -78,10 +76,7 @@ READS = [
     case("llama/config.json", "sample.py", "llama", "--max_new_tokens=2"),
     case("bert/config.json bert/tokenizer.json bert/tokenizer_config.json bert/vocab.txt", "tools/export.py",
          "bert", "new/hf"),
-    case("bert.pt", "tools/finetune.py", "bert.pt", "CoLA"),
-    case("CoLA/train.tsv CoLA/dev.tsv", "tools/finetune.py", "run", "CoLA"),
-    case("STS-B/train.tsv", "tools/finetune.py", "run", "STS-B"),
-    case("squad/train-v1.1.json", "tools/finetune.py", "run", "squad"),
+    case("bert.pt", "tools/export.py", "bert.pt", "new/hf"),
     case("choice.jsonl", "tools/evaluate.py", "run", "--tasks=choice:choice.jsonl", "--save=new/e.json"),
     case("lambada.jsonl", "tools/evaluate.py", "run", "--tasks=lambada:lambada.jsonl", "--save=new/e.json"),
     case("run/metrics.jsonl", "tools/plot.py", "run", "other", "--save=new/p.png"),
@@ -110,7 +105,7 @@ def python(values):
 
 def make_world():
     """In the current folder, which is empty."""
-    for name in ("CoLA", "STS-B", "squad", "texts", "chars", "shards"):
+    for name in ("texts", "chars", "shards"):
         os.mkdir(name)
     make_data(Path("data"))
     for name in ("run", "other"):
@@ -129,10 +124,6 @@ def make_world():
         tokens = torch.randint(100, (2000,), dtype=torch.int16).numpy().tobytes()
         Path(f"shards/a_{split}_0.bin").write_bytes(
             torch.tensor([20240520, 1, 2000] + [0] * 253, dtype=torch.int32).numpy().tobytes() + tokens)
-        Path(f"CoLA/{split}.tsv".replace("val", "dev")).write_text("a\t1\t\tthe cat\na\t0\t\tcat the\n" * 3)
-        Path(f"STS-B/{split}.tsv".replace("val", "dev")).write_text("sentence1\tsentence2\tscore\na\tb\t1.5\n" * 3)
-        Path(f"squad/{split}-v1.1.json".replace("val", "dev")).write_text(json.dumps(dict(data=[dict(
-            paragraphs=[dict(context="the fox ran", qas=[QUESTION])])])))
     Path("chars/meta.pkl").write_bytes(pickle.dumps(dict(itos={i: chr(i) for i in range(256)}, stoi={})))
     Path("x.txt").write_text("The cat sat.\n\nIt ran.\n\n" * 20)
     Path("texts/y.txt").write_text("More.\n\n" * 9)
@@ -165,7 +156,7 @@ NASTY = ["", " ", "0", "-1", "1", "2", "1.5", "1e400", "nan", "-inf", "9" * 400,
          "true", "None", "[]", "[1]", "[[", "{", "a,b", ":", ",", "a:b", "learning_rate:1,2", "é", "\udcff", "a\nb",
          "~", "~/h/x", "~no_such_user/x", "x.txt", "texts", "gone/x", "full", "run", "hf", "bert.pt", "a b", "@", "@x.txt",
          "@gone", "%s", "{}", "cuda", "cuda:9", "meta", "cpu", "auto", "-", "--", "mlm", "ppl:", "dict(at=1)",
-         "[dict(at=1, n_layer=9)]", "[dict(at=1, n_layer=1000000000)]", "squad", "[{1: 2}]", "data/meta.json"]
+         "[dict(at=1, n_layer=9)]", "[dict(at=1, n_layer=1000000000)]", "texts", "[{1: 2}]", "data/meta.json"]
 WORD = st.one_of(st.sampled_from(NASTY), st.text(st.characters(exclude_characters="/\0"), max_size=6),
                  st.integers(-2, 99).map(str))
 

@@ -29,7 +29,7 @@ from hypothesis import strategies as st  # noqa: E402
 # whose files are among these: a module that reads another kind must bring a case
 READERS = {"sample", "lab.law", "lab.bench", "lab.advice", "lab.speeds", "lab.children", "lab.campaign", "data.dataset",
            "data.bin_writer", "data.tokenizer", "data.text.prepare", "data.shakespeare_char.prepare", "run.checkpoint.checkpoint",
-           "run.hf", "run.arguments", "run.runlog", "run.packed", "base.reading", "tools.evaluate", "tools.glue", "tools.plot"}
+           "run.hf", "run.arguments", "run.runlog", "run.packed", "base.reading", "tools.evaluate", "tools.plot"}
 READING = r"\b(json\.loads?|read_json|read_jsonl|read_metrics|read_text|torch\.load|load_file|Unpickler)\("
 TALKS = {"lab.bench", "base.reading"}  # to a child of its own, or only defines it
 
@@ -65,7 +65,7 @@ def played(monkeypatch):
     for name in ("train.train", "lab.speedrun.run_all", "lab.frontier.run_all", "lab.verdict.draw",
                  "lab.frontier_report.draw"):
         monkeypatch.setattr(name, lambda *args: None)
-    for name in ("lab.plan.measure_all", "lab.bench.measure", "tools.finetune.fit",
+    for name in ("lab.plan.measure_all", "lab.bench.measure",
                  "data.shakespeare_char.prepare.fetch", "data.tokenizer._gpt2_encoding",
                  "subprocess.Popen.__init__"):
         monkeypatch.setattr(name, no)
@@ -199,7 +199,7 @@ def test_whatever_is_typed(world, limited, monkeypatch, script, n):
 @pytest.mark.parametrize("names, script, argv", READS)
 def test_whatever_is_read(world, limited, monkeypatch, names, script, argv, n):
     played(monkeypatch)
-    assert check(world, script, argv) == 2 * ("finetune" in script)  # these are played
+    assert check(world, script, argv) == 0
     for path in map(Path, names):
         tried(n // len(names), spoilt(path.name, world[path]), with_content(path, world, script, argv))
 

@@ -13,7 +13,7 @@ from test_evaluate import CHAR, main_in_process, save
 import sample
 from base.errors import UserError
 from run.trained import open_model
-from tools import evaluate, export, finetune, plot
+from tools import evaluate, export, plot
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_a_document_ends_and_controls_are_seen(gpt, monkeypatch, capsys):
 @pytest.mark.parametrize("given, code, said", [
     (b"from a pipe", 0, "from a pipe\n---"), (b"", 2, "--prompt is empty"),
     (b"caf\xe9", 2, "-: not UTF-8 text"), (b"\xff\xfea\0b\0", 2, "-: is UTF-16 text"),
-    (b"\xef\xbb\xbfmark", 0, "mark\n"), (None, 2, "--prompt is empty")])
+    (b"\xef\xbb\xbfmark", 0, "mark\n"), (None, 2, "-: Bad file descriptor")])
 def test_a_prompt_from_standard_input(given, code, said, gpt, tmp_path, monkeypatch, capsys):
     (tmp_path / "stdin").write_bytes(given or b"")
     had = os.dup(0)
@@ -124,11 +124,11 @@ def test_bad_arguments(args, said, gpt, tmp_path, monkeypatch, capsys):
     assert code == 2 and said in err and err.startswith("error: ") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("script", [sample, evaluate, export, finetune, plot])
+@pytest.mark.parametrize("script", [sample, evaluate, export, plot])
 def test_one_front_door(script, tmp_path, monkeypatch, capsys):
     """Every script: no arguments, unknown ones, or nothing there: a line and exit code 2."""
     nothing = str(tmp_path / "none")
-    more = {evaluate: [f"--tasks=ppl:{__file__}"], finetune: ["SST-2"], export: [nothing + "2"]}
+    more = {evaluate: [f"--tasks=ppl:{__file__}"], export: [nothing + "2"]}
     for args in ([], ["--what"], [nothing, *more.get(script, [])]):
         code, _, err = main_in_process(monkeypatch, capsys, script, *args)
         assert code == 2 and err.startswith("error: ") and err.count("\n") == 1

@@ -24,8 +24,10 @@ from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from base.disk import write_json
 from base.errors import UserError, exits_cleanly, number
 from base.reading import need, read_jsonl, read_text
 from data.dataset import read_meta
@@ -35,8 +37,7 @@ from run import family
 from run.evaluation import scores
 from run.hf import kind_of
 from run.settings import TrainConfig, known_settings
-from run.trained import open_model
-from tools.common import batches, pad, parser, save_result, table
+from run.trained import model_parser, open_model
 
 HEAD_ROWS = 1024  # positions whose logits are in memory at once
 
@@ -68,8 +69,10 @@ class Evaluator:
                   for window, first in windows(ids, start, self.config.block_size, self.stride)]
         total, greedy = [0.0] * len(rows), [True] * len(rows)
         with tqdm(total=len(pieces), desc=name, dynamic_ncols=True, leave=False) as bar:
-            for group in batches([len(window) for window, _, _ in pieces], self.batch):
-                group = [pieces[i] for i in group]
+            # the longest first, so that what does not fit in memory shows at once
+            order = sorted(pieces, key=lambda piece: -len(piece[0]))
+            for start in range(0, len(order), self.batch):
+                group = order[start:start + self.batch]
                 for (_, _, i), (nats, hit) in zip(group, self.score(group)):
                     total[i], greedy[i] = total[i] + nats, greedy[i] and hit
                 bar.update(len(group))
@@ -263,8 +266,37 @@ def parse_tasks(text):
     return tasks
 
 
+def pad(rows, value=0):
+    """Lists of numbers as one tensor (B, T), padded on the right."""
+    return pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value)
+
+
+def table(rows):
+    """Rows of cells as aligned lines, the first row underlined."""
+    rows = [[f"{c:.4f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    width = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, width)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * w for w in width), *lines[1:]])
+
+
+def save_result(result, save, checkpoint):
+    """Write the JSON result to `save`, or beside the checkpoint; returns where."""
+    folder = checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint)
+    save = save or os.path.join(folder, "evaluate.json")
+    try:
+        write_json(save, result)
+    except OSError as e:
+        raise UserError(f"{save}: cannot be written ({e.strerror}): give --save=FILE") from None
+    return save
+
+
 def parse(argv):
-    p = parser(__doc__, 16, "lines (ppl: tokens; mlm: rows, 1024 by default)", "evaluate.json")
+    p = model_parser(__doc__)
+    p.add_argument("--batch", type=number(int, 1), default=16, help="sequences run at once")
+    p.add_argument("--limit", type=number(int, 0), default=0,
+                   help="only the first N lines (ppl: tokens; mlm: rows, 1024 by default)")
+    p.add_argument("--save", type=os.path.expanduser,
+                   help="where the JSON goes (evaluate.json beside the checkpoint)")
     p.add_argument("--tasks", required=True, help="what to measure, joined by commas; see above")
     p.add_argument("--stride", type=number(int, 0), default=0,
                    help="ppl: new tokens a window (0: half of it)")
@@ -296,7 +328,7 @@ def main():
     for name, path in found:
         for result in evaluate(path, tasks, args):  # after each task: what is done is kept
             whole = dict(checkpoint=args.checkpoint, members=[*members, dict(name=name, **result)]) if name else result
-            saved = save_result(whole, args.save, args.checkpoint, "evaluate.json")
+            saved = save_result(whole, args.save, args.checkpoint)
         members.append(dict(name=name, **result))
     rows = [(m["name"], r["task"], os.path.basename(os.path.normpath(r["file"])), r["n"], k, v) for m in members
             for r in m["results"] for k, v in r.items() if k not in ("task", "file", "n")]

@@ -3,20 +3,18 @@ The curves of runs: loss against time and tokens, growth points marked; masks, l
 gradient norm below; and how much sooner than a baseline each run reached the same loss.
 
     python -m tools.plot out/pystdlib_msg out/pystdlib_scratch --save=loss.png
-    python -m tools.plot out/mine --baseline=out/scratch --watch
     python -m tools.plot out/family           # all members, over compute; runs given after it in grey
+    watch -n 30 python -m tools.plot out/mine --baseline=out/scratch     # again and again, while it trains
 """
 import argparse
 import math
 import os
 import sys
-import time
 
 from matplotlib.figure import Figure
 
 from base.disk import written
-from base.errors import Parser, UserError, exits_cleanly, number
-from base.reading import read_json
+from base.errors import Parser, UserError, exits_cleanly
 from base.words import human
 from model import GROWABLE
 from run import family
@@ -37,8 +35,8 @@ def read_run(folder, wait=False):
     there, damaged = os.path.isfile(path), []
     events = read_metrics(folder, damaged) if there else []
     if not any(e["event"] == "eval" for e in events):
-        if wait and (os.path.isdir(folder) or os.path.exists(os.path.join(os.path.dirname(folder), "config.json"))):
-            return []  # the latter: a family's member, still to come
+        if wait:
+            return []
         raise UserError(f"{folder}: " + ("no evaluation in metrics.jsonl yet: wait for the first"
                         if there else "no metrics.jsonl there: give the out_dir of a run"))
     if damaged:
@@ -280,35 +278,6 @@ def report(runs):
             f"; {lost} of {evals} evaluations infinite or NaN, left out" if lost else "")
 
 
-def is_over(folder, events):
-    """Was a run's last iteration evaluated? One that says nothing of its length is over."""
-    path = os.path.join(folder, "config.json")
-    end = read_json(path).get("max_iters", 0) if os.path.exists(path) else 0
-    return any(e["event"] == "eval" and e["iter"] >= end for e in events)
-
-
-def watch(folders, show, every):
-    """
-    show(runs) every so many seconds, as long as any of the runs goes on and has something new to show;
-    ends with the last of them, or at Ctrl-C.
-    """
-    before = None
-    try:
-        while True:
-            runs = dict(zip(names(folders), [read_run(f, wait=True) for f in folders]))
-            now = [len(events) for events in runs.values()]
-            if now != before and any(now):
-                show({label: events for label, events in runs.items() if events})
-            elif not any(now) and before is None:
-                print("no evaluation yet: waiting for the first", flush=True)
-            before = now
-            if all(map(is_over, folders, runs.values())):
-                return
-            time.sleep(every)
-    except KeyboardInterrupt:
-        print("stopped watching")
-
-
 def parse(argv):
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("out_dirs", nargs="+", metavar="OUT_DIR", type=unpacked)
@@ -316,9 +285,6 @@ def parse(argv):
                    help="file to write (default: loss.png in the first OUT_DIR)")
     p.add_argument("--baseline", metavar="OUT_DIR", type=unpacked,
                    help="the run to compare with (default: the only one that never grew)")
-    p.add_argument("--watch", action="store_true",
-                   help="draw again while the runs go on, until they are over or Ctrl-C")
-    p.add_argument("--every", type=number(float, 0.1), default=10, help="seconds between pictures")
     return p.parse_args(argv)
 
 
@@ -331,22 +297,14 @@ def main():
     save = args.save or os.path.join(folders[0], "loss.png")
     save += "" if os.path.splitext(save)[1] else ".png"
 
-    trunk = family.read_trunk(folders[0])
-    if trunk:
-        others, folders[:1] = folders[1:], [m.out_dir for m in family.members(trunk)]
-
-    def show(runs):
-        if trunk:
-            plot_family(trunk, others, save)
-            print(f"wrote {save}", family.in_words(family.summary(trunk)), sep="\n\n", flush=True)
-            return
-        base = pick_baseline(runs, baseline if baseline in runs else None)
-        plot(runs, save, base)
-        print("\n".join([f"wrote {save}", *report(runs), *leads(runs, base)]), flush=True)
-    if args.watch:
-        watch(folders, show, args.every)
-    else:
-        show({} if trunk else dict(zip(names(folders), map(read_run, folders))))
+    if trunk := family.read_trunk(folders[0]):
+        plot_family(trunk, folders[1:], save)
+        print(f"wrote {save}", family.in_words(family.summary(trunk)), sep="\n\n")
+        return
+    runs = dict(zip(names(folders), map(read_run, folders)))
+    base = pick_baseline(runs, baseline)
+    plot(runs, save, base)
+    print("\n".join([f"wrote {save}", *report(runs), *leads(runs, base)]))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,16 @@ from run.arguments import from_args
 from run.settings import TrainConfig
 from run.trained import open_model
 from tools import evaluate
-from tools.common import save_result, table
-from tools.evaluate import Evaluator, parse, parse_tasks, read_question, which, windows
+from tools.evaluate import (
+    Evaluator,
+    parse,
+    parse_tasks,
+    read_question,
+    save_result,
+    table,
+    which,
+    windows,
+)
 
 META = dict(tokenizer=dict(name="bytes", bert=False), vocab_size=256, dtype="uint8", eot=0, sep=10)
 CHAR = dict(tokenizer=dict(name="char", vocab=sorted("\n abcdefgh")), vocab_size=11)
@@ -171,7 +179,7 @@ def test_unthinkable_words(tmp_path):
     torch.save(state, path)
     got = Evaluator(path).lambada(jsonl(tmp_path / "l.jsonl", dict(context="a", continuation="bcd" * 20)))
     assert got["ppl"] == math.inf and got["acc"] == 0
-    saved = save_result(dict(results=[got, dict(x=math.nan)]), None, path, "r.json")
+    saved = save_result(dict(results=[got, dict(x=math.nan)]), None, path)
     text = open(saved).read()
     assert json.loads(text)["results"] == [{**got, "ppl": "Infinity"}, {"x": "NaN"}]
 

@@ -426,3 +426,18 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert hf.from_hf(str(tmp_path / "folder")).config.n_embd == 12
     code, _, err = main_in_process(monkeypatch, capsys, tools.export, "~/out", "~/out")
     assert code == 2 and err.count("\n") == 1 and "choose another folder" in err
+
+
+@pytest.mark.parametrize("kind", ["gpt", "bert", "llama"])
+def test_an_exported_folder_is_fine_tuned_in_transformers(kind, tmp_path):
+    """As docs/evaluation.md says: a step of a classifier of two classes, texts of two lengths."""
+    transformers = pytest.importorskip("transformers")
+    export(used(kind), META, str(tmp_path / "hf"))
+    tok = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    tok.pad_token = tok.pad_token or tok.eos_token
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "hf", num_labels=2, pad_token_id=tok.pad_token_id)
+    data = tok(["good", "no"], return_tensors="pt", padding=True)
+    loss = model(**data, labels=torch.tensor([0, 1])).loss
+    loss.backward()
+    assert 0.2 < loss.item() < 2 and all(p.grad is not None for n, p in model.named_parameters() if "layer" in n)

@@ -74,7 +74,7 @@ def test_one_picture(out, data, tmp_path, monkeypatch, capsys):
     assert "grown to 2x16" in ax.texts[0].get_text()
     monkeypatch.setattr(plot.time, "sleep", lambda s: (_ for _ in ()).throw(KeyboardInterrupt))
     os.rename(os.path.join(out, "1x16"), os.path.join(out, "away"))
-    run(plot.main, monkeypatch, out, "--watch")  # the branch has not begun
+    run(plot.main, monkeypatch, out)  # the branch has not begun
     os.rename(os.path.join(out, "away"), os.path.join(out, "1x16"))
     assert "not finished" in capsys.readouterr().out
 

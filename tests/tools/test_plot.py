@@ -1,6 +1,6 @@
 """
 plot.py: runs of the same name, runs that diverged, damaged files, places that cannot be written; the
-lead over a baseline, and following runs that go on.
+lead over a baseline.
 """
 import json
 import shutil
@@ -184,36 +184,3 @@ def test_what_is_missing_is_left_out(monkeypatch, tmp_path):
     """Runs without masks, learning rates and norms in their metrics: the panels that there is data for."""
     run = make_run(tmp_path / "r", [4.0, 3.0])
     assert len(drawn(monkeypatch, run).axes) == 2
-
-
-# -----------------------------------------------------------------------------
-# --watch
-
-def test_watching_ends_with_the_run(tmp_path, monkeypatch, capsys):
-    """It waits for the first evaluation, draws what is new and only that, and ends with the run."""
-    out, pauses = tmp_path / "r", []
-    out.mkdir()
-    (out / "config.json").write_text('{"max_iters": 20}')
-
-    def sleep(seconds):  # the run goes on meanwhile
-        pauses.append(seconds)
-        if len(pauses) != 3:  # once nothing is new
-            make_run(out, [4.0, 3.0, 2.0][:min(len(pauses), 3)])
-    monkeypatch.setattr(plot.time, "sleep", sleep)
-    main(monkeypatch, out, "--watch", "--every=0.5")
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("no evaluation yet") and said.count(f"wrote {out}/loss.png") == 3
-    assert pauses == [0.5] * 4 and "2.0000" in said[-1]
-    assert (out / "loss.png").exists() and not (out / "tmp_loss.png").exists()
-
-
-def test_watching_ends_at_ctrl_c(tmp_path, monkeypatch, capsys):
-    out = make_run(tmp_path / "r", [4.0, 3.0])
-    (tmp_path / "r" / "config.json").write_text('{"max_iters": 20}')
-
-    def interrupt(_):
-        raise KeyboardInterrupt
-    monkeypatch.setattr(plot.time, "sleep", interrupt)
-    main(monkeypatch, out, "--watch")
-    assert capsys.readouterr().out.splitlines()[-1] == "stopped watching"
-    assert "no metrics.jsonl there" in failed(monkeypatch, capsys, tmp_path / "nowhere", "--watch")
