@@ -41,7 +41,7 @@ from run.settings import OWN_STARTS
 class Run:
     """A run: a model on its way to its largest size, its optimizers, its counters."""
     # steps, growths, tokens and FLOPs so far; steps skipped
-    PROGRESS = dict(iter=0, stage=0, tokens=0, flops=0.0, bad=0)
+    PROGRESS = dict(iter=0, stage=0, tokens=0, flops=0.0, bad=0, rewarm=None)
 
     def __init__(self, config):
         self.config, self.ranks, self.lock = config, Ranks(config.device), None
@@ -112,8 +112,8 @@ class Run:
         cls, config_cls = MODELS[c.model]
         theirs = not self.saved and c.init_from not in OWN_STARTS
         with torch.device("cpu" if theirs else "meta"):
-            self.model = cls(config_cls.from_saved(self.saved["model_config"]) if self.saved else
-                             c.model_config(self.vocab_size, self.meta.get("eot")))
+            self.model = cls(config_cls.from_saved({**self.saved["model_config"], "dropout": c.dropout})
+                             if self.saved else c.model_config(self.vocab_size, self.meta.get("eot")))
         if theirs:
             hf.load_hf(self.model, Weights(c.init_from), c.init_from)
         shard.materialize(self.model, self.ranks, self.mesh, self.saved.pop("model") if self.saved else
@@ -166,7 +166,7 @@ class Run:
         mean over the targets of the whole batch, of which BERT's rows have unequally many.
         """
         c = self.config
-        scale = learning_rate(c, self.iter)
+        scale = learning_rate(c, self.iter, self.rewarm)
         for o in self.optimizers:
             for g in o.param_groups:
                 g["lr"] = g["peak_lr"] * scale

@@ -22,23 +22,61 @@ def say_once(line):
         print(line)
 
 
+def once(pairs):
+    """A dict of (flag, value) pairs, none of which may be given twice."""
+    found = {}
+    for key, value in pairs:
+        if key in found:
+            raise UserError(f"--{key}: given twice: leave one out")
+        found[key] = value
+    return found
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors of one line."""
+    """argparse, with errors of one line; an option given twice is one, or adds to its list (nargs="+")."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for name in (None, "store"):
+            self.register("action", name, Store)
+
+    def parse_known_args(self, args=None, namespace=None):
+        self.given = {}
+        return super().parse_known_args(args, namespace)
 
     def error(self, message):
         raise UserError(f"{message}: see --help")
 
 
-def number(kind, low, high=None):
-    """For argparse's `type`: an int or float from `low` to `high`, both included, and finite."""
-    most = high or (2**53 if kind is int else sys.float_info.max)
+class Store(argparse.Action):
+    """Parser's "store"."""
 
+    def __call__(self, parser, namespace, values, option=None):
+        if option and self.nargs == "+":
+            values = parser.given.get(self.dest, []) + values
+        elif option and self.dest in parser.given:
+            parser.error(f"{option}: given twice, leave one out")
+        parser.given[self.dest] = values
+        setattr(namespace, self.dest, values)
+
+
+def is_number(value, low=-math.inf, high=None, kind=float):
+    """
+    Is an int or float of any length a number from `low` to `high`, both included? By default `high` is the
+    largest that `kind` counts exactly, or holds. NaN, infinities and -0.0 are none.
+    """
+    high = (2**53 if kind is int else sys.float_info.max) if high is None else high
+    return max(low, -sys.float_info.max) <= value <= high and (value != 0 or math.copysign(1, value) > 0)
+
+
+def number(kind, low, high=None):
+    """For argparse's `type`: an int or float for which is_number()."""
     def read(text):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not low <= value <= most:
+        if not is_number(value, low, high, kind):
             raise argparse.ArgumentTypeError(
                 f"{text[:60]}: must be a {'whole' if kind is int else 'finite'} number, at least "
                 f"{low:g}" + (f" and at most {high:g}" if high else ""))

@@ -14,7 +14,7 @@ import os
 import shlex
 import zlib
 
-from base.errors import UserError, library
+from base.errors import UserError, is_number, library
 
 LOOK = 1 << 16  # bytes looked at to tell a text from something else
 
@@ -131,10 +131,11 @@ def parse_json(where, text):
 
 
 def need(where, found, **kinds):
-    """The values of an object's keys, each of its kind, or of one of several. UserError else."""
+    """The values of an object's keys, each of its kind, or of one of several, numbers finite. UserError else."""
     for key, kind in kinds.items():
         value = found.get(key) if isinstance(found, dict) else None
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or isinstance(value, bool) or (
+                isinstance(value, (int, float)) and not is_number(value, kind=kind)):
             names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else [kind]))
             raise UserError(f"{where}: lacks {key}, or it is no {names}: {', '.join(kinds)} are "
                             "expected")

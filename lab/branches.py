@@ -8,6 +8,7 @@ import time
 from base.errors import UserError
 from lab.children import TRAIN, Job, side_by_side
 from run.checkpoint.checkpoint import numbered
+from run.settings import TrainConfig, plain
 
 LEAVES = {"config.json", "metrics.jsonl"}  # of a finished run
 
@@ -29,8 +30,8 @@ class Branch(Job):
         if numbered(self.out_dir):
             return [*TRAIN, self.out_dir, "--resume", f"--max_iters={self.last}",
                     f"--stages={self.values.get('stages', [])}"]
-        start = self.after.checkpoint() if self.after else "scratch"
-        return [*TRAIN, *(f"--{k}={v}" for k, v in self.values.items()),
+        start, config = self.after.checkpoint() if self.after else "scratch", plain(TrainConfig(**self.values))
+        return [*TRAIN, *(f"--{k}={getattr(config, k)}" for k in self.values),
                 f"--init_from={start}", f"--out_dir={self.out_dir}"]
 
     def start(self, place):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from base.errors import UserError
+from base.errors import UserError, is_number
 from base.reading import read_json
 from lab import verdict
 from lab.children import TRAIN, Job
@@ -19,7 +19,15 @@ from lab.costs import compute
 from run.arguments import read_file
 from run.curves import curve
 from run.runlog import read_metrics
-from run.settings import TrainConfig, from_dict, known_settings
+from run.settings import (
+    TrainConfig,
+    check_ramps,
+    from_dict,
+    known_settings,
+    plain,
+    refuse,
+    shortened,
+)
 
 OWN = ("config", "against", "sweep", "flops")  # a contestant's keys that are not settings
 EXPERIMENT = dict(contestants=dict, settings=dict, config=str, seeds=list, ablation=bool)
@@ -63,7 +71,7 @@ class Run(Job):
         """Is it finished? A folder that holds a run with other settings is an error."""
         if not os.path.exists(self.path("config.json")):
             return False
-        have = {**asdict(TrainConfig()), **known_settings(read_json(self.path("config.json")))}
+        have = asdict(plain(from_dict(known_settings(read_json(self.path("config.json"))))))
         for key, want in asdict(self.config).items():
             if have[key] != want and key not in ("out_dir", "init_from", "data_dir"):
                 raise UserError(f"{self.out_dir}: holds a run with {key}={have[key]!r}, not "
@@ -128,7 +136,7 @@ class Campaign:
                             "--sweep=learning_rate:1e-3,2e-3,4e-3; --ablation compares untuned "
                             "arms)")
         for point in c.points():
-            self.run(c, point, self.seeds[0])
+            check_ramps(self.run(c, point, self.seeds[0]).config)
 
     def run(self, c, point, seed):
         """The Run of contestant `c`; from_dict checks its settings."""
@@ -136,7 +144,9 @@ class Campaign:
         values = {**c.values, **point, "seed": seed, "init_from": "auto", "keep_checkpoints": 1,
                   "out_dir": os.path.join(self.out, *[p for p in parts if p])}
         try:
-            return Run(point, from_dict(values))
+            config = from_dict(values)
+            refuse(config, c.sweep)
+            return Run(point, plain(config))
         except UserError as e:
             raise UserError(f"contestant {c.name!r}: {e}") from None
 
@@ -294,8 +304,8 @@ def check_experiment(experiment):
 
 
 def must_be(value, kind, what):
-    if not isinstance(value, kind):
-        raise UserError(f"{what}={value!r}: must be {KINDS[kind]}")
+    if not isinstance(value, kind) or kind == (int, float) and not is_number(value):
+        raise UserError(f"{what}={shortened(value)}: must be {KINDS[kind]}")
 
 
 def slug(text):

@@ -27,7 +27,7 @@ from lab.frontier_report import write_report
 from lab.speeds import measure_speeds
 from lab.words import clock
 from run.arguments import read_file
-from run.settings import from_dict
+from run.settings import check_ramps, from_dict, refuse, typed
 
 EXPERIMENT = dict(settings=dict, ladder=dict, starts=dict, grown=dict, target=str, budgets=list,
                   grown_at=list, decays=list, rates=dict, sweep_at=(int, float), seeds=list)
@@ -41,7 +41,8 @@ class Study:
     def __init__(self, experiment, out, budgets=None, seeds=None, only=None):
         check_experiment(experiment)
         self.__dict__.update(dict(starts={}, grown={}, grown_at=[]), **experiment)
-        self.out, (self.rate_key, self.rate_values) = out, next(iter(self.rates.items()))
+        self.out, (self.rate_key, values) = out, next(iter(self.rates.items()))
+        self.rate_values = [typed(self.rate_key, v) for v in values]
         entries = {**self.starts, **self.ladder}
         self.sizes = {name: {k: v for k, v in entry.items() if k not in ("budgets", "rate")}
                       for name, entry in entries.items()}
@@ -52,7 +53,7 @@ class Study:
                 raise UserError(f"--{what}: {min(extra):g} is none of the experiment's {every}")
         self.run_budgets = [b for b in self.budgets if b in (budgets or self.budgets)]
         self.run_seeds = [s for s in self.seeds if s in (seeds or self.seeds) or s == self.seeds[0]]
-        for f in ("costs", "stages", "branch", "points"):  # arithmetic that is asked for often
+        for f in ("costs", "stages", "branch", "leaves", "points"):  # arithmetic that is asked for often
             setattr(self, f, functools.cache(getattr(self, f)))
         self.names = [*self.ladder, *self.grown]
         self.run_names = [known(n, self.names, "--only") for n in only or self.names]
@@ -67,9 +68,13 @@ class Study:
             if self.config(g["start"], stages=self.stages(name, self.budgets[0])).sizes()[-1] != \
                     self.config(self.target).sizes()[0]:
                 raise UserError(f"grown {name!r}: does not end at the size of {self.target}")
+            for budget in self.budgets_of(name):
+                check_ramps(self.config(g["start"], stages=self.stages(name, budget),
+                                        max_iters=self.branch(name, budget, 0)[1]))
         for name, rate in self.given.items():
             self.config(self.start(name), **{self.rate_key: rate})  # or says what is wrong with it
         for name in self.sizes:
+            refuse(self.config(name, **{self.rate_key: self.rate_values[0]}), self.rates)
             first, warmup = min(self.points(name), default=10**9), self.config(name).warmup_iters
             if first < warmup:
                 raise UserError(f"{name}: its first branch is at iteration {first}, in the warmup: "
@@ -114,14 +119,18 @@ class Study:
             config, C = self.config(entry["start"], stages=list(stages)), self.flops(budget)
             ramp = entry.get("ramp", RAMP) * self.iterations(self.costs(self.target), C)
             at = self.iterations(stage_costs(config, vocab_of(config)), at * C)
-            stages.append(dict(at=at, **sizes, ramp_iters=round(ramp),
-                               operator=entry.get("operator", "msg")))
+            stages.append(dict(at=at, **sizes, ramp_iters=round(ramp), operator=entry.get("operator", "msg")))
         return stages
 
     def branch(self, name, budget, decay):
         """(iteration at which the decay begins, at which it ends); what grows later grows within it"""
         rows, C = self.costs(name, budget), self.flops(budget)
         return self.iterations(rows, (1 - decay) * C), self.iterations(rows, C)
+
+    def leaves(self, name, budget, decay):
+        """The iteration at which a decay's run leaves the trunk: where it begins, or before a ramp there."""
+        at, config = self.branch(name, budget, decay)[0], self.config(self.start(name))
+        return min([at, *(s["at"] for s in self.stages(name, budget) if s["at"] < at < s["at"] + config.ramp_of(s))])
 
     def start(self, name):
         return self.grown[name]["start"] if name in self.grown else name
@@ -132,10 +141,10 @@ class Study:
         contestant at a budget.
         """
         if name in self.grown:
-            return {self.branch(name, budget, d)[0] for d in self.decays}
-        found = {min(self.stages(g, b)[0]["at"], self.branch(g, b, d)[0]) for g in self.grown
+            return {self.leaves(name, budget, d) for d in self.decays}
+        found = {min(self.stages(g, b)[0]["at"], self.leaves(g, b, d)) for g in self.grown
                  for b in self.budgets_of(g) for d in self.decays if self.start(g) == name}
-        return found.union(*({self.branch(name, b, d)[0] for d in self.decays}
+        return found.union(*({self.leaves(name, b, d) for d in self.decays}
                              for b in self.budgets_of(name)))
 
     def budgets_of(self, name):
@@ -162,10 +171,10 @@ class Study:
 
     def leaf(self, name, budget, seed, decay, rate=None):
         """The job that ends a contestant at a budget: the decay, branched off its trunk."""
-        at, end = self.branch(name, budget, decay)
+        (begin, end), at = self.branch(name, budget, decay), self.leaves(name, budget, decay)
         own = self.rate(name) if rate is None else rate
         values = dict(self.values(name, self.stages(name, budget), seed, own), schedule="wsd",
-                      max_iters=end, decay_iters=end - at, keep_checkpoints=1)
+                      max_iters=end, decay_iters=end - begin, keep_checkpoints=1)
         out_dir = os.path.join(self.folder(name, budget, seed, own),
                                f"tokens_{budget:g}_decay_{decay:g}")
         flops = self.spent(name, budget, end) - self.spent(name, budget, at)
@@ -292,6 +301,9 @@ def check_experiment(experiment):
         if key not in OPTIONAL and not experiment.get(key):
             raise UserError(f"experiment: has no {key}, or none in it: see docs/frontier.md")
     known(experiment["target"], experiment["ladder"], "experiment: target")
+    for key in ("budgets", "grown_at", "decays"):
+        for value in experiment.get(key, []):
+            must_be(value, (int, float), f"experiment: {key}: ")
     asked = [experiment["sweep_at"], *experiment.get("grown_at", [])]
     for name, entry in {**experiment["ladder"], **experiment.get("starts", {}),
                         **experiment.get("grown", {})}.items():

@@ -3,6 +3,7 @@ How settings are given: a file of plain Python assignments, then --key=value ove
 and the run's folder. Whatever is wrong ends in one line.
 """
 import ast
+import contextlib
 import difflib
 import glob
 import inspect
@@ -13,12 +14,21 @@ import sys
 import types
 from dataclasses import asdict, fields
 
-from base.errors import UserError, say_once
+from base.errors import UserError, once, say_once
 from base.reading import need, read_json
 from model import GROWABLE
 from run import hf
 from run.checkpoint import checkpoint
-from run.settings import OWN_STARTS, TrainConfig, from_dict, known_settings, plain_name, unknown
+from run.settings import (
+    OWN_STARTS,
+    TrainConfig,
+    check_ramps,
+    from_dict,
+    known_settings,
+    refuse,
+    typed,
+    unknown,
+)
 
 
 def from_args(argv):
@@ -33,34 +43,62 @@ def from_args(argv):
     files = [os.path.expanduser(a) for a in argv if not a.startswith("--")]
     if len(files) > 1:
         raise UserError(f"{files[1]}: only one config file is read; settings are --key=value")
-    given = dict(parse_override(a) for a in argv if a.startswith("--") and a != "--resume")
+    given = once(parse_override(a) for a in argv if a.startswith("--") and a != "--resume")
     if "--resume" in argv:
-        return from_dict({**recorded(files, given), **given, "init_from": "resume"})
-    values = {**(read_file(files[0]) if files else {}), **given}
+        config = from_dict({**recorded(files, given), **given, "init_from": "resume"})
+        refuse(config, given)
+        if given.keys() & {"max_iters", "stages"}:  # older runs may have had longer ramps
+            check_ramps(config)
+        return config
+    file = read_file(files[0]) if files else {}
+    values = {**file, **given}
     start = values.get("init_from", "scratch")
     if isinstance(start, str) and start.endswith(".pt"):
         values = branched(values, os.path.expanduser(start))
     elif start not in OWN_STARTS:
         values = sized_by_folder(values)
-    return from_dict(values)
+    config = from_dict(values)
+    refuse(config, given)
+    if files:
+        refuse(config, own_names(files[0]) - given.keys(), file)
+    check_ramps(config)
+    return config
 
 
 def branched(values, start):
     """The settings of the run that `start` is a checkpoint of, and `values` over them."""
+    values = {key: typed(key, value) for key, value in values.items()}
     state = checkpoint.settings_of(start)
     need(start, state, config=dict, iter=int, stage=int)
     had = {**asdict(TrainConfig()), **known_settings(state["config"])}
     need(start, had, stages=list)
     if values.get("out_dir", had["out_dir"]) == had["out_dir"]:
         raise UserError(f"init_from={start}: a branch is a run of its own: give it another --out_dir")
-    if values.get("decay_iters") and "max_iters" not in values:
-        values["max_iters"] = state["iter"] + values["decay_iters"]
-        had["stages"] = had["stages"][:state["stage"]]  # what was to come, a decay leaves out
+    done = state["stage"]
+    if values.get("decay_iters"):
+        values.setdefault("schedule", "wsd")
+        if "max_iters" not in values:
+            values["max_iters"] = state["iter"] + values["decay_iters"]
+            had["stages"] = had["stages"][:done]  # what was to come, a decay leaves out
+    elif "decay_frac" in values:
+        values.setdefault("decay_iters", 0)
+    had["rewarm_iters"] = 0  # what was, the checkpoint says
+    stages = values.get("stages", had["stages"])
+    if stages[:done] == had["stages"][:done] and any(
+            values.get(k, had[k]) != had[k] for k in ("ramp_iters", "operator")):
+        with checkpoint.believed(start):  # what has begun goes on as it was
+            values["stages"] = [*map(TrainConfig(**had).whole, stages[:done]), *stages[done:]]
     return {**had, **values}
 
 
 def recorded(files, given):
     """The settings that the run to resume was started with, from its out_dir's config.json."""
+    if "init_from" in given:
+        raise UserError(f"init_from={given['init_from']}: --resume goes on with a run's own checkpoint: leave "
+                        "one of the two out")
+    if "out_dir" in given and files and os.path.isdir(files[0]):
+        raise UserError(f"out_dir={given['out_dir']}: --resume {files[0]} says where the run is: leave one of "
+                        "the two out")
     if files and not files[0].endswith(".py") and not os.path.isdir(files[0]):
         raise UserError(f"{files[0]}: no such folder: --resume goes on with a run's out_dir")
     values = {} if not files or os.path.isdir(files[0]) else read_file(files[0])
@@ -71,6 +109,8 @@ def recorded(files, given):
         return {**values, "out_dir": folder}  # of a run that says no more: let its checkpoint speak
     had = read_json(path)
     old = known_settings(had)
+    if "max_iters" in given:
+        old.pop("rewarm_iters", None)  # it was of the end before this one
     for key in sorted(values.keys() & old.keys() - given.keys() - {"out_dir", "init_from"}):
         if values[key] != old[key]:
             say_once(f"resuming with the run's own {key}={old[key]!r}, not {files[0]}'s "
@@ -139,23 +179,26 @@ def read_file(path):
         k in known or not isinstance(v, (types.ModuleType, types.FunctionType, type)))}
 
 
+def own_names(path):
+    """What a config file itself assigns, not one that it builds on."""
+    with open(os.path.expanduser(path), "rb") as f:
+        tree = ast.parse(f.read())
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
 def parse_override(arg):
     key, eq, text = arg[2:].partition("=")
     kinds = {f.name: f.type for f in fields(TrainConfig)}
     if not eq:
         raise UserError(f"{arg}: settings are written --key=value")
-    if key not in kinds:
-        raise UserError(unknown(key, kinds))
-    if kinds[key] is str:
-        return key, text
-    try:
-        return key, ast.literal_eval(literal(text))
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        raise UserError(f"{key}={text}: must be {plain_name(kinds[key])}") from None
+    if key in kinds and kinds[key] is not str:
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+            return key, typed(key, ast.literal_eval(literal(text)))
+    return key, typed(key, text)
 
 
 def literal(text):
-    """Python literals, and also true/false and [dict(at=1, n_embd=8)] as configs write them."""
+    """Python literals, and also true/false and [dict(at=1, n_embd=8)] as configs write them, no key twice."""
     if text.lower() in ("true", "false"):
         return text.title()
     tree = ast.parse(text, mode="eval")
@@ -166,4 +209,8 @@ def literal(text):
                 raise ValueError(text)
             return ast.Dict(keys=[ast.Constant(k.arg) for k in node.keywords],
                             values=[self.visit(k.value) for k in node.keywords])
-    return ast.unparse(ast.fix_missing_locations(Dicts().visit(tree)))
+    tree = ast.fix_missing_locations(Dicts().visit(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict) and len({ast.unparse(k) for k in node.keys if k}) < len(node.keys):
+            raise ValueError(text)
+    return ast.unparse(tree)

@@ -80,7 +80,7 @@ def branch(trunk, member):
     else:  # perhaps killed before its first checkpoint
         for log in ("metrics.jsonl", "log.txt"):
             remove(os.path.join(member.out_dir, log))
-    return from_dict({**asdict(trunk), **branch_settings(member), "init_from": start,
+    return from_dict({**asdict(trunk), **branch_settings(member), "init_from": start, "rewarm_iters": 0,
                       "max_iters": member.end, "stages": trunk.stages[:member.stage]})
 
 

@@ -18,6 +18,7 @@ from data.dataset import with_tokenizer
 from data.tokenizer import JSON, is_gpt2, read_json_tokenizer, read_vocab, tokenizer_of
 from layers import rope_scaling
 from model import MODELS
+from run.settings import typed
 
 # ours: theirs. A block's names are looked up with its number taken out.
 NAMES = {
@@ -254,19 +255,25 @@ def folder_config(folder):
     for k, value in ours.items():
         if type(value) is int and value < 1:
             raise UserError(f"{path}: {names[k]}={value}: must be at least 1")
-    if "norm_eps" in ours:
-        ours["norm_eps"] = float(ours["norm_eps"])
     if CONFIG[dialect] is LLAMA:
         if window is not None and not (type(window) is int and window >= ours["block_size"]):
             raise UserError(f"{path}: sliding_window={window!r} is shorter than the context: only without "
                             "one is it a model of ours: lower max_position_embeddings to it, or make it null")
-        return "llama", dict(ours, tie=bool(ours["tie"]), qk_norm=dialect == "qwen3",
-                             qkv_bias=dialect == "qwen2", **rope_and_groups(path, theirs, heads))
+        return "llama", checked(path, dict(ours, qk_norm=dialect == "qwen3", qkv_bias=dialect == "qwen2",
+                                           **rope_and_groups(path, theirs, heads)))
     if ours["gelu"] not in GELU:
         raise UserError(f"{path}: activation {ours['gelu']!r}: must be one of {', '.join(GELU)}")
     if width % heads:
         raise UserError(f"{path}: {width} coordinates do not divide among {heads} heads")
-    return dialect, dict(ours, gelu=GELU[ours["gelu"]], bias=True, head_dim=width // heads)
+    return dialect, checked(path, dict(ours, gelu=GELU[ours["gelu"]], bias=True, head_dim=width // heads))
+
+
+def checked(path, ours):
+    """Values that a file gives our settings, each of its kind."""
+    try:
+        return {key: typed(key, value) for key, value in ours.items()}
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from None
 
 
 def rope_and_groups(path, theirs, heads):
@@ -287,7 +294,7 @@ def rope_and_groups(path, theirs, heads):
     if kv < 1 or heads % kv:
         raise UserError(f"{path}: num_key_value_heads must be at least 1, and {heads} query heads "
                         f"divide among num_key_value_heads={kv}")
-    return dict(rope_theta=float(theta), kv_group=heads // kv,
+    return dict(rope_theta=theta, kv_group=heads // kv,
                 rope_scaling=f"{kind}:{','.join(f'{n:.17g}' for n in said)}" if said else "")
 
 

@@ -23,16 +23,20 @@ AT_ONCE = dict(cpu=1 << 18)
 AT_ONCE_ELSEWHERE = 1 << 25
 
 
-def learning_rate(config, it):
-    """The learning rate of iteration `it`, as a share of the peak."""
-    scale = min(1.0, (it + 1) / config.warmup_iters) if config.warmup_iters else 1.0
-    low = config.min_lr_frac
+def learning_rate(config, it, rewarm=None):
+    """
+    The learning rate of iteration `it`, as a share of the peak. rewarm: (iteration, share, iterations):
+    there the schedule began again, at that share of the peak, with a warmup of so many iterations.
+    """
+    began, low, warmup = rewarm or (0, 0.0, config.warmup_iters)
+    it, end = it - began, config.max_iters - began
+    scale = low + (1 - low) * min(1.0, (it + 1) / warmup) if warmup else 1.0
+    low, span = config.min_lr_frac, config.decay_span(began)
     if config.schedule == "cosine":
-        done = max(0, it - config.warmup_iters) / max(1, config.max_iters - config.warmup_iters)
+        done = max(0, it - warmup) / max(1, end - warmup)
         scale *= low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done))
-    elif config.schedule == "wsd" and config.decay_span():
-        left = (config.max_iters - it) / config.decay_span()
-        scale *= low + (1 - low) * min(1.0, left)
+    elif config.schedule == "wsd" and end - it < span:
+        scale *= low + (1 - low) * ((end - it) / span)
     return scale
 
 

@@ -1,4 +1,5 @@
 """Whether a run goes on from a checkpoint, and from which; what a resumed run may change."""
+import math
 from dataclasses import fields
 
 from base.errors import UserError, say_once
@@ -6,16 +7,18 @@ from base.reading import need
 from data.tokenizer import tokenizer_of
 from run.checkpoint import checkpoint
 from run.checkpoint.sharded import alone
+from run.optim import learning_rate
 from run.settings import TrainConfig, known_settings
 
 # what a resumed run may change, because it says nothing about the steps already taken
 RESUME_MAY_CHANGE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "save_interval",
         "eval_seqs", "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
         "max_bad_steps", "data_dir", "shard", "tensorboard", "wandb",
-        "sample_interval", "finish_stages", "family"}
+        "sample_interval", "finish_stages", "family", "rewarm_iters"}
+# what a new warmup from a checkpoint may change besides: the rates of the steps to come
+REWARM_MAY_CHANGE = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "learning_rate", "muon_learning_rate"}
 # what a branch may change besides: what is still to come
-BRANCH_MAY_CHANGE = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "learning_rate", "muon_learning_rate",
-         "weight_decay", "grad_clip", "ramp_iters", "operator", "dropout"}
+BRANCH_MAY_CHANGE = {*REWARM_MAY_CHANGE, "weight_decay", "grad_clip", "ramp_iters", "operator", "dropout"}
 
 
 def saved_state(config, meta, restarted=False, ask=alone):
@@ -76,14 +79,50 @@ def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
                  if k not in had["stages"][i]]
     if gone:
         say_once(f"going on without {', '.join(f'{k}={v!r}' for k, v in gone)}: there is no such setting any more")
+    was = TrainConfig(**had)
+    rewarm = rewarmed(state, was, config)
+    if rewarm != state.get("rewarm"):
+        say_once(f"warming up again from iteration {rewarm[0]} on, over {rewarm[2]} iterations")
+        state["rewarm"], free = rewarm, free | REWARM_MAY_CHANGE
     for f in fields(TrainConfig):
-        old, new = had.get(f.name, f.default), getattr(config, f.name)
-        if old == new or f.name == "init_from":
+        old, new = getattr(was, f.name), getattr(config, f.name)
+        if old == new or f.name in ("init_from", "rewarm_iters"):
             continue
-        later = f.name == "stages" and old[:done] == new[:done] and \
+        later = f.name == "stages" and [*map(was.whole, old[:done])] == [*map(config.whole, new[:done])] and \
             all(s["at"] >= state["iter"] for s in new[done:])
         if f.name not in free and not later:
             raise UserError(f"{f.name}={new!r}: the checkpoint was trained with {old!r}; resume "
                             "with that, or start anew in another out_dir")
         if not config.is_branch():  # whose command says it
             say_once(f"resuming with {f.name}={new!r}, which was {old!r}")
+
+
+def rewarmed(state, was, config):
+    """
+    Where the learning rate's schedule began again (see optim.learning_rate), or None, for a run by `config`
+    that goes on from the checkpoint `state` of one by `was`. UserError if the rate would jump: if `config`
+    had given steps already taken another one.
+    """
+    it, had = state["iter"], state.get("rewarm")
+    changed = [k for k in ("max_iters", "schedule", "decay_iters", "decay_frac", "min_lr_frac")
+               if getattr(was, k) != getattr(config, k)]
+    taken = range(it - 1, had[0] - 1 if had else -1, -1) if changed else ()
+    jumps = any(learning_rate(was, i, had) != learning_rate(config, i, had) for i in taken)
+    last, left = learning_rate(was, it - 1, had) if it else 0.0, config.max_iters - it
+    if config.rewarm_iters and (jumps or config.rewarm_iters != was.rewarm_iters):
+        for key in ("rewarm_iters", *["decay_iters"] * (config.schedule == "wsd")):
+            if getattr(config, key) > left:
+                raise UserError(f"{key}={getattr(config, key)}: more than the {left} iterations that are left "
+                                f"from iteration {it} on: lower it, or raise max_iters")
+        peaks = [getattr(was, k) / getattr(config, k) for k in ("learning_rate", "muon_learning_rate")
+                 if getattr(config, k)]
+        return [it, min([1.0, *(last * p for p in peaks)]), config.rewarm_iters]
+    if not jumps:
+        return had
+    key, decay = changed[0], max(0, math.floor(was.max_iters - was.decay_span(had[0] if had else 0)))
+    raise UserError(
+        f"{key}={getattr(config, key)!r}: the learning rate would jump from {last:.3g} of its peak to "
+        f"{learning_rate(config, it, had):.3g} at iteration {it}, since {key}={getattr(was, key)!r} so far: " + (
+            f"branch off there with --decay_iters={left}" if last == 1 and left else
+            ("branch off a checkpoint of iteration " + f"{decay} or before, or " if was.schedule == "wsd" else "") +
+            "warm up again with --rewarm_iters=N"))

@@ -5,12 +5,11 @@ line that names it. How settings are given is in run/arguments.py.
 import difflib
 import os
 import re
-import sys
 from dataclasses import dataclass, field, fields, replace
 
 import torch
 
-from base.errors import UserError
+from base.errors import UserError, is_number
 from grow import grown_config, sizes_of
 from model import GROWABLE, MODELS
 from run.operators import OPERATORS, refusal
@@ -74,6 +73,9 @@ class TrainConfig:
     muon_learning_rate: float = 0.02  # peak, of the matrices, with optimizer="muon"
     schedule: str = "wsd"           # "wsd" (warmup, stable, decay), "cosine" or "constant"
     warmup_iters: int = 50
+    rewarm_iters: int = 0           # to go on from a checkpoint whose rate has decayed: a warmup of so
+                                    # many iterations, from the rate it ended with to the peak, and then
+                                    # the schedule again, as if the run began there
     decay_frac: float = 0.25        # wsd: share of the run at its end over which the rate decays
     decay_iters: int = 0            # the same in iterations, instead of decay_frac
     min_lr_frac: float = 0.0        # the rate at the end, as a share of the peak
@@ -135,9 +137,9 @@ class TrainConfig:
         given = [s["micro_batch"] for s in self.stages[:stage] if "micro_batch" in s]
         return given[-1] if given else self.micro_batch
 
-    def decay_span(self):
-        """Iterations at the run's end over which "wsd" brings the rate down."""
-        return self.decay_iters or self.decay_frac * self.max_iters
+    def decay_span(self, since=0):
+        """Iterations at the run's end over which "wsd" brings the rate down; since: where a rewarm began."""
+        return self.decay_iters or self.decay_frac * (self.max_iters - since)
 
     def is_branch(self):
         """Does this run go on from another one's checkpoint?"""
@@ -151,15 +153,38 @@ class TrainConfig:
         """The share of a sequence's positions that the vocabulary head is computed on."""
         return self.mask_frac if self.model == "bert" else 1.0
 
+    def has_ramp(self, stage):
+        return stage.get("operator", self.operator) == "msg"  # others have no mask
+
     def ramp_of(self, stage):
-        if stage.get("operator", self.operator) != "msg":
-            return 0  # no mask, no ramp
-        return stage.get("ramp_iters", self.ramp_iters)
+        return stage.get("ramp_iters", self.ramp_iters) if self.has_ramp(stage) else 0
+
+    def whole(self, stage):
+        """The stage with all it means said in itself."""
+        own = dict(ramp_iters=self.ramp_of(stage)) if self.has_ramp(stage) else {}
+        return {**{k: v for k, v in stage.items() if k != "ramp_iters"}, **own,
+                "operator": stage.get("operator", self.operator)}
 
 
 PATHS = ("out_dir", "data_dir", "init_from")
 LLAMA_ALONE = ("kv_group", "rope_theta", "rope_scaling", "tie", "qk_norm", "qkv_bias")
-NO_CHOICE = dict(gpt=LLAMA_ALONE, bert=(*LLAMA_ALONE, "norm_eps"), llama=("gelu",))
+# what means nothing in some runs: (where it means something; is that so in a config?)
+MEANS = dict(
+    **dict.fromkeys(LLAMA_ALONE, ("model='llama'", lambda c: c.model == "llama")),
+    **dict.fromkeys(("gelu", "bias"), ("model='gpt' or 'bert'", lambda c: c.model != "llama")),
+    **dict.fromkeys(("doc_mask", "norm_eps", "sampling"), ("model='gpt' or 'llama'", lambda c: c.model != "bert")),
+    mask_frac=("model='bert'", lambda c: c.model == "bert"),
+    finish_stages=("stages", lambda c: c.stages), family=("finish_stages", lambda c: c.finish_stages),
+    operator=("stages that name no operator themselves", lambda c: any("operator" not in s for s in c.stages)),
+    ramp_iters=("stages that have operator='msg' and no ramp_iters themselves",
+                lambda c: any("ramp_iters" not in s and c.has_ramp(s) for s in c.stages)),
+    muon_learning_rate=("optimizer='muon'", lambda c: c.optimizer == "muon"),
+    rewarm_iters=("a checkpoint to go on from, by --resume or init_from=RUN/ckpt_ITER.pt",
+                  lambda c: c.is_branch() or c.init_from == "resume"),
+    decay_frac=("schedule='wsd' without decay_iters", lambda c: c.schedule == "wsd" and not c.decay_iters),
+    decay_iters=("schedule='wsd'", lambda c: c.schedule == "wsd"),
+    min_lr_frac=("schedule='cosine', or 'wsd' with a decay",
+                 lambda c: c.schedule == "cosine" or c.schedule == "wsd" and c.decay_span()))
 CHOICES = dict(model=tuple(MODELS), optimizer=("adamw", "muon"),
                operator=tuple(OPERATORS), family=("now", "end"), schedule=("wsd", "cosine", "constant"),
                sampling=("epochs", "random"), gelu=("", "tanh", "exact"), compile=("auto", "block", "model", "none"),
@@ -172,24 +197,28 @@ AT_MOST = dict(n_layer=10_000, dropout=0.999, decay_frac=1, min_lr_frac=1, beta1
 
 
 def from_dict(values):
-    kinds = {f.name: f.type for f in fields(TrainConfig)}
-    typed = {}
-    for key, value in values.items():
-        if key not in kinds:
-            raise UserError(unknown(key, kinds))
-        kind = kinds[key]
-        if kind is float and type(value) is int:
-            value = float(value)
-        if kind is int and type(value) is float and value.is_integer():
-            value = int(value)  # 1e6 is a whole number too
-        if type(value) is not kind:
-            raise UserError(f"{key}={shortened(value)}: must be {plain_name(kind)}")
-        if kind is str and "\0" in value:
-            raise UserError(f"{key}={value!r}: holds a NUL, which no name can")
-        typed[key] = os.path.expanduser(value) if key in PATHS else value
-    config = TrainConfig(**typed)
+    config = TrainConfig(**{key: typed(key, value) for key, value in values.items()})
     check(config)
     return config
+
+
+def typed(key, value):
+    """A setting's value as its kind has it: 1e6 is a whole number too, and 1 a number. UserError else."""
+    kinds = {f.name: f.type for f in fields(TrainConfig)}
+    if key not in kinds:
+        raise UserError(unknown(key, kinds))
+    kind = kinds[key]
+    if kind in (int, float) and type(value) in (int, float):
+        low, high = AT_LEAST.get(key, 0), AT_MOST.get(key)
+        if not is_number(value, low, high, kind):
+            raise UserError(f"{key}={shortened(value)}: must be at least {low} and " +
+                            ("finite" if high is None else f"at most {high}"))
+        value = kind(value) if kind is float or value == int(value) else value
+    if type(value) is not kind:
+        raise UserError(f"{key}={shortened(value)}: must be {plain_name(kind)}")
+    if kind is str and "\0" in value:
+        raise UserError(f"{key}={value!r}: holds a NUL, which no name can")
+    return os.path.expanduser(value) if key in PATHS else value
 
 
 def known_settings(had):
@@ -236,15 +265,12 @@ def check(config):
         if getattr(config, key) not in allowed:
             raise UserError(f"{key}={getattr(config, key)!r}: must be one of "
                             f"{', '.join(repr(a) for a in allowed)}")
-    for key in (f.name for f in fields(config) if f.type in (int, float)):
-        value, low = getattr(config, key), AT_LEAST.get(key, 0)
-        high = AT_MOST.get(key, 2**53 if type(value) is int else sys.float_info.max)
-        if not low <= value <= high:
-            raise UserError(f"{key}={shortened(value)}: must be at least {low}" +
-                            (f" and at most {high}" if key in AT_MOST else " and finite"))
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
         raise UserError(f"device={config.device}: must be auto, cpu, cuda, cuda:0 ..., or mps")
-    check_model(config)
+    try:
+        config.model_config(1)
+    except ValueError as e:
+        raise UserError(e) from None
     if config.batch_tokens % config.block_size:
         raise UserError(f"batch_tokens={config.batch_tokens}: must be a multiple of "
                         f"block_size={config.block_size}, one sequence")
@@ -261,21 +287,46 @@ def check(config):
     if config.decay_iters > config.max_iters:
         raise UserError(f"decay_iters={config.decay_iters}: more than max_iters={config.max_iters}")
     check_stages(config)
+    refuse(config, ("gelu", "doc_mask", "norm_eps", *LLAMA_ALONE))
 
 
-def check_model(config):
-    """What the model has no use for (but a default, which says nothing), and what it cannot be."""
-    for key in NO_CHOICE[config.model]:
-        if getattr(config, key) != getattr(TrainConfig, key):
-            raise UserError(f"{key}={getattr(config, key)!r}: model={config.model!r} has no such "
-                            "choice: leave it out")
-    if config.doc_mask and config.model == "bert":
-        raise UserError("doc_mask=True: BERT's rows are of one document, or of two that it is to tell "
-                        "apart: leave it out")
-    try:
-        config.model_config(1)
-    except ValueError as e:
-        raise UserError(e) from None
+def idle(config):
+    """{what is not at its default and means nothing in `config`: (its value, where it means something)}"""
+    found = {k: (getattr(config, k), where) for k, (where, means) in MEANS.items()
+             if getattr(config, k) != getattr(TrainConfig, k) and not means(config)}
+    for i, s in enumerate(config.stages):
+        for key, where, means in (("ramp_iters", "operator='msg'", config.has_ramp(s)),
+                                  ("finish_iters", "finish_stages", config.finish_stages)):
+            if s.get(key) and not means:
+                found[f"stages[{i}] {key}"] = s[key], where
+    return found
+
+
+def refuse(config, given, alone=None):
+    """
+    UserError for what was given and means nothing, in a run by the settings `alone` neither. Of a base
+    config, or of a run before, anything may be left over.
+    """
+    for name, (value, where) in idle(config).items():
+        if name.partition("[")[0] in given and (alone is None or name in idle(from_dict(alone))):
+            raise UserError(f"{name}={value!r}: means something with {where} only: leave it out")
+
+
+def plain(config):
+    """`config` without what means nothing in it, so that all of it may be given."""
+    stages = [{k: v for k, v in s.items() if f"stages[{i}] {k}" not in idle(config)}
+              for i, s in enumerate(config.stages)]
+    usual = {k: getattr(TrainConfig, k) for k in idle(config) if k in MEANS}
+    return replace(config, **{**usual, "stages": stages})
+
+
+def check_ramps(config):
+    """UserError if the last ramp outlasts the run: its model would stay masked."""
+    end = max((s["at"] + config.ramp_of(s) for s in config.stages), default=0)
+    if end > config.max_iters:
+        raise UserError(f"max_iters={config.max_iters}: the ramp of stages[{len(config.stages) - 1}] ends at "
+                        f"iteration {end}, and would leave the model masked: raise max_iters to that, or, "
+                        "where it has not begun, lower ramp_iters or grow sooner")
 
 
 def check_stages(config):

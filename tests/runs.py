@@ -3,6 +3,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,8 +35,9 @@ def make_data(folder, tokens=20000, vocab=96):
 
 
 def flags(**settings):
-    """TINY's settings and these; None leaves one out."""
-    return [f"--{k}={v}" for k, v in {**TINY, **settings}.items() if v is not None]
+    """TINY's settings, of which those of growths need stages, and these; None leaves one out."""
+    usual = TINY if settings.get("stages", 1) != [] else {**TINY, "ramp_iters": None}
+    return [f"--{k}={v}" for k, v in {**usual, **settings}.items() if v is not None]
 
 
 def train(*args, torchrun=0, check=True, env=None, cwd=ROOT, **settings):
@@ -93,6 +95,14 @@ class Driver:
     def close(self):
         self.process.stdin.close()
         self.process.wait()
+
+
+def cut_off(out_dir, iteration, copy):
+    """A copy of a run as if it had been killed after the checkpoint of `iteration`, which it kept."""
+    shutil.copytree(out_dir, copy)
+    for name in os.listdir(copy):
+        if name.endswith(".pt") and not name <= f"ckpt_{iteration:07d}.pt":
+            os.remove(os.path.join(copy, name))
 
 
 def events(out_dir, *kinds):

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from runs import TINY, events, losses, make_data, train_here
+from runs import TINY, cut_off, events, losses, make_data, train_here
 from test_grow import BIGGER, batch, check_preserved, make
 from test_operators import EVEN, EXACT, change
 
@@ -136,9 +136,9 @@ def test_a_run(model, optimizer, data, tmp_path):
     settings = dict(model=model, data_dir=data, doc_mask=True, optimizer=optimizer, schedule="constant")
     stages = [dict(at=6, n_inner=48, n_head=2), dict(at=15, n_embd=32, n_layer=3)]
     whole, halves, off = (str(tmp_path / n) for n in ("whole", "halves", "off"))
-    train_here(out_dir=whole, stages=stages, max_iters=24, **settings)
-    train_here(out_dir=halves, stages=stages, max_iters=19, **settings)
-    train_here("--resume", **{**dict.fromkeys(TINY), "max_iters": 24}, out_dir=halves)
+    train_here(out_dir=whole, stages=stages, max_iters=24, save_interval=19, keep_checkpoints=9, **settings)
+    cut_off(whole, 19, halves)
+    train_here("--resume", **dict.fromkeys(TINY), out_dir=halves)
     train_here(out_dir=off, stages=stages, max_iters=24, **{**settings, "doc_mask": False})
     pick = [[x for x in losses(o) if x[0] == "step"] for o in (whole, halves, off)]
     assert pick[0] == pick[1] != pick[2]
@@ -168,7 +168,7 @@ def test_an_exported_folder_knows_it(tmp_path):
 
 
 def test_refused(tmp_path):
-    with pytest.raises(UserError, match="doc_mask=True: BERT's rows"):
+    with pytest.raises(UserError, match="doc_mask=True: means something with model='gpt'"):
         from_dict(dict(model="bert", doc_mask=True))
     folder = make_data(tmp_path / "data")
     meta = json.loads((folder / "meta.json").read_text())

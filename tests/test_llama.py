@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from runs import events, losses, make_data, train_here
+from runs import cut_off, events, losses, make_data, train_here
 from test_grow import VARIANTS, batch, difference, make, outputs
 
 from base.errors import UserError
@@ -28,8 +28,8 @@ def test_a_run(optimizer, tmp_path):
                     head_dim=8, qk_norm=True, tie=False, optimizer=optimizer, schedule="constant")
     stages = [dict(at=6, n_inner=48, n_head=4), dict(at=15, n_embd=32, n_layer=3)]
     whole, halves = str(tmp_path / "whole"), str(tmp_path / "halves")
-    train_here(out_dir=whole, stages=stages, max_iters=26, **settings)
-    train_here(out_dir=halves, stages=stages, max_iters=19, **settings)
+    train_here(out_dir=whole, stages=stages, max_iters=26, save_interval=19, keep_checkpoints=9, **settings)
+    cut_off(whole, 19, halves)
     train_here(out_dir=halves, stages=stages, max_iters=26, init_from="resume", **settings)
     pick = [[x for x in losses(o) if x[0] == "step"] for o in (whole, halves)]
     assert pick[0] == pick[1]

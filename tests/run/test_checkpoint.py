@@ -13,7 +13,7 @@ from base.errors import UserError
 from run import monitor
 from run.checkpoint import checkpoint
 
-PLAIN = dict(stages=[], max_iters=20, warmup_iters=1, eval_interval=5)
+PLAIN = dict(stages=[], max_iters=20, warmup_iters=1, eval_interval=5, schedule="constant")
 
 
 @pytest.fixture

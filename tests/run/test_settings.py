@@ -72,8 +72,9 @@ def test_resume_from_the_folder_alone(tmp_path, monkeypatch):
     """From another working directory, with what the run recorded; only what is given may differ."""
     data, out, whole = make_data(tmp_path / "data"), tmp_path / "out", tmp_path / "whole"
     monkeypatch.chdir(tmp_path)
-    train(data_dir="data", out_dir=out, max_iters=20, stages=[], warmup_iters=3)
-    train(data_dir=data, out_dir=whole, max_iters=28, stages=[], warmup_iters=3)
+    constant = dict(stages=[], warmup_iters=3, schedule="constant")
+    train(data_dir="data", out_dir=out, max_iters=20, **constant)
+    train(data_dir=data, out_dir=whole, max_iters=28, **constant)
     monkeypatch.chdir("/")
     done = train("--resume", str(out), "--max_iters=28", **dict.fromkeys(TINY))
     assert "resuming with max_iters=28, which was 20" in done.stdout
@@ -86,14 +87,15 @@ def test_resume_from_the_folder_alone(tmp_path, monkeypatch):
 def test_settings_that_are_no_more_are_said(tmp_path, capsys, monkeypatch):
     """Of a run by an older version: those it had set, once, not what was off; resumed and branched."""
     data, out = make_data(tmp_path / "data"), tmp_path / "out"
-    train_here(data_dir=data, out_dir=out, max_iters=4, stages=[dict(at=2, n_layer=2)], warmup_iters=1)
+    train_here(data_dir=data, out_dir=out, max_iters=4, stages=[dict(at=2, n_layer=2)], warmup_iters=1,
+               ramp_iters=2)
     path = str(out / "ckpt_0000004.pt")
     state = checkpoint.load(path)
-    state["config"].update(rewarm_iters=10, muon_old_block="")
+    state["config"].update(muon_old_iters=10, muon_old_block="")
     state["config"]["stages"][0].update(depth="interleave")
     write_sealed(path, state)
     disk.write_json(str(out / "config.json"), dict(state["config"], resolved={}))
-    said = "going on without rewarm_iters=10, stages[0] depth='interleave': there is no such setting any more\n"
+    said = "going on without muon_old_iters=10, stages[0] depth='interleave': there is no such setting any more\n"
     meta = {**read_meta(str(data)), "fingerprint": state["meta"]["fingerprint"]}
     for argv in (["--resume", str(out)], [f"--init_from={path}", f"--out_dir={tmp_path}/branch"]):
         config = from_args(argv)
