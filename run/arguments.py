@@ -93,9 +93,6 @@ def branched(values, start):
 
 def recorded(files, given):
     """The settings that the run to resume was started with, from its out_dir's config.json."""
-    if "init_from" in given:
-        raise UserError(f"init_from={given['init_from']}: --resume goes on with a run's own checkpoint: leave "
-                        "one of the two out")
     if "out_dir" in given and files and os.path.isdir(files[0]):
         raise UserError(f"out_dir={given['out_dir']}: --resume {files[0]} says where the run is: leave one of "
                         "the two out")

@@ -35,9 +35,9 @@ def make_data(folder, tokens=20000, vocab=96):
 
 
 def flags(**settings):
-    """TINY's settings, of which those of growths need stages, and these; None leaves one out."""
-    usual = TINY if settings.get("stages", 1) != [] else {**TINY, "ramp_iters": None}
-    return [f"--{k}={v}" for k, v in {**usual, **settings}.items() if v is not None]
+    """TINY's settings and these; None leaves one out; without stages there is no ramp_iters either."""
+    given = {**TINY, **settings}
+    return [f"--{k}={v}" for k, v in given.items() if v is not None and not (k == "ramp_iters" and given["stages"] in ([], "[]"))]
 
 
 def train(*args, torchrun=0, check=True, env=None, cwd=ROOT, **settings):
@@ -97,12 +97,12 @@ class Driver:
         self.process.wait()
 
 
-def cut_off(out_dir, iteration, copy):
-    """A copy of a run as if it had been killed after the checkpoint of `iteration`, which it kept."""
-    shutil.copytree(out_dir, copy)
-    for name in os.listdir(copy):
+def cut_off(out_dir, iteration, copy=None):
+    """A run, or a copy of it, as if it had been killed after the checkpoint of `iteration`, which it kept."""
+    out_dir = shutil.copytree(out_dir, copy) if copy else out_dir
+    for name in os.listdir(out_dir):
         if name.endswith(".pt") and not name <= f"ckpt_{iteration:07d}.pt":
-            os.remove(os.path.join(copy, name))
+            os.remove(os.path.join(out_dir, name))
 
 
 def events(out_dir, *kinds):

@@ -113,7 +113,7 @@ def test_a_kept_checkpoint_that_could_not_be_written(counts, data, tmp_path):
     """The run and the rest of the family are finished, and what is not is said."""
     out = tmp_path / "out"
     counts[2].add(6)
-    train_here(data_dir=data, out_dir=out, **{**PLAIN, "finish_stages": 3, "ramp_iters": 2, "decay_frac": 0.2,
+    train_here(data_dir=data, out_dir=out, **{**PLAIN, "finish_stages": 3, "ramp_iters": 2, "schedule": "wsd", "decay_frac": 0.2,
                                               "stages": [dict(at=6, n_inner=48), dict(at=12, n_layer=2)]})
     small, middle = "1x16x32x1", "1x16x48x1"
     assert checkpoint.load(str(out / middle))["iter"] == 15 and not (out / small).exists()

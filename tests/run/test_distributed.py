@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from runs import ENV, ROOT, Driver, events, flags, losses, make_data
+from runs import ENV, ROOT, Driver, cut_off, events, flags, losses, make_data
 
 from base.errors import UserError
 from data.dataset import read_meta
@@ -27,7 +27,7 @@ from tools.export import export
 # shorter than TINY: 5 evaluated rows, so that two ranks have unequally many batches of them
 SHORT = dict(dropout=0.0, eval_seqs=5, micro_batch=2, max_iters=26, ramp_iters=5, schedule="constant",
              stages=[dict(at=4, n_inner=48), dict(at=10, n_embd=32, n_head=2), dict(at=16, n_layer=3)])
-CUT = dict(max_iters=12, stages=SHORT["stages"][:2])  # in the middle of the second ramp
+CUT = 12  # in the middle of the second ramp
 
 
 class Together(Driver):
@@ -46,6 +46,11 @@ class Together(Driver):
         codes, said = self.say(world, out_dir + ".log", args=args, **job or {})
         assert not ok or codes == [0] * world, "\n".join(said)
         return losses(out_dir) if ok else (codes, said)
+
+    def run_cut(self, *args, **settings):
+        """As if the run had been killed after iteration CUT."""
+        self.run(*args, save_interval=CUT, keep_checkpoints=9, **settings)
+        cut_off(args[0], CUT)
 
     def call(self, name, world, log, **env):
         codes, said = self.say(world, str(log), call=name, env=env)
@@ -148,7 +153,7 @@ def test_resumed_as_anything(optimizer, start, resumed, driver, data, whole, tmp
     """Stopped in the middle of a ramp; then sharded, whole in each, and on one process."""
     want = [x for x in whole("gpt", optimizer)[1] if x[0] == "step"]
     settings, cut = dict(data_dir=data, optimizer=optimizer), str(tmp_path / "cut")
-    driver.run(cut, start[0], shard=start[1], **CUT, **settings)
+    driver.run_cut(cut, start[0], shard=start[1], **settings)
     assert 0 < checkpoint.load(cut)["model"]["masks.c"] < 1
     assert bool(parts(cut)) == (start[0] > 1)
     for world, how in resumed:
@@ -289,7 +294,7 @@ def test_a_part_that_cannot_be_written(driver, data, tmp_path):
 def test_disks_that_are_not_shared(driver, data, whole, tmp_path):
     """Rank 0 reads the parts for all, and gathers and writes one file."""
     out = str(tmp_path / "out")
-    driver.run(out, 2, data_dir=data, shard="fsdp", **CUT)
+    driver.run_cut(out, 2, data_dir=data, shard="fsdp")
     assert parts(out)
     driver.run(out, 2, "--resume", data_dir=data, shard="fsdp", job=dict(blind=True))
     assert_close(*[[x for x in found if x[0] == "step"] for found in (whole()[1], losses(out))])
@@ -306,7 +311,7 @@ def test_saving_does_not_stop_the_run(driver, tmp_path):
 
 def test_only_rank_0_needs_the_checkpoint(driver, data, whole, tmp_path):
     a, b = str(tmp_path / "a"), str(tmp_path / "nothing_here")
-    driver.run(a, 1, data_dir=data, **CUT)
+    driver.run_cut(a, 1, data_dir=data)
     args = [[*flags(**{**SHORT, "out_dir": out}), f"--data_dir={data}", "--init_from=auto"]
             for out in (a, b)]
     codes, said = driver.say(2, str(tmp_path / "log"), args=args)

@@ -77,7 +77,7 @@ def test_what_another_file_or_run_leaves_is_no_fault(tmp_path):
 @pytest.mark.parametrize("argv", [
     ["--seed=1", "--seed=2"], ["--seed=1", "--seed=1"],
     ["--stages=[dict(at=300, n_layer=8, at=400)]"], ["--stages=[{'at': 300, 'n_layer': 8, 'at': 400}]"],
-    ["--resume", ".", "--out_dir=x"], ["--resume", "--init_from=x"]])
+    ["--resume", ".", "--out_dir=x"]])
 def test_nothing_is_given_twice(argv):
     with pytest.raises(UserError):
         from_args(argv)

@@ -128,7 +128,7 @@ def test_train_starts_and_grows_from_a_folder(kind, folders, tmp_path):
     """The sizes are the folder's; stages grow from there; --resume needs no new flags."""
     data, out = str(make_data(tmp_path / "data")), str(tmp_path / "out")
     settings = dict.fromkeys(("block_size", "n_layer", "n_head", "n_embd", "n_inner", "head_dim"))
-    settings.update(data_dir=data, out_dir=out, batch_tokens=48, warmup_iters=1, eval_interval=2,
+    settings.update(data_dir=data, out_dir=out, batch_tokens=48, warmup_iters=1, eval_interval=2, ramp_iters=2,
                     stages=[dict(at=1, n_embd=16, n_head=4, n_layer=3)], learning_rate=0.0)
     where = f"--init_from={folders[kind][1]}"
     train_here(where, max_iters=4, **settings)

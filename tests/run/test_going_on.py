@@ -1,0 +1,177 @@
+"""What a run that goes on, or a branch, takes over: the learning rate, a ramp under way, dropout."""
+import shutil
+
+import pytest
+from runs import cut_off, events, losses, train, train_here
+
+from base.errors import UserError
+from run.arguments import from_args
+from run.settings import from_dict
+from train import Run
+
+FLAT = dict(stages=[], warmup_iters=5, max_iters=40, eval_interval=8, keep_checkpoints=99, dropout=0.0)
+NONE = dict.fromkeys(("n_layer", "n_head", "n_embd", "n_inner", "head_dim", "block_size", "stages", "ramp_iters",
+                      "max_iters", "batch_tokens", "micro_batch", "warmup_iters", "eval_interval", "eval_seqs",
+                      "log_interval", "device", "dtype", "compile", "dropout"))
+
+
+@pytest.fixture(scope="module")
+def trunks(data, tmp_path_factory):
+    """{schedule: out_dir} of runs of 40 iterations."""
+    out = {s: tmp_path_factory.mktemp("trunks") / s for s in ("wsd", "cosine", "constant")}
+    for schedule, folder in out.items():
+        train_here(data_dir=data, out_dir=folder, schedule=schedule, **FLAT)
+    return out
+
+
+def rates(out):
+    return {e["iter"]: e["lr"] for e in events(out, "step")}
+
+
+def late(out, after):
+    return [x for x in losses(out) if x[0] == "step" and x[1] > after]
+
+
+def go_on(*argv, **more):
+    """train.py with these flags alone."""
+    train_here(*argv, **{**NONE, **more})
+
+
+def refused(*argv):
+    done = train(*argv, check=False, **NONE)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.mark.parametrize("schedule, end, flags", [
+    ("wsd", 40, ["--max_iters=60"]), ("cosine", 40, ["--max_iters=60"]), ("cosine", 16, ["--max_iters=60"]),
+    ("wsd", 32, ["--max_iters=60"]), ("cosine", 16, ["--max_iters=20"]), ("wsd", 24, ["--max_iters=26"])])
+def test_a_rate_never_jumps_on_resume(schedule, end, flags, trunks, tmp_path):
+    """More iterations after, or within, a decay, and fewer: refused, with what can be done instead."""
+    cut_off(trunks[schedule], end, tmp_path / "out")
+    said = refused("--resume", str(tmp_path / "out"), *flags)
+    assert said.startswith(f"error: {flags[0][2:]}: the learning rate would jump from ") and (
+        "--rewarm_iters=" in said or "--decay_iters=" in said)
+
+
+@pytest.mark.parametrize("schedule, at, flags", [
+    ("wsd", 40, ["--decay_iters=9"]), ("wsd", 32, ["--decay_iters=9"]), ("cosine", 16, ["--decay_iters=10"]),
+    ("cosine", 16, ["--schedule=constant"]), ("wsd", 24, ["--max_iters=28"]), ("constant", 16, ["--schedule=cosine"]),
+    ("wsd", 32, ["--min_lr_frac=0.5"]), ("wsd", 32, ["--max_iters=80"])])
+def test_nor_in_a_branch(schedule, at, flags, trunks, tmp_path):
+    said = refused(f"--init_from={trunks[schedule]}/ckpt_00000{at}.pt", f"--out_dir={tmp_path}/branch", *flags)
+    assert "the learning rate would jump from " in said
+
+
+@pytest.mark.parametrize("parent, at, flags, planned", [
+    ("constant", 16, ["--decay_iters=8"], dict(schedule="wsd", decay_iters=8, max_iters=24)),
+    ("wsd", 24, ["--max_iters=32"], dict(max_iters=32)),  # a nearer end, whose decay begins there
+    ("wsd", 24, ["--max_iters=28", "--decay_iters=4"], dict(max_iters=28, decay_iters=4)),  # the remedy
+    ("wsd", 24, ["--max_iters=56", "--min_lr_frac=0.07"], dict(max_iters=56, min_lr_frac=0.07)),
+    ("constant", 24, ["--schedule=wsd", "--decay_frac=0.1"], dict(schedule="wsd", decay_frac=0.1))])
+def test_a_branch_equals_a_run_planned_so(parent, at, flags, planned, trunks, data, tmp_path):
+    """To the last bit; --decay_iters off a constant rate means what it says."""
+    branch, whole = tmp_path / "branch", tmp_path / "whole"
+    go_on(f"--init_from={trunks[parent]}/ckpt_00000{at}.pt", f"--out_dir={branch}", *flags)
+    train_here(data_dir=data, out_dir=whole, **{**FLAT, **planned})
+    assert late(branch, at) == late(whole, at) != []
+    assert rates(branch) == {i: r for i, r in rates(whole).items() if i > at}
+    assert min(rates(branch).values()) < max(rates(branch).values())
+
+
+def test_a_resume_before_the_decay_may_move_the_end(trunks, data, tmp_path):
+    cut_off(trunks["wsd"], 24, tmp_path / "out")
+    go_on("--resume", str(tmp_path / "out"), "--max_iters=56")
+    train_here(data_dir=data, out_dir=tmp_path / "whole", **{**FLAT, "max_iters": 56})
+    assert losses(tmp_path / "out")[:-1] == losses(tmp_path / "whole")[:-1]
+    go_on("--resume", str(shutil.copytree(trunks["constant"], tmp_path / "c")), "--max_iters=44")
+
+
+@pytest.mark.parametrize("schedule, low", [("wsd", 0.1), ("cosine", 1 / 700)])
+def test_a_finished_run_warms_up_again(schedule, low, trunks, tmp_path):
+    """From the rate it ended with to the peak, then its own decay; cut off anywhere, it goes on so."""
+    out, command = tmp_path / "out", ("--max_iters=80", "--rewarm_iters=10")
+    shutil.copytree(trunks[schedule], out)
+    go_on("--resume", str(out), *command)
+    lr = rates(out)
+    change = [abs(lr[i + 1] - lr[i]) for i in range(40, 80)]
+    assert lr[40] == pytest.approx(low * 1e-3, rel=0.2) and max(change) < 1.3e-4 and lr[80] < 1.1e-4
+    assert lr[49] < 1e-3 == lr[50] == max(lr[i] for i in range(40, 81))
+    for name, argv in (("plain", ()), ("again", command)):  # the same command, as a scheduler has it
+        cut_off(out, 48, tmp_path / name)
+        go_on("--resume", str(tmp_path / name), *argv)
+        assert losses(tmp_path / name) == losses(out)
+    cut_off(out, 40, tmp_path / "early")  # killed before its first checkpoint: config.json still says it
+    go_on("--resume", str(tmp_path / "early"))
+    assert losses(tmp_path / "early") == losses(out)
+    assert "would jump" in refused("--resume", str(out), "--max_iters=90")
+    go_on("--resume", str(out), "--max_iters=90", "--rewarm_iters=2")
+    assert rates(out)[82] == 1e-3 > rates(out)[90]
+
+
+def test_a_branch_warms_up_again(trunks, tmp_path):
+    """To a peak of its own, from the rate there was; a branch of it before its decay is as planned."""
+    out, start = tmp_path / "out", f"--init_from={trunks['wsd']}/ckpt_0000040.pt"
+    go_on(start, f"--out_dir={out}", "--rewarm_iters=8", "--max_iters=80", "--learning_rate=5e-4")
+    lr = rates(out)
+    assert 1e-4 < lr[41] < 1.6e-4 and lr[48] == lr[70] == 5e-4 and lr[80] == pytest.approx(5e-5)
+    go_on(f"--init_from={out}/ckpt_0000064.pt", f"--out_dir={tmp_path}/b", "--decay_iters=8")
+    go_on(start, f"--out_dir={tmp_path}/c", "--rewarm_iters=8", "--max_iters=72", "--learning_rate=5e-4",
+          "--decay_iters=8")
+    assert late(tmp_path / "b", 64) == late(tmp_path / "c", 64) != []
+    for flags, words in ((["--rewarm_iters=8", "--max_iters=47"], "rewarm_iters=8: more than the 7 iterations"),
+                         (["--rewarm_iters=8", "--max_iters=50", "--decay_iters=11"], "decay_iters=11: more than")):
+        assert words in refused(start, f"--out_dir={tmp_path}/d", *flags)
+
+
+# -- ramps
+
+STAGES = [dict(at=12, n_inner=48), dict(at=24, n_embd=32, n_head=2)]
+
+
+@pytest.fixture(scope="module")
+def growing(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("growing") / "out"
+    train_here(data_dir=data, out_dir=out, schedule="constant", **{**FLAT, "stages": STAGES})
+    return out
+
+
+@pytest.mark.parametrize("flags", [
+    ["--ramp_iters=11"], ["--operator=direct"], ["--ramp_iters=3", "--max_iters=36"],
+    ["--ramp_iters=16", "--stages=" + repr([*STAGES[:1], dict(at=24, n_layer=2)])]])
+def test_a_ramp_under_way_belongs_to_the_checkpoint(flags, growing, tmp_path):
+    """A branch from its middle changes growths that are still to come alone."""
+    go_on(f"--init_from={growing}/ckpt_0000016.pt", f"--out_dir={tmp_path}/branch", *flags)
+    masks = {e["iter"]: e["mask"] for e in events(tmp_path / "branch", "step")}
+    assert masks == {**masks, **{e["iter"]: e["mask"] for e in events(growing, "step") if 16 < e["iter"] <= 24}}
+    assert [x for x in late(tmp_path / "branch", 16) if x[1] <= 24] == [x for x in late(growing, 16) if x[1] <= 24]
+    later = [m for i, m in masks.items() if 24 < i < 34]
+    assert later != [e["mask"] for e in events(growing, "step") if 24 < e["iter"] < 34]
+    cut_off(tmp_path / "branch", 16, tmp_path / "again")  # a resume of it, too
+    go_on("--resume", str(tmp_path / "again"))
+    assert losses(tmp_path / "again") == losses(tmp_path / "branch")
+
+
+def test_a_ramp_that_outlasts_the_run_is_refused(growing, tmp_path):
+    words = "ends at iteration {}, and would leave the model masked: raise max_iters to that, or"
+    for argv, end in ((["--stages=[dict(at=90, n_inner=1000)]", "--max_iters=150", "--ramp_iters=61"], 151),
+                      ([f"--init_from={growing}/ckpt_0000016.pt", "--out_dir=x", "--ramp_iters=17"], 41),
+                      ([f"--init_from={growing}/ckpt_0000016.pt", "--out_dir=x", "--decay_iters=3"], 20),
+                      (["--resume", str(growing), "--max_iters=30"], 32)):
+        with pytest.raises(UserError, match=words.format(end)):
+            from_args(argv)
+    assert from_args([f"--init_from={growing}/ckpt_0000016.pt", "--out_dir=x", "--decay_iters=4"]).max_iters == 20
+    from_dict(dict(stages=[dict(at=90, n_inner=1000)], max_iters=150))  # an older run, to be resumed
+
+
+@pytest.mark.parametrize("model", ["gpt", "llama", "bert"])
+def test_dropout_of_a_branch_is_its_own(model, data, tmp_path):
+    """Up and down; the losses are others than its parent's."""
+    train_here(data_dir=data, out_dir=tmp_path / "a", model=model, **{
+        **FLAT, "max_iters": 8, "dropout": 0.1, "schedule": "constant"})
+    for dropout in (0.0, 0.5):
+        run = Run(from_args([f"--init_from={tmp_path}/a/ckpt_0000008.pt", f"--out_dir={tmp_path}/{dropout}",
+                             f"--dropout={dropout}", "--max_iters=9"]))
+        found = {m.p for m in run.model.modules() if hasattr(m, "p")} | {b.attn.attn_dropout for b in run.model.blocks}
+        run.close()
+        assert found == {dropout} and run.model.config.dropout == dropout
