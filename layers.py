@@ -178,7 +178,7 @@ def rope_scaling(text):
     kind, _, numbers = text.partition(":")
     try:
         numbers = [float(n) for n in numbers.split(",")]
-        assert len(numbers) == dict(linear=1, llama3=4)[kind] and numbers[0] > 0
+        assert len(numbers) == dict(linear=1, llama3=4)[kind] and numbers[0] > 0 and math.isfinite(sum(numbers))
         assert kind == "linear" or numbers[1] < numbers[2]
     except (ValueError, KeyError, AssertionError):
         raise ValueError(f"rope_scaling={text!r}: must be linear:FACTOR, "

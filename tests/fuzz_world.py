@@ -28,7 +28,7 @@ from run import trained
 from run.packed import pack
 from tools.export import export
 
-SMALL = {**TINY, "stages": [], "max_iters": 4, "warmup_iters": 1, "eval_interval": 2}
+SMALL = {**{k: v for k, v in TINY.items() if k != "ramp_iters"}, "stages": [], "max_iters": 4, "warmup_iters": 1, "eval_interval": 2}
 WORDS = dict(tokenizer=dict(name="wordpiece", vocab=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the"]))
 VOCAB = "\n".join(WORDS["tokenizer"]["vocab"]) + "\n"
 LAW = dict(E=1.7, A=406.4, B=410.7, a=0.34, b=0.28)
@@ -63,8 +63,8 @@ def case(files, script, *args):
 # every file that is read: its names, and a script that reads it
 READS = [
     case("data/meta.json data/train.bin", "train.py", *TINY_FLAGS),
-    case("chars/meta.pkl", "train.py", *TINY_FLAGS, "--data_dir=chars"),
-    case("shards/a_train_0.bin", "train.py", *TINY_FLAGS, "--data_dir=shards"),
+    case("chars/meta.pkl", "train.py", *TINY_FLAGS[:-2], "--out_dir=new/out", "--data_dir=chars"),
+    case("shards/a_train_0.bin", "train.py", *TINY_FLAGS[:-2], "--out_dir=new/out", "--data_dir=shards"),
     case("run/config.json run/ckpt_0000004.pt", "train.py", "--resume", "run", "--max_iters=5"),
     case("run/ckpt_0000004.pt", "train.py", *TINY_FLAGS, "--init_from=run/ckpt_0000004.pt"),
     case("hf/config.json hf/nanogrow.json hf/model.safetensors", "train.py", "--init_from=hf", "--data_dir=data",

@@ -51,7 +51,7 @@ class Ranks:
 
     def any(self, flag):
         """True on all ranks if it is on one."""
-        return bool(self.sum(torch.tensor(float(flag)))) if self.several else bool(flag)
+        return bool(self.sum(torch.tensor(float(bool(flag))))) if self.several else bool(flag)
 
     def see(self, path):
         """Do all see this path?"""

@@ -23,7 +23,7 @@ IDLE = [  # flags of which the last means nothing beside the others
     ["--operator=stack", "--stages=[dict(at=300, n_layer=8, ramp_iters=9)]"],
     ["--mask_frac=0.3"], ["--model=bert", "--sampling=random"], ["--model=bert", "--doc_mask=True"],
     ["--model=llama", "--gelu=tanh"], ["--model=llama", "--bias=False"], ["--kv_group=2"], ["--tie=False"],
-    ["--norm_eps=1e-6"], ["--rope_theta=5e5"], ["--qk_norm=True"], ["--rewarm_iters=5"],
+    ["--model=bert", "--norm_eps=1e-6"], ["--rope_theta=5e5"], ["--rope_scaling=linear:2"], ["--qkv_bias=True"], ["--qk_norm=True"], ["--rewarm_iters=5"],
     ["--init_from=auto", "--rewarm_iters=5"], ["--family=end"],
     ["--stages=[dict(at=300, n_layer=8, finish_iters=9)]"]]
 USED = [

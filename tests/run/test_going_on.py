@@ -87,7 +87,7 @@ def test_a_resume_before_the_decay_may_move_the_end(trunks, data, tmp_path):
     go_on("--resume", str(shutil.copytree(trunks["constant"], tmp_path / "c")), "--max_iters=44")
 
 
-@pytest.mark.parametrize("schedule, low", [("wsd", 0.1), ("cosine", 1 / 700)])
+@pytest.mark.parametrize("schedule, low", [("wsd", 0.1), ("cosine", 0.002)])
 def test_a_finished_run_warms_up_again(schedule, low, trunks, tmp_path):
     """From the rate it ended with to the peak, then its own decay; cut off anywhere, it goes on so."""
     out, command = tmp_path / "out", ("--max_iters=80", "--rewarm_iters=10")
