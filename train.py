@@ -32,7 +32,7 @@ from run.monitor import Monitor
 from run.operators import OPERATORS
 from run.optim import learning_rate, make_optimizers
 from run.parallel import shard
-from run.parallel.ranks import Ranks, machine
+from run.parallel.ranks import Ranks, Stopped, machine
 from run.precision import common_dtype
 from run.resume import saved_state
 from run.settings import OWN_STARTS
@@ -276,6 +276,14 @@ def train(run, monitor):
     Train, growing where the stages say, until the last iteration, a signal to stop, or a size that is
     to be finished in a branch before it grows.
     """
+    try:
+        loop(run, monitor)
+    except Stopped:  # in an evaluation, which is done again by the run that goes on
+        monitor.stopping()
+    monitor.finish()
+
+
+def loop(run, monitor):
     c = run.config
     batch = run.fetch(run.iter)
     while True:
@@ -297,18 +305,17 @@ def train(run, monitor):
             monitor.note("compile", graphs=compiler.graphs() - graphs,
                        first_step_s=time.perf_counter() - started)
         monitor.log_step(loss, norm)
-    monitor.finish()
 
 
-def start_to_end(config, asked, stop=None):
+def start_to_end(config, asked, before=None):
     """
     Do the run of `config`. asked: the config that was asked for: `config`, or with finish_stages the
-    trunk of its family. stop: a signal that came before. Returns the config of the run that comes next,
-    or None, and the signal that stopped this one, or None.
+    trunk of its family. before: the Monitor of the run before this one. Returns the config of the run
+    that comes next, or None, and this one's Monitor.
     """
     run = Run(config)
     with checkpoint.believed(config.goes_on_from() if run.saved else None):
-        monitor = Monitor(run, asked, stop)
+        monitor = Monitor(run, asked, before)
     try:
         with compiler.undisturbed():
             train(run, monitor)
@@ -316,20 +323,20 @@ def start_to_end(config, asked, stop=None):
         monitor.close()  # ends the progress line, so that an error gets a line of its own
         sys.stdout.flush()
         sys.stdout.lost = None  # output that could not be shown is in log.txt: no reason to fail
-    following = shard.from_rank_0(run.ranks, lambda: family.next_run(asked))
+    following = None if monitor.stopped else shard.from_rank_0(run.ranks, lambda: family.next_run(asked))
     run.close()
-    return following, monitor.stop
+    return following, monitor
 
 
 @exits_cleanly
 def main():
     config = asked = from_args(sys.argv[1:])
-    stop = None
-    while config is not None and stop is None:
-        config, stop = start_to_end(config, asked, stop)
+    monitor = None
+    while config is not None:
+        config, monitor = start_to_end(config, asked, monitor)
         compiler.forget_graphs()  # they hold the previous run's model
         gc.collect()
-    if stop is None:
+    if not monitor.stopped:
         family.conclude(asked)
 
 

@@ -51,15 +51,22 @@ class Loader:
         for micro_batch in each:
             self.grad_accum_steps(micro_batch)  # known now, not when a stage begins
         self.eval_rows = min(each)
+        try:
+            np.empty((self.rows // world, 2 * self.T), np.int64)
+        except (MemoryError, ValueError):
+            raise UserError(f"batch_tokens={config.batch_tokens}: a batch of so many tokens does not fit in "
+                            "memory: lower it") from None
         self.split = {split: open_tokens(config.data_dir, split, meta, vocab_size, self.need())
                       for split in ("train", "val")}
+        # rows that an evaluation reads, of all ranks: the validation set once at most
+        self.eval_seqs = min(config.eval_seqs, max(1, (len(self.split["val"]) - 1) // self.T))
 
     def grad_accum_steps(self, micro_batch):
         """How many micro-batches an iteration has on each rank. Raises UserError."""
         per_round, rest = micro_batch * self.world, self.rows % (micro_batch * self.world)
         if rest == 0:
             return self.rows // per_round
-        each = min(micro_batch, self.rows // self.world)
+        each = min(micro_batch, self.rows // self.world, 1 << 16)
         fits = next((n for n in range(each, 0, -1) if self.rows % (n * self.world) == 0), 0)
         raise UserError(
             f"batch_tokens={self.config.batch_tokens} is {self.rows} sequences of {self.T}, which "
@@ -77,7 +84,7 @@ class Loader:
         return self.draw("train", [(self.config.seed, it, r) for r in rows])
 
     def eval_batches(self):
-        n, size = self.config.eval_seqs, self.eval_rows
+        n, size = self.eval_seqs, self.eval_rows
         mine = range(self.rank, n, self.world)
         for i in range(0, len(mine), size):
             yield self.draw("val", [(r, n) for r in mine[i:i + size]])

@@ -38,24 +38,27 @@ NAMES = {"gpt": ["val_loss"], "llama": ["val_loss"],
 
 
 @torch.no_grad()
-def evaluate(run, batches=None):
+def evaluate(run, batches=None, stop=lambda: False):
     """
     Validation scores of a run over all its ranks, {name: mean}, as many batches as each has, be it
-    none, or the first `batches` of them. Eager: worth no compilation, and never any recompile.
+    none, or the first `batches` of them. Stopped on all ranks if stop() is true on any, before any batch.
+    Eager: worth no compilation, and never any recompile.
     """
     names = NAMES[run.config.model]
     exact = torch.float32 if run.device.type == "mps" else torch.float64
     sums = torch.zeros(len(names), 2, dtype=exact, device=run.device)
     run.model.eval()
-    with torch.compiler.set_stance("force_eager"), run.autocast():
-        for data, counts in in_lockstep(run, islice(run.loader.eval_batches(), batches)):
-            data = run.to_device(run.pinned(data))
-            out = run.model(**data, return_logits=run.config.model == "bert")
-            if not counts:
-                continue
-            found = scores(*out, data)
-            sums += torch.stack([torch.stack([v.to(exact) for v in found[n]]) for n in names])
-    run.model.train()
+    try:
+        with torch.compiler.set_stance("force_eager"), run.autocast():
+            for data, counts in in_lockstep(run, islice(run.loader.eval_batches(), batches), stop):
+                data = run.to_device(run.pinned(data))
+                out = run.model(**data, return_logits=run.config.model == "bert")
+                if not counts:
+                    continue
+                found = scores(*out, data)
+                sums += torch.stack([torch.stack([v.to(exact) for v in found[n]]) for n in names])
+    finally:
+        run.model.train()
     total = run.ranks.sum(sums.cpu())
     return {n: (s / c).item() for n, (s, c) in zip(names, total)}
 

@@ -3,6 +3,7 @@ A family: a run that leaves a finished model of each size it grows through. The 
 a growth a branch goes off, which finishes that size by a decay from the trunk's checkpoint: a run like
 any other, in a folder of the trunk's. The largest model is the end of the trunk itself.
 """
+import contextlib
 import os
 import statistics
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +34,11 @@ class Member:
     end: int
 
     def is_finished(self):
-        return os.path.exists(checkpoint.path_at(self.out_dir, self.end))
+        """Has it a checkpoint of its last iteration, evaluated? A signal may have come in between."""
+        path = checkpoint.path_at(self.out_dir, self.end)
+        with contextlib.suppress(OSError):  # a damaged one
+            return os.path.exists(path) and checkpoint.glance(path).get("evaluated") == self.end
+        return False
 
 
 def members(config):

@@ -33,9 +33,10 @@ class Monitor:
     # iteration last saved
     PROGRESS = dict(train_s=0.0, best=math.inf, evaluated=-1, loss=math.nan, saved=-1)
 
-    def __init__(self, run, asked, stop=None):
-        """asked: the config that --resume goes on with; stop: the signal to stop that came before."""
-        self.run, self.asked, self.stop, config, saved = run, asked, stop, run.config, run.saved
+    def __init__(self, run, asked, before=None):
+        """asked: the config that --resume goes on with; before: the Monitor of the run before this one."""
+        self.run, self.asked, self.stop, config, saved = run, asked, None, run.config, run.saved
+        self.stopped = False  # do all ranks know of a signal to stop?
         for k, v in self.PROGRESS.items():
             setattr(self, k, saved.get(k, v) if saved else v)
         self.clock = Clock(self.train_s, partial(synchronize, run.device))
@@ -49,6 +50,9 @@ class Monitor:
                           trackers=() if run.ranks.rank else open_trackers(config, run.iter))
         if run.warning:
             self.log.say(run.warning)
+        if config.eval_seqs > run.loader.eval_seqs:
+            self.log.say(f"eval_seqs={config.eval_seqs}: the validation set has {run.loader.eval_seqs} "
+                         f"sequences of {config.block_size}, which an evaluation reads once")
         if run.ranks.rank == 0:
             disk.write_json(os.path.join(config.out_dir, "config.json"),
                             dict(asdict(config), resolved=run.resolved()))
@@ -59,6 +63,7 @@ class Monitor:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores
                 signal.signal(number, self.on_signal)
+        self.stop = self.stop or before and before.stop  # which heard signals until now
 
     def note(self, event, **values):
         """A line of metrics.jsonl: where the run is, and `values`."""
@@ -112,9 +117,9 @@ class Monitor:
         return UserError(f"loss was infinite or NaN {where}: lower learning_rate; {good}")
 
     def evaluate(self, batches=None):
-        """Validation scores, of so many batches of each rank or of all."""
+        """Validation scores, of so many batches of each rank or of all, Stopped by a signal."""
         with self.clock.paused():
-            return evaluate(self.run, batches)
+            return evaluate(self.run, batches, lambda: batches is None and self.stop is not None)
 
     def evaluate_and_log(self):
         """At most once an iteration: a resumed run has done it already."""
@@ -157,7 +162,7 @@ class Monitor:
                 self.log.say(f"iter {m.at}: {m.name} is to be finished by {m.end - m.at} iterations of decay in "
                              f"{m.out_dir}, " + ("before this run grows" if c.family == "now" else
                              f"after this run, or elsewhere meanwhile: {self.launcher(alone=True)} {command}"))
-        return run.ranks.any(run.ranks.rank == 0 and family.due(c))
+        return run.ranks.any(run.ranks.rank == 0 and bool(family.due(c)))
 
     def grow(self):
         """
@@ -191,13 +196,14 @@ class Monitor:
         the checkpoint before them stays the last. The run goes on without a checkpoint that cannot be
         written, but for its last.
         """
-        run, numbered = self.run, anyway or self.is_due()
-        if not numbered and self.evaluated != run.iter:
+        run = self.run
+        if not (anyway or self.is_due() or self.evaluated == run.iter):
             return
         with self.clock.paused():
             self.settle()
+            numbered = (anyway or self.is_due()) and self.saved != run.iter
             best = self.evaluated == run.iter and self.loss < self.best
-            if self.saved == run.iter or not (numbered or best):
+            if not (numbered or best):
                 return
             if not run.is_finite():
                 raise self.diverged(f"before iteration {run.iter}")
@@ -225,6 +231,7 @@ class Monitor:
         """Nothing is left to be written. UserError if the last save failed."""
         self.settle()
         self.run.ranks.agree(self.unsaved)
+        self.stopped = self.run.ranks.any(self.stop is not None)
 
     def stopping(self):
         """Asked to stop by a signal? All ranks agree; the state is saved; a second Ctrl-C kills."""
@@ -253,4 +260,4 @@ class Monitor:
     def close(self):
         self.saver.settle()  # whatever ends the run
         self.log.close()
-        self.run = None  # the handlers of signals hold this object, and must not hold a model
+        self.run = self.saver = None  # the handlers of signals hold this object, and must not hold a model

@@ -88,7 +88,7 @@ class TrainConfig:
     # evaluation and logging
     eval_interval: int = 200        # iterations between evaluations
     save_interval: int = 0          # iterations between checkpoints; 0: one with each evaluation
-    eval_seqs: int = 128            # validation sequences an evaluation reads
+    eval_seqs: int = 128            # validation sequences an evaluation reads, all of them at most
     log_interval: int = 10          # iterations between lines in metrics.jsonl
     sample_interval: int = 0        # evaluations between texts that the model writes, to TensorBoard
                                     # or wandb, else to the log; 0: none. Not BERT

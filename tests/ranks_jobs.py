@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import run.monitor
 import run.parallel.ranks
 import train
 from base import disk
@@ -29,12 +30,30 @@ from run.parallel import shard
 from run.settings import from_dict
 
 
-def fault(rank, save=0, bytes=None, commit=False, read=None):
+def fault(rank, save=0, bytes=None, commit=False, read=None, evaluating=None):
     """
+    evaluating: this rank gets a SIGTERM in the evaluation of that iteration, which would not end soon. Or
     This rank is shot when its part of the save-th checkpoint has so many bytes, or (commit) before
     that becomes valid; or every write of that part fails; or (read) it can read no part, once they were
     all checked, "gone" for that they are deleted by then.
     """
+    if evaluating is not None:
+        evaluate = run.monitor.evaluate
+
+        def endless(run, batches=None, *args):
+            several = run.loader.eval_batches
+
+            def eval_batches():
+                for n in range(100):
+                    if n == 2:
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    yield next(several())
+                raise AssertionError("the signal was not heard")
+            if run.iter == evaluating and batches is None:
+                run.loader.eval_batches = eval_batches
+            return evaluate(run, batches, *args)
+        run.monitor.evaluate = endless
+        return
     if read:
         def unreadable(self, plan, planner):
             if read == "gone":

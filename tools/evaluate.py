@@ -176,9 +176,9 @@ class Evaluator:
             raise UserError(f"data_dir={config.data_dir}: made with another tokenizer than the "
                             "model's: give the folder of a dataset that goes with it, mlm:DIR")
         sums = {}
-        batches = BertLoader(config, meta, self.config.vocab_size).eval_batches()
-        total = -(-config.eval_seqs // self.batch)
-        for data in tqdm(batches, total=total, desc="mlm", leave=False):
+        loader = BertLoader(config, meta, self.config.vocab_size)
+        total = -(-loader.eval_seqs // self.batch)
+        for data in tqdm(loader.eval_batches(), total=total, desc="mlm", leave=False):
             data = {k: v.to(self.device) for k, v in data.items()}
             for name, (s, n) in scores(*self.model(**data), data).items():
                 a, b = sums.get(name, (0.0, 0))

@@ -13,6 +13,10 @@ import torch.distributed as dist
 from base.errors import UserError
 
 
+class Stopped(Exception):
+    """A rank was asked to stop by a signal, and all ranks know."""
+
+
 class Ranks:
     """The processes that train together; one process is the same thing with world = 1."""
 

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from base.errors import UserError
 from grow import put
+from run.parallel.ranks import Stopped
 
 
 class OnDisk:
@@ -170,21 +171,25 @@ def shard(model, mesh):
     return model
 
 
-def in_lockstep(run, batches):
+def in_lockstep(run, batches, stop):
     """
-    (batch, whether it counts): `batches`, and as long as other ranks have more of them any other, for
-    the ranks of a sharded model can only compute together.
+    (batch, whether it counts): `batches`, and as long as other ranks have more of them any other if the
+    model is sharded, for its ranks can only compute together. Stopped on all once stop() is true on any.
     """
-    if run.mesh is None:
-        yield from ((data, True) for data in batches)
-        return
     data, spare = next(batches, None), None
-    while run.ranks.any(data is not None):
-        if data is None and spare is None:
-            spare = {k: v[:1] for k, v in run.loader.batch(0).items()}
-        yield spare if data is None else data, data is not None
+    while True:
+        more, stopped = run.ranks.sum(torch.tensor([data is not None, stop()], dtype=torch.float32)).tolist()
+        if run.mesh is not None and (stopped or not more):
+            run.model.reshard()  # its own weights are still whole, for a backward pass that does not come
+        if stopped:
+            raise Stopped
+        if not more:
+            break
+        if data is None and run.mesh is not None:
+            spare = spare or {k: v[:1] for k, v in run.loader.batch(0).items()}
+        if data is not None or run.mesh is not None:
+            yield data or spare, data is not None
         data = next(batches, None)
-    run.model.reshard()  # its own weights are still whole, for a backward pass that does not come
 
 
 # -----------------------------------------------------------------------------

@@ -254,7 +254,7 @@ def test_the_clock_waits_for_the_device(strict, monkeypatch, tmp_path):
             "device": "cuda", "max_iters": 20, "eval_interval": 10, "log_interval": 100,
             "stages": [dict(at=15, n_inner=48, ramp_iters=2)]}))
         run.step, run.grow = work(3, run.step), work(50, run.grow)
-        watch = monitor.Monitor(run)
+        watch = monitor.Monitor(run, run.config)
         train.train(run, watch)
         watch.close()
         run.close()

@@ -474,6 +474,21 @@ def test_a_dead_rank_takes_the_job_down(restarts, data, tmp_path):
         assert events(out)[-1]["iter"] == 80
 
 
+@pytest.mark.parametrize("world,how,at", [
+    (1, "none", 14), (2, "none", 26), (2, "fsdp", 14),
+    *(pytest.param(*v, marks=pytest.mark.slow) for v in ((1, "none", 0), (1, "none", 16), (2, "none", 14)))])
+def test_a_signal_is_heard_between_the_batches_of_an_evaluation(world, how, at, driver, data, whole, tmp_path):
+    """By one rank, for all: saved as before the evaluation, which is done again by the run that goes on."""
+    out, settings = str(tmp_path / "out"), dict(data_dir=data, shard=how)
+    driver.run(out, world, job=dict(fault=dict(rank=world - 1, evaluating=at)), **settings)
+    assert f"stopped at iteration {at}" in open(out + ".log").read()
+    assert checkpoint.load(out)["iter"] == at and not [e for e in events(out, "eval") if e["iter"] == at]
+    driver.run(out, world, "--resume", **settings)
+    assert losses(out) == whole("gpt", "adamw", world, how)[1]
+    assert checkpoint.load(os.path.join(out, "best.pt"))["best"] == min(
+        e["val_loss"] for e in events(out, "eval"))
+
+
 @pytest.mark.slow
 def test_two_signals_of_a_scheduler(data, tmp_path):
     """SIGTERM to the ranks and to torchrun, which passes it on: saved all the same, on all ranks."""

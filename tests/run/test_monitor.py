@@ -118,6 +118,25 @@ def test_every_rank_may_have_no_validation_rows(data, tmp_path):
     run.close()
 
 
+def test_an_evaluation_reads_the_validation_set_once_at_most(data, tmp_path):
+    out = tmp_path / "out"
+    train_here(data_dir=data, out_dir=out, max_iters=1, warmup_iters=1, stages=[], eval_seqs=10**15)
+    train_here(data_dir=data, out_dir=tmp_path / "all", max_iters=1, warmup_iters=1, stages=[],
+               eval_seqs=19999 // TINY["block_size"])
+    assert losses(out) == losses(tmp_path / "all")
+    said = f"eval_seqs={10**15}: the validation set has 624 sequences of 32, which an evaluation reads once"
+    assert said in (out / "log.txt").read_text() and "eval_seqs" not in (tmp_path / "all" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("settings, words", [
+    (dict(batch_tokens=2**52), f"batch_tokens={2**52}: a batch of so many tokens does not fit in memory"),
+    (dict(batch_tokens=2**52 + 32, micro_batch=2**45), "does not divide among 1 processes")])
+def test_a_batch_beyond_all_measure(settings, words, data, tmp_path):
+    """Refused at once, rather than made until the machine has no memory left."""
+    with pytest.raises(UserError, match=words):
+        train_here(data_dir=data, out_dir=tmp_path / "out", **{"micro_batch": 1, **settings})
+
+
 def test_other_data_in_the_same_place(data, tmp_path):
     """--resume on half of the text, or on another of the same size, is refused."""
     mine, out = make_data(tmp_path / "data"), tmp_path / "out"
