@@ -3,14 +3,18 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import types
+from functools import partial
 
 import pytest
 import torch
+from runs import ENV
 from test_evaluate import main_in_process, save
 
 from base.errors import UserError
-from base.weights import Weights
+from base.weights import Weights, write_weights
 from model import MODELS
 from run import hf
 from tools import upscale
@@ -285,3 +289,51 @@ def test_a_disk_that_is_full(folders, tmp_path, monkeypatch, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert code == 2 and "cannot be written (File too large)" in err and not (tmp_path / "new").exists()
+
+
+MEASURED = """
+import resource, sys
+import tools.upscale as u
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+growth = u.Growth(sys.argv[1], dict(n_layer=25, n_embd=1280, n_inner=4096, n_head=20))
+before = peak()
+u.upscale(growth, sys.argv[2])
+print(before, peak())
+"""
+
+
+@pytest.mark.slow
+def test_peak_memory(tmp_path):
+    """A folder of 650 MB into one of 1 GB, with less than 100 MB: not even a shard is in memory."""
+    pytest.importorskip("resource")
+    (tmp_path / "old").mkdir()
+    config = dict(model_type="llama", vocab_size=8000, hidden_size=1024, intermediate_size=3584, num_hidden_layers=23,
+                  num_attention_heads=16, num_key_value_heads=4, max_position_embeddings=512)
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    kind, sizes = hf.folder_config(str(tmp_path / "old"))
+    with torch.device("meta"):
+        model = MODELS[kind][0](MODELS[kind][1](**sizes))
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    write_weights(tmp_path / "old", [(theirs, "BF16", shapes[ours], partial(torch.ones, shapes[ours]))
+                                     for theirs, [ours] in hf.their_tensors(model).items()], shard_size=300 * 10**6)
+    assert sum(f.stat().st_size for f in (tmp_path / "old").iterdir()) > 600 * 10**6
+    done = subprocess.run([sys.executable, "-c", MEASURED, str(tmp_path / "old"), str(tmp_path / "new")],
+                          capture_output=True, text=True, env=ENV, check=True)
+    before, after = map(int, done.stdout.split())
+    print(f"peak {after} MiB, {before} before the first tensor")
+    assert after - before < 100
+    assert sum(f.stat().st_size for f in (tmp_path / "new").iterdir()) > 1000 * 10**6
+
+
+def test_transformers_trainer(folders, tmp_path):
+    """A larger folder is a plain model: transformers' own Trainer takes three steps on it."""
+    pytest.importorskip("accelerate")
+    upscale.upscale(Growth(folders["llama"], LARGER), str(tmp_path / "new"))
+    model = theirs(tmp_path / "new")
+    rows = [dict(input_ids=row, labels=row) for row in torch.randint(97, (24, 32))]
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer = transformers.Trainer(model=model, train_dataset=rows, args=transformers.TrainingArguments(
+        output_dir=str(tmp_path / "out"), max_steps=3, per_device_train_batch_size=8, learning_rate=1e-3,
+        report_to=[], save_strategy="no", use_cpu=True))
+    assert trainer.train().global_step == 3
+    assert all(not torch.equal(p, start[name]) for name, p in model.named_parameters())
