@@ -57,7 +57,7 @@ class GPTConfig:
     dropout: float = 0.0
     bias: bool = True           # biases in Linears and LayerNorms, as in GPT-2
     gelu: str = "tanh"          # "tanh" (GPT-2's gelu_new) or "exact"
-    eot: int | None = None      # the token id that ends a document, where those packed in a row are to
+    eot: int | None = None      # the token id between documents, where those packed in a row are to
                                 # know nothing of each other (not BERT's); None: a row is one text
     norm_eps: float = 1e-5
 

@@ -69,8 +69,8 @@ def main():
         raise UserError(f"{args.checkpoint}: is a bert model, which fills gaps rather than writes "
                         "on: sample from a GPT")
     tok = get_tokenizer(info["meta"])
-    ids = tok.encode(prompt)
-    if not ids:
+    ids = tok.begin + tok.encode(prompt)
+    if ids == tok.begin:
         raise UserError("--prompt holds no token of this model's: give it another text")
     torch.manual_seed(args.seed % 2**64)
     started = time.perf_counter()
@@ -80,7 +80,7 @@ def main():
         raise UserError(f"{args.checkpoint}: cannot be sampled ({first_line(e)})") from None
     seconds = time.perf_counter() - started
     for row in rows:
-        print(visible(tok.decode(row)))
+        print(visible(tok.decode(row[len(tok.begin):])))
         print("-" * 80)
     sys.stdout.flush()
     n = sum(len(row) - len(ids) for row in rows)

@@ -23,6 +23,7 @@ from base.errors import UserError, exits_cleanly, first_line, is_out_of_memory
 from base.weights import Weights
 from data.dataset import fingerprint, read_meta
 from data.loader import LOADERS, padded, vocab_needed
+from data.tokenizer import first_id
 from grow import describe, set_mask
 from model import GROWABLE, MODELS
 from run import compiler, family, hf
@@ -50,7 +51,10 @@ class Run:
         self.meta["fingerprint"] = fingerprint(config.data_dir, self.meta)
         if config.init_from not in OWN_STARTS and not config.is_branch():
             hf.check_tokenizer(config.init_from, self.meta, config.data_dir)
+            self.meta["ids"] = hf.token_ids(config.init_from)
         self.saved = shard.from_rank_0(self.ranks, self.resume_from)
+        if self.saved and "ids" in self.saved["meta"]:
+            self.meta["ids"] = self.saved["meta"]["ids"]
         self.mesh = shard.make_mesh(self.ranks, config.shard)
         self.dtype = common_dtype(config.dtype, self.ranks, self.saved)
         self.compile, self.warning = compiler.choose(config.compile, self.device)
@@ -113,7 +117,7 @@ class Run:
         theirs = not self.saved and c.init_from not in OWN_STARTS
         with torch.device("cpu" if theirs else "meta"):
             self.model = cls(config_cls.from_saved({**self.saved["model_config"], "dropout": c.dropout})
-                             if self.saved else c.model_config(self.vocab_size, self.meta.get("eot")))
+                             if self.saved else c.model_config(self.vocab_size, first_id(self.meta)))
         if theirs:
             hf.load_hf(self.model, Weights(c.init_from), c.init_from)
         shard.materialize(self.model, self.ranks, self.mesh, self.saved.pop("model") if self.saved else

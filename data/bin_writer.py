@@ -159,14 +159,17 @@ def in_pieces(text):
     yield text, True
 
 
-def encode_pieces(pieces, tok, bert=False):
+def encode_pieces(pieces, tok, bert=False, starts=True):
     """
-    Token ids of a list of pieces (split, text, ends), as {split: array}. A piece that ends its
-    document is followed by tok.eot. bert: every sentence is followed by tok.sep, a sentence
+    Token ids of a list of pieces (split, text, ends), as {split: array}. A document comes between
+    tok.begin and tok.ending. starts: the first piece begins one. bert: every sentence is followed by tok.sep, a sentence
     ending after .!? or with its line; bytes are left as they are, their newlines being sep.
     """
     ids = dict(train=[], val=[])
     for split, text, ends in pieces:
+        if starts and tok.begin:
+            ids[split].append(np.array(tok.begin, dtype=tok.dtype))
+        starts = ends
         if bert and tok.name != "bytes":
             flat = []
             for line in text.split("\n"):
@@ -178,7 +181,7 @@ def encode_pieces(pieces, tok, bert=False):
             text = text.replace("\0", "") if tok.name == "bytes" else text
             ids[split].append(tok.encode_array(text).astype(tok.dtype, copy=False))
         if ends:
-            ids[split].append(np.array([tok.eot], dtype=tok.dtype))
+            ids[split].append(np.array(tok.ending, dtype=tok.dtype))
     return {split: np.concatenate(parts) for split, parts in ids.items() if parts}
 
 
@@ -188,7 +191,7 @@ def write_pieces(writer, pieces, bert=False, workers=1):
     not depend on `workers`. At most three jobs of JOB_CHARS a worker are in memory.
     """
     if workers <= 1:
-        done = (encode_pieces(job, writer.tok, bert) for job in _jobs(pieces))
+        done = (encode_pieces(job, writer.tok, bert, starts) for job, starts in _jobs(pieces))
     else:
         done = _in_parallel(_jobs(pieces), workers, writer.tok.meta(), bert)
     for ids in done:
@@ -197,16 +200,16 @@ def write_pieces(writer, pieces, bert=False, workers=1):
 
 
 def _jobs(pieces):
-    """Lists of pieces of about JOB_CHARS characters together."""
-    job, size = [], 0
+    """(pieces of about JOB_CHARS characters together, does the first begin a document?), in order."""
+    job, size, starts = [], 0, True
     for piece in pieces:
         job.append(piece)
         size += len(piece[1]) + 1
         if size >= JOB_CHARS:
-            yield job
-            job, size = [], 0
+            yield job, starts
+            job, size, starts = [], 0, piece[2]
     if job:
-        yield job
+        yield job, starts
 
 
 def _in_parallel(jobs, workers, *how):
@@ -241,7 +244,8 @@ def _die_with_parent():
 
 
 def _work(job):
-    return encode_pieces(job, _tok, _bert)
+    pieces, starts = job
+    return encode_pieces(pieces, _tok, _bert, starts)
 
 
 def run(main):

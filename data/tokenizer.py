@@ -8,6 +8,7 @@ A tokenizer has
   eot          id that ends a document, None if documents have no end (char)
   sep          id that ends a sentence in a .bin file, None if sentences have no end
   special      {} or the ids of BERT's "cls", "sep", "mask", "pad"
+  begin, end   the ids that it puts before and after a text, as some tokenizer.json do; else []
   encode(text) -> list of ids; encode_array(text) -> the same as a numpy array, faster
   decode(ids)  -> text; special ids come out as [CLS] etc., ids it does not know as U+FFFD
   meta()       everything needed to build it again, as JSON
@@ -21,7 +22,7 @@ import os
 import numpy as np
 
 from base.errors import UserError, library
-from base.reading import read_text
+from base.reading import read_json, read_text
 
 NAMES = ("bytes", "char", "gpt2", "wordpiece")
 JSON = "tokenizer.json"  # as a name: the one whose file that is
@@ -33,17 +34,17 @@ GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 GPT2_IDS = {0: "!", 256: "\u0120t", 262: "\u0120the", 50255: "\u0120gazed", 50256: "<|endoftext|>"}
 
 
-def load(name, vocab=None, bert=False, eot=None):
+def load(name, vocab=None, bert=False, eot=None, begin=(), end=()):
     """
     The tokenizer called `name`. vocab: char's characters in the order of their ids; wordpiece's
     vocab.txt, as a path or a list of its lines; the text of a tokenizer.json, of which eot says the
-    id that ends a document. bert: add BERT's special ids (wordpiece always has them). Raises UserError.
+    id that ends a document, begin and end what is put around one. bert: add BERT's special ids (wordpiece always has them). Raises UserError.
     """
     if name == JSON and bert:
         raise UserError("BERT cannot take a tokenizer.json: use bytes, gpt2, or wordpiece with the "
                         "vocab.txt beside it (--tokenizer=wordpiece --vocab=vocab.txt)")
     if name == JSON:
-        return Json(vocab, eot)
+        return Json(vocab, eot, begin, end)
     if name == "bytes":
         return Bytes(bert)
     if name == "gpt2":
@@ -69,7 +70,7 @@ def open_tokenizer(name, vocab=None, bert=False, eot=None):
     if by_name:
         return load(name, vocab, bert)
     spec = read_json_tokenizer(name, eot)
-    tok = load(JSON, spec["vocab"], bert, spec["eot"])
+    tok = load(**spec, bert=bert)
     if tok.eot is None:
         raise UserError(f"--tokenizer={name}: no tokenizer_config.json beside it says which of its tokens "
                         f"ends a document: name it with --eot=TOKEN{tok.some_special()}")
@@ -78,23 +79,40 @@ def open_tokenizer(name, vocab=None, bert=False, eot=None):
 
 def read_json_tokenizer(path, eot=None):
     """
-    {name, vocab, eot} of a tokenizer.json, or of the folder that holds it: its text, and the id of the
-    token eot (see open_tokenizer), None if nothing says which. Raises UserError.
+    meta() of a tokenizer.json, or of the folder that holds it. eot: see open_tokenizer; its id is None
+    if nothing says which. Raises UserError.
     """
     path = os.path.expanduser(path)
     path = os.path.join(path, JSON) if os.path.isdir(path) else path
     config = os.path.join(os.path.dirname(path), "tokenizer_config.json")
-    tok = Json(read_text(path), None, path)
+    tok, said = Json(read_text(path), where=path), {}
     if eot is not None and tok.library.token_to_id(eot) is None:
         raise UserError(f"--eot={eot}: {path} has no such token: name another{tok.some_special()}")
-    if eot is None and os.path.exists(config):
-        try:
-            eot = json.loads(read_text(config)).get("eos_token")
-        except (ValueError, AttributeError, RecursionError):
-            raise UserError(f"{config}: is no JSON object: mend it, or take it away") from None
-        eot = eot.get("content") if isinstance(eot, dict) else eot  # as older versions wrote it
-    return dict(name=JSON, vocab=tok.vocab,
-                eot=tok.library.token_to_id(eot) if isinstance(eot, str) else None)
+    if os.path.exists(config):
+        said = read_json(config)
+
+    def id_of(token):
+        token = token.get("content") if isinstance(token, dict) else token  # as older versions wrote it
+        return tok.library.token_to_id(token) if isinstance(token, str) else None
+    tok.eot = id_of(said.get("eos_token") if eot is None else eot)
+    tok.begin, tok.end = put_around(tok.library)
+    return tok.meta()
+
+
+def put_around(library):
+    """(ids before, ids after): what a tokenizer of the library puts around one text."""
+    for text in ("a", *itertools.islice(library.get_vocab(), 100)):  # one of which it has ids
+        plain = library.encode(text, add_special_tokens=False).ids
+        if plain:
+            whole = library.encode(text).ids
+            at = [i for i in range(len(whole)) if whole[i:i + len(plain)] == plain]
+            return (whole[:at[0]], whole[at[0] + len(plain):]) if at else ([], [])
+    return [], []
+
+
+def first_id(meta):
+    """The id that every document begins with, given a meta.json: its own, or the one that ends another."""
+    return [*spec_of(meta).get("begin", []), meta.get("eot")][0]
 
 
 def spec_of(meta):
@@ -149,7 +167,8 @@ def get_tokenizer(meta, bert=None):
     if "name" not in spec:
         raise UserError("meta.json names no tokenizer: prepare the dataset again")
     prepared = bool(spec.get("bert"))
-    tok = load(spec["name"], spec.get("vocab"), prepared if bert is None else bert, spec.get("eot"))
+    tok = load(spec["name"], spec.get("vocab"), prepared if bert is None else bert, spec.get("eot"),
+               spec.get("begin", ()), spec.get("end", ()))
     if tok.name == "gpt2" and not prepared:
         tok.sep = None
     return tok
@@ -159,6 +178,12 @@ class Tokenizer:
     """What the kinds share."""
     special = {}
     sep = None
+    begin, end = [], []
+
+    @property
+    def ending(self):
+        """What follows a document's last token."""
+        return self.end if self.end[-1:] == [self.eot] else [*self.end, self.eot]
 
     def encode(self, text):
         return self.encode_array(text).tolist()
@@ -323,13 +348,14 @@ class WordPiece(Tokenizer):
 
 class Json(Tokenizer):
     """
-    Any tokenizer of Hugging Face's tokenizers library, from the text of its tokenizer.json. Nothing is
-    added (some begin a text with a token), and a special token's name in a text is text, not that token.
+    Any tokenizer of Hugging Face's tokenizers library, from the text of its tokenizer.json. A special
+    token's name in a text is text, not that token. encode() adds nothing: begin and end are for whole
+    texts. Datasets of before that have none, as they were made.
     """
     name = JSON
 
-    def __init__(self, vocab, eot=None, where=JSON):
-        self.vocab, self.eot = vocab, eot
+    def __init__(self, vocab, eot=None, begin=(), end=(), where=JSON):
+        self.vocab, self.eot, self.begin, self.end = vocab, eot, [*begin], [*end]
         try:
             self.library = library("tokenizers", "tokenizers").Tokenizer.from_str(vocab)
         except UserError:
@@ -358,7 +384,8 @@ class Json(Tokenizer):
         return f" (it has {', '.join(special[:5])}{', ...' * (len(special) > 5)})" if special else ""
 
     def meta(self):
-        return dict(name=self.name, vocab=self.vocab, eot=self.eot)
+        around = dict(begin=self.begin, end=self.end)
+        return dict(name=self.name, vocab=self.vocab, eot=self.eot, **{k: v for k, v in around.items() if v})
 
 
 def read_vocab(path):

@@ -70,7 +70,7 @@ def write(run, tokenizer):
     characters. From the run's seed, so that two of them differ by the weights alone.
     """
     eot, c = tokenizer.eot, run.config
-    start = tokenizer.encode("\n") if eot is None else [eot]
+    start = tokenizer.begin or (tokenizer.encode("\n") if eot is None else [eot])
     torch.manual_seed(c.seed)  # a step sets its own
     run.model.eval()
     try:

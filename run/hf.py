@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import torch
 
-from base.errors import UserError
+from base.errors import UserError, say_once
 from base.reading import need, read_json
 from base.weights import INDEX, WHOLE, Weights
 from data.dataset import with_tokenizer
-from data.tokenizer import JSON, is_gpt2, read_json_tokenizer, read_vocab, tokenizer_of
+from data.tokenizer import JSON, is_gpt2, read_json_tokenizer, read_vocab, spec_of, tokenizer_of
 from layers import rope_scaling
 from model import MODELS
 from run.settings import typed
@@ -330,6 +330,13 @@ def folder_meta(folder, kind):
         " and those of tools.export are known")
 
 
+def token_ids(folder):
+    """The ids of special tokens that a folder names: {"config": {bos_token_id, ...}, "generation": {...}}."""
+    said, path = read_json(os.path.join(folder, "config.json")), os.path.join(folder, "generation_config.json")
+    return dict(config={k: v for k, v in said.items() if k.endswith("_token_id") and v is not None},
+                generation=read_json(path) if os.path.exists(path) else {})
+
+
 def said_tokens(files):
     """(tokens in the order of their ids, are capitals ignored?) of {name: path}; [] if unsaid."""
     config = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
@@ -370,7 +377,11 @@ def masked_eot(folder, vocab_size):
 
 def check_tokenizer(folder, meta, data_dir):
     """Refuse to train a model on the ids of another tokenizer."""
-    ours, theirs = map(tokenizer_of, (meta, folder_meta(folder, folder_config(folder)[0])))
+    its = folder_meta(folder, folder_config(folder)[0])
+    ours, theirs = map(tokenizer_of, (meta, its))
+    if spec_of(meta).get("begin") != spec_of(its).get("begin"):
+        say_once(f"warning: the documents of data_dir={data_dir} do not begin as {folder}'s tokenizer lets "
+                 "them: prepare them again with that tokenizer")
     if ours != theirs:
         raise UserError(f"data_dir={data_dir}: made with tokenizer {ours[0]}, but {folder} was "
                         f"trained with {theirs[0]}" + " of another vocabulary" * (ours[0] == theirs[0]))

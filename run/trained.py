@@ -9,7 +9,7 @@ from base.errors import Parser, UserError
 from base.reading import need
 from run import family
 from run.checkpoint.checkpoint import believed, load_model
-from run.hf import folder_meta, from_hf, is_hf, kind_of
+from run.hf import folder_meta, from_hf, is_hf, kind_of, token_ids
 from run.parallel.ranks import open_device
 
 
@@ -40,7 +40,7 @@ def open_model(path, device="cpu"):
         if is_hf(path):
             model = from_hf(path)
             kind = kind_of(model)
-            info = dict(config=dict(model=kind), meta=folder_meta(path, kind))
+            info = dict(config=dict(model=kind), meta=dict(folder_meta(path, kind), ids=token_ids(path)))
         else:
             model, info = load_model(path)
     need(path, info, config=dict, meta=dict)

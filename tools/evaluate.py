@@ -102,7 +102,7 @@ class Evaluator:
         if join.strip() or not (context[-1:].isspace() or continuation[:1].isspace()):
             context += join if context else ""
         start = len(context.rstrip(" "))
-        before, after = self.tok.encode(context[:start]), \
+        before, after = self.tok.begin + self.tok.encode(context[:start]), \
             self.tok.encode(context[start:] + continuation)
         if not continuation.strip() or not after:
             raise UserError(f"{where}: an end without a text has no likelihood: leave the line out")
@@ -118,18 +118,16 @@ class Evaluator:
 
     def ppl(self, path):
         text = read_text(path)
-        ids, scored = self.tok.encode(text), text
-        if self.tok.eot is None:
-            scored = text[1:]  # the first character is given
-        else:
-            ids = [self.tok.eot, *ids]
+        given, ids, scored = self.tok.begin or [self.tok.eot], self.tok.encode(text), text
+        if given == [None]:
+            given, ids, scored = ids[:1], ids[1:], text[1:]  # the first character is given
         if self.limit:
-            ids = ids[:self.limit + 1]
-            scored = self.tok.decode(ids[1:])
-        if len(ids) < 2:
+            ids = ids[:self.limit]
+            scored = self.tok.decode(ids)
+        if not ids:
             raise UserError(f"{path}: holds no text to score")
-        [(nats, _)] = self.nats([(ids, 1)], "ppl")
-        n, size = len(ids) - 1, len(scored.encode("utf-8", errors="replace"))
+        [(nats, _)] = self.nats([(given + ids, len(given))], "ppl")
+        n, size = len(ids), len(scored.encode("utf-8", errors="replace"))
         return dict(n=n, ppl=exp(nats / n), bits_per_byte=nats / math.log(2) / size)
 
     def lambada(self, path):

@@ -14,9 +14,9 @@ import sys
 from dataclasses import asdict
 
 from base.disk import filled, remove, write_json
-from base.errors import Parser, UserError, exits_cleanly
+from base.errors import Parser, UserError, exits_cleanly, library
 from base.weights import INDEX, WHOLE, write_weights
-from data.tokenizer import GPT2_URL, JSON, get_tokenizer
+from data.tokenizer import GPT2_URL, JSON, get_tokenizer, put_around
 from run import family, hf
 from run.trained import open_model
 
@@ -39,12 +39,15 @@ def export(model, meta, folder, source="the checkpoint"):
     with filled(folder) as aside:
         write_tokenizer(aside, tok, model.config.block_size)
         # a JSON one has a file of its own
-        spec = dict(name=JSON, eot=tok.eot) if tok.name == JSON else meta["tokenizer"]
+        spec = {k: v for k, v in tok.meta().items() if k != "vocab"} if tok.name == JSON else meta["tokenizer"]
         write_json(os.path.join(aside, hf.OURS), dict(
             tokenizer=spec, vocab_size=tok.vocab_size, doc_end=model.config.eot))
         write_weights(aside, [(name, "F32", value.shape, value.float)
                               for name, value in hf.to_hf(model).items()])
-        write_json(os.path.join(aside, "config.json"), hf_config(model, tok))
+        ids = meta.get("ids") or {}
+        write_json(os.path.join(aside, "config.json"), {**hf_config(model, tok), **ids.get("config", {})})
+        if ids.get("generation"):
+            write_json(os.path.join(aside, "generation_config.json"), ids["generation"])
         names = os.listdir(aside)
     for name in {*hf.TOKENIZER_FILES, WHOLE, INDEX} - {*names}:  # of an export that was here before
         remove(os.path.join(folder, name))
@@ -55,7 +58,7 @@ def hf_config(model, tok):
     kind, c = hf.dialect_of(model), asdict(model.config)
     names = {ours: theirs for theirs, ours in reversed(hf.GELU.items())}
     ids = dict(pad_token_id=tok.special.get("pad")) if kind == "bert" else \
-        dict(bos_token_id=tok.eot, eos_token_id=tok.eot)
+        dict(bos_token_id=[*tok.begin, tok.eot][0], eos_token_id=tok.eot)
     rates = ("hidden_dropout_prob", "attention_probs_dropout_prob") if kind == "bert" else \
         ("embd_pdrop", "attn_pdrop", "resid_pdrop")
     more = {}
@@ -71,9 +74,10 @@ def hf_config(model, tok):
 
 def write_tokenizer(folder, tok, block_size):
     """tokenizer.json and tokenizer_config.json (and BERT's vocab.txt), if the library is here."""
-    if tok.name == JSON:  # as it came
-        text = tok.vocab
-        special = {} if tok.eot is None else dict(eos_token=tok.library.id_to_token(tok.eot))
+    if tok.name == JSON:
+        text = tok.vocab if put_around(tok.library) == (tok.begin, tok.end) else as_trained(tok)
+        special = {f"{s}_token": tok.library.id_to_token(i) for s, i in
+                   (("bos", [*tok.begin, None][0]), ("eos", tok.eot)) if i is not None}
     else:
         text, special = made_tokenizer(folder, tok)
     if text:
@@ -82,6 +86,15 @@ def write_tokenizer(folder, tok, block_size):
         write_json(os.path.join(folder, "tokenizer_config.json"), {
             "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
             "clean_up_tokenization_spaces": False, **special})
+
+
+def as_trained(tok):
+    """The tokenizer.json, but putting around a text what the model's documents had around them."""
+    around = [[(tok.library.id_to_token(i), i) for i in ids] for ids in (tok.begin, tok.end)]
+    before, after = [[token for token, _ in ids] for ids in around]
+    tok.library.post_processor = library("tokenizers", "tokenizers").processors.TemplateProcessing(
+        single=[*before, "$A", *after], pair=[*before, "$A", "$B", *after], special_tokens=[*around[0], *around[1]])
+    return tok.library.to_str(pretty=True)
 
 
 def made_tokenizer(folder, tok):

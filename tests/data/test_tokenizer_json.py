@@ -88,12 +88,12 @@ def test_round_trip(folder):
 
 def test_prepared(prepared):
     meta = read_meta(str(prepared))
-    assert complete(prepared)["tokenizer"] == dict(name=JSON, eot=1)
+    assert complete(prepared)["tokenizer"] == dict(name=JSON, eot=1, begin=[0])
     assert (meta["eot"], meta["dtype"], meta["sep"]) == (1, "uint16", None)
     tok = get_tokenizer(meta)
     text = tok.decode(stream(prepared, "train")).split("<|eos|>")
     text += tok.decode(stream(prepared, "val")).split("<|eos|>")
-    assert sorted(t.strip() for t in text if t) == sorted(d.strip() for d in DOCS)
+    assert sorted(text) == sorted(["", "", *("<|start|>" + d for d in DOCS)])
     one = fingerprint(str(prepared), meta)
     assert one == fingerprint(str(prepared), read_meta(str(prepared)))
     meta["tokenizer"]["vocab"] += " "
@@ -110,11 +110,11 @@ def test_trained_sampled_evaluated_exported(folder, prepared, tmp_path, capsys, 
     shutil.rmtree(data)
     model, info = trained.open_model(out)
     tok = get_tokenizer(info["meta"])
-    assert model.config.vocab_size == padded(tok.vocab_size) and model.config.eot == tok.eot
+    assert model.config.vocab_size == padded(tok.vocab_size) and [model.config.eot] == tok.begin
     export(model, info["meta"], to)
     assert (tmp_path / "hf" / "tokenizer.json").read_text() == (folder / "tokenizer.json").read_text()
     back, said = trained.open_model(to)
-    assert back.config.eot == tok.eot and said["meta"]["tokenizer"] == info["meta"]["tokenizer"]
+    assert back.config.eot == model.config.eot and said["meta"]["tokenizer"] == info["meta"]["tokenizer"]
     import sample
     capsys.readouterr()
     for path in (out, to):
@@ -256,3 +256,75 @@ def test_without_the_library(monkeypatch, prepared):
     assert vocab_needed("gpt", meta) == meta["vocab_size"]
     with pytest.raises(UserError, match="pip install tokenizers"):
         load(JSON, meta["tokenizer"]["vocab"])
+
+
+# -----------------------------------------------------------------------------
+# what a tokenizer puts around a text: the same to prepare, sample, evaluate and export
+
+AROUND = {"begin": ["<|start|>", "$A"], "none": ["$A"], "both": ["<|start|>", "$A", "<|eos|>"]}
+
+
+@pytest.mark.parametrize("kind", AROUND)
+def test_what_is_put_around_a_text(kind, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("safetensors")
+    transformers = pytest.importorskip("transformers")
+    made, template = bpe(), AROUND[kind]
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single=template, special_tokens=[(t, made.token_to_id(t)) for t in template if t != "$A"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict(
+        tokenizer_class="PreTrainedTokenizerFast", bos_token="<|start|>", eos_token="<|eos|>")))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)(DOCS[0])["input_ids"]
+    tok = open_tokenizer(str(tmp_path))
+    assert theirs == tok.begin + tok.encode(DOCS[0]) + tok.end
+    # prepare: each document so, and its end once
+    (tmp_path / "text.txt").write_text("\n".join(DOCS))
+    prepare(script, "--input", tmp_path / "text.txt", "--out", tmp_path / "data", "--tokenizer", tmp_path,
+            "--val-fraction=0.2", "--workers=1")
+    ids = stream(tmp_path / "data", "train").tolist()
+    docs = [tok.encode(d) for d in DOCS]
+    ends = [i for i, x in enumerate(ids) if x == tok.eot]
+    assert all(ids[a + 1:b] in [tok.begin + d for d in docs] for a, b in zip([-1, *ends], ends))
+    # export: as it came, and the ids that the folder names
+    meta = dict(read_meta(str(tmp_path / "data")), ids=dict(
+        config=dict(bos_token_id=0, eos_token_id=[1, 7]), generation=dict(eos_token_id=[1, 7], top_p=0.9)))
+    model = make("gpt", torch.float32, vocab_size=320, n_head=3, block_size=32)
+    export(model, meta, str(tmp_path / "hf"))
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")(DOCS[0])["input_ids"] == theirs
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (0, [1, 7])
+    assert json.loads((tmp_path / "hf" / "generation_config.json").read_text()) == meta["ids"]["generation"]
+    opened, info = trained.open_model(str(tmp_path / "hf"))
+    assert info["meta"]["ids"]["generation"] == meta["ids"]["generation"]
+    # sample and evaluate
+    import sample
+    asked = []
+    monkeypatch.setattr(sample, "write", lambda model, ids, *_: asked.append(ids) or [ids])
+    monkeypatch.setattr(sys, "argv", ["sample.py", str(tmp_path / "hf"), "--prompt=the cat"])
+    capsys.readouterr()
+    sample.main()
+    assert asked == [tok.begin + tok.encode("the cat")] and capsys.readouterr().out.startswith("the cat\n")
+    from tools.evaluate import Evaluator
+    evaluator = Evaluator(str(tmp_path / "hf"))
+    assert evaluator.pair("the", " cat", "")[0][:1] == (tok.begin or tok.encode("the"))[:1]
+    (tmp_path / "x.txt").write_text("the cat sat")
+    ids = torch.tensor([(tok.begin or [tok.eot]) + tok.encode("the cat sat")])
+    with torch.no_grad():
+        want = opened(ids[:, :-1], targets=ids[:, 1:])[1].exp().item()
+    assert evaluator.ppl(str(tmp_path / "x.txt"))["ppl"] == pytest.approx(want, rel=1e-5)
+
+
+def test_datasets_made_before_stay_as_they_are(prepared, tmp_path):
+    """Without begin in its meta.json nothing is put around a text, and an export says so."""
+    pytest.importorskip("safetensors")
+    transformers = pytest.importorskip("transformers")
+    shutil.copytree(prepared, tmp_path / "data")
+    said = json.loads((tmp_path / "data" / "meta.json").read_text())
+    del said["tokenizer"]["begin"]
+    (tmp_path / "data" / "meta.json").write_text(json.dumps(said))
+    meta = read_meta(str(tmp_path / "data"))
+    tok = get_tokenizer(meta)
+    assert (tok.begin, tok.end, tok.ending) == ([], [], [tok.eot])
+    export(make("gpt", torch.float32, vocab_size=320, n_head=3), meta, str(tmp_path / "hf"))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs("the cat")["input_ids"] == tok.encode("the cat")
