@@ -146,15 +146,14 @@ def batch(config, vocab_size, rows, device):
 class Step:
     """A training step in its two parts, of which the first is done for every micro-batch."""
 
-    def __init__(self, model, optimizers, data, dtype, clip=1.0, loss=None, micro_batches=1):
+    def __init__(self, model, optimizers, data, dtype, clip=1.0, micro_batches=1):
         self.model, self.optimizers, self.data, self.dtype = model, optimizers, data, dtype
         self.clip, self.micro_batches = clip or float("inf"), micro_batches
-        self.loss = loss or (lambda model, data: model(**data, return_logits=False)[1])
         self.device = data["idx"].device
 
     def forward_backward(self):
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            loss = self.loss(self.model, self.data)
+            loss = self.model(**self.data, return_logits=False)[1]
         loss.backward()
 
     def update(self):

@@ -46,7 +46,6 @@ SCRIPTS = {
     "data/pystdlib/prepare.py": ["--out=new/d"],
     "data/openwebtext/prepare.py": ["--out=new/d", "--workers=1"],
     "lab/plan.py": ["base.py", *TINY_FLAGS],
-    "lab/bench.py": ["--save=new/bench.json"],
     "lab/speedrun.py": ["speedrun.py", "--out=new/c", "--seeds=1,2", "--only=scratch"],
     "lab/frontier.py": ["frontier.py", "--out=new/f"],
     "run/packed.py": ["campaign", "new/packed"],

@@ -27,11 +27,11 @@ from fuzz_world import READS, SCRIPTS, WORD, make_world, spoilt  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 # whose files are among these: a module that reads another kind must bring a case
-READERS = {"sample", "lab.law", "lab.bench", "lab.advice", "lab.speeds", "lab.children", "lab.campaign", "data.dataset",
+READERS = {"sample", "lab.law", "lab.advice", "lab.speeds", "lab.children", "lab.campaign", "data.dataset",
            "data.bin_writer", "data.tokenizer", "data.text.prepare", "data.shakespeare_char.prepare", "run.checkpoint.checkpoint",
            "run.hf", "run.arguments", "run.runlog", "run.packed", "base.reading", "tools.evaluate", "tools.plot"}
 READING = r"\b(json\.loads?|read_json|read_jsonl|read_metrics|read_text|torch\.load|load_file|Unpickler)\("
-TALKS = {"lab.bench", "base.reading"}  # to a child of its own, or only defines it
+TALKS = {"base.reading"}  # only defines it
 
 
 def test_no_script_and_no_reader_is_forgotten():
@@ -65,7 +65,7 @@ def played(monkeypatch):
     for name in ("train.train", "lab.speedrun.run_all", "lab.frontier.run_all", "lab.verdict.draw",
                  "lab.frontier_report.draw"):
         monkeypatch.setattr(name, lambda *args: None)
-    for name in ("lab.plan.measure_all", "lab.bench.measure",
+    for name in ("lab.plan.measure_all",
                  "data.shakespeare_char.prepare.fetch", "data.tokenizer._gpt2_encoding",
                  "subprocess.Popen.__init__"):
         monkeypatch.setattr(name, no)

@@ -1,8 +1,5 @@
 """What must cost nothing: the loader, and graphs that are compiled more often than they should."""
-import math
-import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +7,6 @@ from runs import make_data
 
 from data.dataset import read_meta
 from data.loader import LOADERS, vocab_needed
-from lab import bench
 from model import GPT, MODELS, GPTConfig
 from run import compiler
 from run.settings import from_dict
@@ -45,37 +41,6 @@ def test_the_recompile_limit_is_an_error(monkeypatch, graphs_only):
     model(torch.zeros(1, 4, dtype=torch.long))
     with pytest.raises(Exception, match="(?i)recompile"):
         model(torch.zeros(1, 5, dtype=torch.long))
-
-
-@pytest.mark.parametrize("flags, words", [
-    ("--only=nonsense", "'nonsense': no such name: there are ours-block, "), ("--rounds=0", "at least 1"),
-    ("--steps=x", "--steps: x: must be a whole number"), ("--preset=huge", "--preset: invalid choice"),
-    ("--device=abacus", "device=abacus"),
-    ("--only=ours-none --save=nowhere/x.json", "no such folder"), ("--color=red", "--color=red")])
-def test_bad_flags_of_bench_are_one_line(flags, words, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bench.py", *flags.split()])
-    with pytest.raises(SystemExit) as e:
-        bench.main()
-    said = capsys.readouterr().err
-    assert e.value.code == 2 and words in said and len(said.splitlines()) == 1, said
-
-
-@pytest.mark.parametrize("name", ["ours-none", "muon", "peer-eager"])
-@pytest.mark.parametrize("model", ["gpt", "bert"])
-def test_contestants_take_a_step(name, model, monkeypatch):
-    """Ours and theirs begin at the loss of a guess."""
-    if name == "peer-eager":
-        pytest.importorskip("transformers")
-    monkeypatch.setitem(bench.PRESETS, "small", dict(
-        n_layer=2, n_head=2, n_embd=16, n_inner=32, head_dim=8, block_size=16, vocab_size=64))
-    monkeypatch.setattr(bench.compiler, "compile_model", lambda model, mode: None)
-    config = bench.config_of(SimpleNamespace(preset="small", model=model, device="cpu", dtype="float32"))
-    step, net = bench.build(name, config, torch.device("cpu"), torch.float32)
-    guess = math.log(64) + (math.log(2) if model == "bert" else 0)
-    assert step.loss(net, step.data).item() == pytest.approx(guess, abs=0.3)
-    before = [p.clone() for p in net.parameters()]
-    step()
-    assert any((p != q).any() for p, q in zip(net.parameters(), before))
 
 
 @pytest.mark.parametrize("said, todo", [
