@@ -52,6 +52,7 @@ SCRIPTS = {
     "lab/law.py": ["--params=7e9", "--tokens=35e9", "--law=law.json", "--small", "1e6", "2e6"],
     "tools/evaluate.py": ["run", "--tasks=ppl:x.txt,lambada:lambada.jsonl,choice:choice.jsonl", "--save=new/e.json"],
     "tools/export.py": ["run", "new/hf"],
+    "tools/upscale.py": ["hf", "new/up", "--n_layer=3"],
     "tools/plot.py": ["run", "other", "--save=new/p.png"]}
 
 
@@ -93,6 +94,7 @@ READS = [
     case("base.py", "train.py", "base.py", "--out_dir=new/out", "--data_dir=data"),
     case("vocab.txt x.txt", "data/text/prepare.py", "--input=x.txt", "--tokenizer=wordpiece", "--vocab=vocab.txt",
          "--out=new/d", "--val-fraction=0.3", "--workers=1"),
+    case("hf/config.json hf/model.safetensors", "tools/upscale.py", "hf", "new/up", "--n_layer=3"),
     case("x.jsonl", "data/text/prepare.py", "--input=x.jsonl", "--out=new/d"),
     case("x.txt", "data/shakespeare_char/prepare.py", "--input=x.txt", "--out=new/d")]
 

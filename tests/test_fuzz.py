@@ -29,7 +29,8 @@ from hypothesis import strategies as st  # noqa: E402
 # whose files are among these: a module that reads another kind must bring a case
 READERS = {"sample", "lab.law", "lab.advice", "lab.speeds", "lab.children", "lab.campaign", "data.dataset",
            "data.bin_writer", "data.tokenizer", "data.text.prepare", "data.shakespeare_char.prepare", "run.checkpoint.checkpoint",
-           "run.hf", "run.arguments", "run.runlog", "run.packed", "base.reading", "tools.evaluate", "tools.plot"}
+           "run.hf", "run.arguments", "run.runlog", "run.packed", "base.reading", "tools.evaluate", "tools.plot", "tools.upscale",
+           "run.family", "base.weights"}
 READING = r"\b(json\.loads?|read_json|read_jsonl|read_metrics|read_text|torch\.load|load_file|Unpickler)\("
 TALKS = {"base.reading"}  # only defines it
 
@@ -76,7 +77,8 @@ def played(monkeypatch):
     monkeypatch.setattr("data.text.prepare.open_dataset", lambda name, split: [dict(text="a\nb")] * 5000)
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor.submit", no)
     generate = importlib.import_module("model").GPT.generate
-    monkeypatch.setattr("model.GPT.generate", lambda self, idx, n, *args: generate(self, idx, min(n, 2), *args))
+    monkeypatch.setattr("model.GPT.generate", lambda self, idx, n, *args, **how: generate(
+        self, idx, min(n, 2), *args, **how))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HOME", os.getcwd())
 
