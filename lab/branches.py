@@ -69,6 +69,28 @@ class Branch(Job):
             os.remove(self.path(name))
 
 
+def outward(jobs):
+    """
+    Of jobs along the values of a setting, for each value a list of them, those that tune it, as far as
+    is known: the middle one and its neighbours, then on while the best lies at an edge.
+    """
+    low, high = max(0, len(jobs) // 2 - 1), len(jobs) // 2 + 2
+    while None not in (losses := [final(some) for some in jobs[low:high]]):
+        if losses[0] == min(losses) and low > 0:
+            low -= 1
+        elif losses[-1] == min(losses) and high < len(jobs):
+            high += 1
+        else:
+            break
+    return jobs[low:high]
+
+
+def final(jobs):
+    """The mean of their last validation losses, None before all have one."""
+    losses = [job.final() for job in jobs]
+    return None if None in losses else sum(losses) / len(losses)
+
+
 def run_all(ready, slots, minutes):
     """Run what ready() yields, most wanted first, until it yields nothing, or for so many minutes."""
     until = time.monotonic() + 60 * minutes

@@ -31,7 +31,8 @@ from run.settings import (
 
 OWN = ("config", "against", "sweep", "flops")  # a contestant's keys that are not settings
 EXPERIMENT = dict(contestants=dict, settings=dict, config=str, seeds=list, ablation=bool)
-KINDS = {dict: "a dict", str: "text", list: "a list", bool: "True or False", (int, float): "a number"}
+KINDS = {dict: "a dict", str: "text", list: "a list", bool: "True or False", (int, float): "a number",
+         int: "a whole number"}
 RATES = ("learning_rate", "muon_learning_rate")
 
 
@@ -270,10 +271,10 @@ def known(name, names, what):
     return name
 
 
-def check_keys(experiment, kinds):
+def check_keys(experiment, kinds, what="experiment"):
     """UserError for a key that there is not, and for a value of another kind."""
     for key, value in experiment.items():
-        must_be(value, kinds[known(key, kinds, "experiment")], f"experiment: {key}")
+        must_be(value, kinds[known(key, kinds, what)], f"{what}: {key}")
 
 
 def check_experiment(experiment):

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from base.errors import UserError, exits_cleanly, number
 from base.words import human, table
-from lab.branches import Branch, run_all
+from lab.branches import Branch, final, outward, run_all
 from lab.campaign import check_keys, known, must_be, slug
 from lab.children import in_folder, listed, many_parser
 from lab.costs import measure, stage_costs, vocab_of
+from lab.families import RAMP, Family
 from lab.frontier_report import write_report
 from lab.speeds import measure_speeds
 from lab.words import clock
@@ -30,33 +31,40 @@ from run.arguments import read_file
 from run.settings import check_ramps, from_dict, refuse, typed
 
 EXPERIMENT = dict(settings=dict, ladder=dict, starts=dict, grown=dict, target=str, budgets=list,
-                  grown_at=list, decays=list, rates=dict, sweep_at=(int, float), seeds=list)
-OPTIONAL = ("starts", "grown", "grown_at")
+                  grown_at=list, decays=list, rates=dict, sweep_at=(int, float), seeds=list,
+                  tune_seeds=list, families=dict, save_every=int)
+OPTIONAL = ("starts", "grown", "grown_at", "tune_seeds", "families", "save_every")
 START_S = 8  # seconds from a start of train.py to its first step, and of its evaluation
-RAMP = 0.02  # of the iterations that the target from scratch would have
+TRUNK_SEQS = 512  # that a trunk evaluates on, at most: no result comes from there
+NO_SIZES = ("budgets", "rate", "settings", "tokens")  # what else a size's entry may have
 
 class Study:
     """An experiment, checked; its jobs, in order. budgets, seeds, only: run these (None: all)."""
 
     def __init__(self, experiment, out, budgets=None, seeds=None, only=None):
         check_experiment(experiment)
-        self.__dict__.update(dict(starts={}, grown={}, grown_at=[]), **experiment)
+        self.__dict__.update(dict(starts={}, grown={}, grown_at=[], families={}, save_every=0,
+                                  tune_seeds=experiment["seeds"][:1]), **experiment)
         self.out, (self.rate_key, values) = out, next(iter(self.rates.items()))
         self.rate_values = [typed(self.rate_key, v) for v in values]
         entries = {**self.starts, **self.ladder}
-        self.sizes = {name: {k: v for k, v in entry.items() if k not in ("budgets", "rate")}
-                      for name, entry in entries.items()}
+        self.sizes = {name: {**{k: v for k, v in entry.items() if k not in NO_SIZES},
+                             **entry.get("settings", {})} for name, entry in entries.items()}
+        self.every_seed = list(dict.fromkeys([*self.tune_seeds, *self.seeds]))
         self.given = {n: e["rate"] for n, e in {**entries, **self.grown}.items() if "rate" in e}
         self.tuned = dict(self.given)
-        for what, some, every in (("budgets", budgets, self.budgets), ("seeds", seeds, self.seeds)):
+        for what, some, every in (("budgets", budgets, self.budgets), ("seeds", seeds, self.every_seed)):
             if extra := set(some or ()) - set(every):
                 raise UserError(f"--{what}: {min(extra):g} is none of the experiment's {every}")
         self.run_budgets = [b for b in self.budgets if b in (budgets or self.budgets)]
-        self.run_seeds = [s for s in self.seeds if s in (seeds or self.seeds) or s == self.seeds[0]]
+        self.run_seeds = [s for s in self.every_seed if s in (seeds or self.seeds) or s in self.tune_seeds]
         for f in ("costs", "stages", "branch", "leaves", "points"):  # arithmetic that is asked for often
             setattr(self, f, functools.cache(getattr(self, f)))
         self.names = [*self.ladder, *self.grown]
-        self.run_names = [known(n, self.names, "--only") for n in only or self.names]
+        every = [*self.names, *self.families]
+        asked = {known(n, every, "--only") for n in only or every}
+        asked.update(*(self.families[n].get("members", []) for n in asked & set(self.families)))
+        self.run_names = [n for n in every if n in asked]
         self.decay = self.decays[len(self.decays) // 2]  # of sweeps, and where none is known yet
         self.batch = self.config(self.target).batch_tokens
         self.weights = self.costs(self.target)[0]["weights"]
@@ -65,14 +73,19 @@ class Study:
             if not g.get("growths") or not all(is_growth(pair) for pair in g["growths"]):
                 raise UserError(f"grown {name!r}: growths={g.get('growths')!r}: must be [(share of the "
                                 "compute, dict of sizes), ...]")
-            if self.config(g["start"], stages=self.stages(name, self.budgets[0])).sizes()[-1] != \
+            if self.config(name, stages=self.stages(name, self.budgets[0])).sizes()[-1] != \
                     self.config(self.target).sizes()[0]:
                 raise UserError(f"grown {name!r}: does not end at the size of {self.target}")
             for budget in self.budgets_of(name):
-                check_ramps(self.config(g["start"], stages=self.stages(name, budget),
+                check_ramps(self.config(name, stages=self.stages(name, budget),
                                         max_iters=self.branch(name, budget, 0)[1]))
         for name, rate in self.given.items():
-            self.config(self.start(name), **{self.rate_key: rate})  # or says what is wrong with it
+            self.config(name, **{self.rate_key: rate})  # or says what is wrong with it
+        for name in self.names:
+            if self.config(name).batch_tokens != self.batch:
+                raise UserError(f"{name}: batch_tokens={self.config(name).batch_tokens}: budgets are counted "
+                                f"in batches of {self.batch} here: leave it out")
+        self.families = {name: Family(self, name, entry) for name, entry in self.families.items()}
         for name in self.sizes:
             refuse(self.config(name, **{self.rate_key: self.rate_values[0]}), self.rates)
             first, warmup = min(self.points(name), default=10**9), self.config(name).warmup_iters
@@ -83,7 +96,11 @@ class Study:
     # -- settings and costs
 
     def config(self, name, **more):
-        return from_dict({**self.settings, **self.sizes[name], "max_iters": 10**9, **more})
+        return from_dict({**self.settings, **self.own(name), "max_iters": 10**9, **more})
+
+    def own(self, name):
+        """A contestant's own settings: sizes at the start, and what else it has."""
+        return {**self.sizes[self.start(name)], **self.grown.get(name, {}).get("settings", {})}
 
     def cost(self, name):
         """FLOPs a token of training a size."""
@@ -91,7 +108,7 @@ class Study:
 
     def costs(self, name, budget=None):
         """costs.stage_costs() of a size, or of a grown contestant at a budget, that never ends."""
-        config = self.config(self.start(name), stages=self.stages(name, budget))
+        config = self.config(name, stages=self.stages(name, budget))
         return stage_costs(config, vocab_of(config))
 
     def flops(self, budget):
@@ -116,20 +133,26 @@ class Study:
         """A grown contestant's stages, placed by shares of the budget's compute; [] from scratch."""
         stages, entry = [], self.grown.get(name, dict(growths=[]))
         for at, sizes in entry["growths"]:
-            config, C = self.config(entry["start"], stages=list(stages)), self.flops(budget)
+            config, C = self.config(name, stages=list(stages)), self.flops(budget)
             ramp = entry.get("ramp", RAMP) * self.iterations(self.costs(self.target), C)
-            at = self.iterations(stage_costs(config, vocab_of(config)), at * C)
+            at = self.on_grid(self.iterations(stage_costs(config, vocab_of(config)), at * C))
             stages.append(dict(at=at, **sizes, ramp_iters=round(ramp), operator=entry.get("operator", "msg")))
         return stages
 
     def branch(self, name, budget, decay):
         """(iteration at which the decay begins, at which it ends); what grows later grows within it"""
         rows, C = self.costs(name, budget), self.flops(budget)
-        return self.iterations(rows, (1 - decay) * C), self.iterations(rows, C)
+        if share := self.ladder.get(name, {}).get("tokens"):
+            C *= share * self.cost(name) / self.cost(self.target)
+        return self.on_grid(self.iterations(rows, (1 - decay) * C)), self.iterations(rows, C)
+
+    def on_grid(self, iters):
+        """The nearest iteration at which a trunk leaves a checkpoint to branch off from."""
+        return round(iters / self.save_every) * self.save_every if self.save_every else round(iters)
 
     def leaves(self, name, budget, decay):
         """The iteration at which a decay's run leaves the trunk: where it begins, or before a ramp there."""
-        at, config = self.branch(name, budget, decay)[0], self.config(self.start(name))
+        at, config = self.branch(name, budget, decay)[0], self.config(name)
         return min([at, *(s["at"] for s in self.stages(name, budget) if s["at"] < at < s["at"] + config.ramp_of(s))])
 
     def start(self, name):
@@ -144,6 +167,7 @@ class Study:
             return {self.leaves(name, budget, d) for d in self.decays}
         found = {min(self.stages(g, b)[0]["at"], self.leaves(g, b, d)) for g in self.grown
                  for b in self.budgets_of(g) for d in self.decays if self.start(g) == name}
+        found.update(f.ends[0] for f in self.families.values() if f.members[0] == name)
         return found.union(*({self.leaves(name, b, d) for d in self.decays}
                              for b in self.budgets_of(name)))
 
@@ -161,13 +185,21 @@ class Study:
         job = self.trunk(self.start(name), min(begin, at), seed) if stages else None
         out_dir = os.path.join(self.folder(name, budget, seed, rate), "trunk")
         points = sorted(p for p in self.points(name, budget) if p > begin)
-        for before, p in itertools.pairwise([begin, *(p for p in points if p <= at)]):
+        pieces = [begin, *(p for p in points if p <= at)]
+        if self.save_every:  # in one go: wherever something may branch off is a checkpoint
+            pieces, points = [begin, at], range(0, 10**9, self.save_every)
+        for before, p in itertools.pairwise(pieces):
             flops = self.spent(name, budget, p) - self.spent(name, budget, before)
             grown = [s for s in stages if s["at"] < p]  # a growth at p is the branch's
-            values = dict(self.values(name, grown, seed, rate), schedule="constant", max_iters=p,
-                          keep_checkpoints=10**6)
-            job = Branch(out_dir, values, flops, job, tuple(points))
+            values = dict(self.values(name, grown, seed, rate), max_iters=p, **self.trunk_values())
+            job = Branch(out_dir, values, flops, job, points)
         return job
+
+    def trunk_values(self):
+        """The settings that all trunks have."""
+        save = {"save_interval": self.save_every} if self.save_every else {}
+        return dict(schedule="constant", keep_checkpoints=10**6, **save,
+                    eval_seqs=min(self.config(self.target).eval_seqs, TRUNK_SEQS))
 
     def leaf(self, name, budget, seed, decay, rate=None):
         """The job that ends a contestant at a budget: the decay, branched off its trunk."""
@@ -181,7 +213,7 @@ class Study:
         return Branch(out_dir, values, flops, self.trunk(name, at, seed, rate, budget))
 
     def values(self, name, stages, seed, rate):
-        return {**self.settings, **self.sizes[self.start(name)],
+        return {**self.settings, **self.own(name),
                 **({"stages": stages} if stages else {}), "seed": seed, self.rate_key: rate}
 
     def folder(self, name, budget, seed, rate):
@@ -194,19 +226,19 @@ class Study:
         return [n for n in names if self.sweep_at in self.budgets_of(n) and n not in self.given]
 
     def at_rates(self, name):
-        """The jobs of a sweep over all rates."""
-        return [self.leaf(name, self.sweep_at, self.seeds[0], self.decay, r) for r in self.rate_values] \
-            if self.sweep_at in self.budgets_of(name) else []
+        """The jobs of a sweep over all rates, of each one a list: a job for each seed that tunes."""
+        return [[self.leaf(name, self.sweep_at, s, self.decay, r) for s in self.tune_seeds]
+                for r in self.rate_values] if self.sweep_at in self.budgets_of(name) else []
 
     def sweep(self, name):
         """Those that tune its rate."""
-        return outward(self.at_rates(name))
+        return sum(outward(self.at_rates(name)), [])
 
     def best_rate(self, name):
         """As given, or by its own sweep; None where that is not done, or there is none."""
         if name not in self.tuned:
-            losses = {j.values[self.rate_key]: j.final() for j in self.sweep(name)} \
-                if self.swept([name]) else {}
+            losses = {jobs[0].values[self.rate_key]: final(jobs) for jobs in
+                      (outward(self.at_rates(name)) if self.swept([name]) else [])}
             if not losses or None in losses.values():
                 return None
             if min(losses.values()) == math.inf:
@@ -223,70 +255,66 @@ class Study:
         return next((r for r in found if r), self.rate_values[len(self.rate_values) // 2])
 
     def tried(self, name, budget, seed):
-        """Of the first seed those that tune its decay at its best rate, of others the best there is."""
-        if seed == self.seeds[0]:
-            return outward([self.leaf(name, budget, seed, d) for d in self.decays])
+        """Of a seed that tunes those that tune its decay at its best rate, of others the best there is."""
+        if seed in self.tune_seeds:
+            i, tuners = self.tune_seeds.index(seed), self.tune_seeds
+            return [jobs[i] for jobs in outward(
+                [[self.leaf(name, budget, s, d) for s in tuners] for d in self.decays])]
         rate, decay = self.best(name, budget)
         return [self.leaf(name, budget, seed, decay, rate)]
 
     def best(self, name, budget):
-        """(rate, decay) by all that the first seed has finished at this budget."""
+        """(rate, decay) by all that the seeds that tune have finished at this budget."""
         losses = self.finished(name, budget)
         return min(losses, key=losses.get) if losses else (self.rate(name), self.decay)
 
     def finished(self, name, budget):
-        """{(rate, decay): loss} of all that the first seed has finished at this budget."""
-        seed = self.seeds[0]
+        """{(rate, decay): loss} of all that the seeds that tune have finished at this budget."""
         rates = [self.given[name]] if name in self.given else [
-            r for r in self.rate_values if os.path.isdir(self.folder(name, budget, seed, r))]
-        jobs = {(r, d): self.leaf(name, budget, seed, d, r) for r in rates for d in self.decays}
-        return {key: loss for key, job in jobs.items() if (loss := job.final()) is not None}
+            r for r in self.rate_values if os.path.isdir(self.folder(name, budget, self.tune_seeds[0], r))]
+        jobs = {(r, d): [self.leaf(name, budget, s, d, r) for s in self.tune_seeds]
+                for r in rates for d in self.decays}
+        return {key: loss for key, some in jobs.items() if (loss := final(some)) is not None}
 
     def wanted(self, guess=True):
         """
         (what for, decay) of all jobs, in order of their worth. guess: also those whose rate or decay
         depends on runs that are not done, as far as it is known.
         """
-        first, grown = self.seeds[0], [n for n in self.run_names if n in self.grown]
+        grown = [n for n in self.run_names if n in self.grown]
 
         def sweeps(names):
-            return ((("rates", self.sweep_at, first), job) for name in self.swept(names)
+            return ((("rates", self.sweep_at, job.values["seed"]), job) for name in self.swept(names)
                     for job in self.sweep(name))
         yield from sweeps(self.ladder)
         if not guess and None in map(self.best_rate, self.swept(self.ladder)):
             return  # a grown run starts with its start's best rate
         yield from sweeps(grown)
         for budget, seed in sorted(((b, s) for b in self.run_budgets for s in self.run_seeds),
-                                   key=lambda p: (p[0] * 2**self.seeds.index(p[1]), p)):
+                                   key=lambda p: (p[0] * 2**self.every_seed.index(p[1]), p)):
             for name in self.run_names:
+                if name in self.families:
+                    family = self.families[name]
+                    if budget == family.budget and seed in family.seeds() and (
+                            guess or self.is_tuned(family.members, budget)):
+                        yield from ((("family", budget, seed), j) for j in family.jobs(seed))
+                    continue
                 if budget not in self.budgets_of(name) or not (
                         guess or self.best_rate(name) or not self.swept([name])):
                     continue
-                if guess or seed == first or all(j.done() for j in self.tried(name, budget, first)):
+                if guess or seed in self.tune_seeds or self.is_tuned([name], budget):
                     kind = "grown" if name in self.grown else "scratch"
                     yield from (((kind, budget, seed), j) for j in self.tried(name, budget, seed))
+
+    def is_tuned(self, names, budget):
+        """Is all done that tunes these at this budget?"""
+        return all(j.done() for n in names for s in self.tune_seeds for j in self.tried(n, budget, s))
 
     def ready(self):
         """The jobs that can start now, in order of their worth."""
         for _, leaf in self.wanted(guess=False):
             yield from (job for job in leaf.chain()
                         if not job.done() and (job.after is None or job.after.done()))
-
-
-def outward(jobs):
-    """
-    Of jobs along the values of a setting those that tune it, as far as is known: the middle one and its
-    neighbours, then on while the best lies at an edge.
-    """
-    low, high = max(0, len(jobs) // 2 - 1), len(jobs) // 2 + 2
-    while None not in (losses := [job.final() for job in jobs[low:high]]):
-        if losses[0] == min(losses) and low > 0:
-            low -= 1
-        elif losses[-1] == min(losses) and high < len(jobs):
-            high += 1
-        else:
-            break
-    return jobs[low:high]
 
 
 def is_growth(pair):
@@ -306,10 +334,11 @@ def check_experiment(experiment):
             must_be(value, (int, float), f"experiment: {key}: ")
     asked = [experiment["sweep_at"], *experiment.get("grown_at", [])]
     for name, entry in {**experiment["ladder"], **experiment.get("starts", {}),
-                        **experiment.get("grown", {})}.items():
+                        **experiment.get("grown", {}), **experiment.get("families", {})}.items():
         if not isinstance(entry, dict):
             raise UserError(f"experiment: {name!r}: {entry!r}: must be a dict")
-        kinds = dict(budgets=list, rate=(int, float), growths=list, start=str)
+        kinds = dict(budgets=list, rate=(int, float), growths=list, start=str, settings=dict,
+                     tokens=(int, float))
         for key in entry.keys() & kinds:
             must_be(entry[key], kinds[key], f"experiment: {name!r}: {key}")
         asked += entry.get("budgets", [])

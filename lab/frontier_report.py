@@ -11,12 +11,12 @@ from base.disk import write_json
 from base.errors import UserError
 from base.words import human, table
 from lab import law, words
+from lab.branches import final
 from lab.children import machines
 from lab.costs import stage_costs, vocab_of
+from lab.family_report import family_rows, family_table
 from lab.speeds import read_speeds, seconds_of_run
 from lab.verdict import interval, picture, plus_minus, ratio_interval, times
-
-BEYOND = 2  # how many times beyond its ends a curve of loss over cost is believed
 
 
 def results(study):
@@ -84,31 +84,35 @@ def curve(found, names, seed, cost):
 
 def cost_of(points, loss):
     """
-    What a loss costs on a curve [(cost, loss), ...], log-log interpolated, or extrapolated up to
-    BEYOND times; None beyond that, or from fewer than two points that go down.
+    (what a loss costs on a curve [(cost, loss), ...], log-log interpolated; 0). Beyond an end of the
+    curve the cost there, and 1 if the loss costs more, -1 if less. None from fewer than two points that
+    go down.
     """
     down = [p for i, p in enumerate(points) if all(p[1] < q[1] for q in points[:i])]
     if len(down) < 2:
         return None
     x, y = np.log(np.array(down)).T
-    i = int(np.clip(np.searchsorted(-y, -math.log(loss)), 1, len(y) - 1))
-    at = x[i - 1] + (math.log(loss) - y[i - 1]) * (x[i] - x[i - 1]) / (y[i] - y[i - 1])
-    near = x[0] - math.log(BEYOND) <= at <= x[-1] + math.log(BEYOND)
-    return math.exp(at) if near else None
+    beyond = int(math.log(loss) < y[-1] - 1e-9) - int(math.log(loss) > y[0] + 1e-9)
+    return math.exp(np.interp(-math.log(loss), -y, x)), beyond
 
 
 def multiplier(found, result, names, cost, given=0.0):
     """
     (mean, low, high) over seeds: what the loss costs on the baseline's curve over what it cost here,
-    less what was `given`. None where the curve does not reach.
+    less what was `given`. Where the curve of a seed ends before that loss, (x, x, None): more than x,
+    that of the curve's end; where it begins after it, (x, None, x): less. None without a curve.
     """
-    ratios = []
+    ratios, beyond = [], set()
     for seed, r in result["seeds"].items():
         needed = cost_of(curve(found, names, seed, cost), r["loss"])
         if needed is None:
             return None
-        ratios.append(needed / (r[cost] - given))
-    return ratio_interval(ratios)
+        ratios.append(needed[0] / (r[cost] - given))
+        beyond.add(needed[1])
+    mean, low, high = ratio_interval(ratios)
+    if {-1, 1} <= beyond:
+        return None
+    return (mean, mean, None) if 1 in beyond else (mean, None, mean) if -1 in beyond else (mean, low, high)
 
 
 def fit_law(study, found):
@@ -179,7 +183,8 @@ def finished(study, found):
 
 def rates_tried(study, name):
     """{rate: loss} of a contestant's finished runs at the sweep's budget, decay and seed."""
-    return {j.values[study.rate_key]: j.final() for j in study.at_rates(name) if j.final() is not None}
+    return {jobs[0].values[study.rate_key]: final(jobs) for jobs in study.at_rates(name)
+            if final(jobs) is not None}
 
 
 def cautions(study, found, best):
@@ -221,17 +226,21 @@ def cautions(study, found, best):
 def write_report(study):
     """report.md, report.json, law.json and frontier.png in the study's folder. Returns the text."""
     found = results(study)
-    if not found:
+    speeds = read_speeds(study)
+    families = family_rows(study, speeds, fit_law(study, found)[0])
+    if not found and not families:
         raise UserError(f"{study.out}: no finished runs to report on yet")
     best = envelope(study, found)
     fitted, why = fit_law(study, found)
     rows, said = make_rows(study, found, best, fitted), cautions(study, found, best)
     where = machines(study.leaf(n, b, s, r["decay"], r["rate"]) for (n, b), r in found.items()
                      for s in r["seeds"])
-    speeds = read_speeds(study)
     took = "Seconds: iterations at the speeds measured side by side on " + speeds["machine"] if speeds \
         else "No seconds, for no speeds are measured: see --speeds"
+    whole = [family_table(study, families), "", "Differences and losses: mean and 95 % t-interval over seeds, "
+             "differences paired by seed. A member's TFLOP and s: its part of the trunk, and its decay.", ""]
     text = "\n".join([
+        *(whole if families else []),
         make_table(rows, best), "", finished(study, found),
         f"Target {study.target}, {human(study.weights)} weights; 95 % t-intervals over seeds. "
         f"Machine: {where}. {took}.", "",
@@ -240,11 +249,12 @@ def write_report(study):
     sweeps = {n: rates_tried(study, n) for n in study.names}
     words.write_report(study.out, text, dict(
         machine=where, target=dict(name=study.target, weights=study.weights), rows=rows, best=best,
-        law=fitted and asdict(fitted), sweeps=sweeps, cautions=said,
+        law=fitted and asdict(fitted), sweeps=sweeps, cautions=said, **({"families": families} if families else {}),
         runs=[dict(name=n, budget=b, **r) for (n, b), r in found.items()]))
     if fitted:
         write_json(os.path.join(study.out, "law.json"), asdict(fitted))
-    draw(study, found, best, rows, os.path.join(study.out, "frontier.png"))
+    if found:
+        draw(study, found, best, rows, os.path.join(study.out, "frontier.png"))
     return text
 
 
@@ -264,7 +274,7 @@ def draw(study, found, best, rows, save):
             right.plot([r["budget"] for r in mine], [r["best"][0] for r in mine],
                        "o-" if scratch else "D--", **look)
             for r in mine:
-                if r["best"][1]:
+                if r["best"][1] and r["best"][2]:
                     right.plot([r["budget"]] * 2, r["best"][1:], lw=1, alpha=0.5, color=hues[name])
         left.plot([study.flops(b) for b in sorted(best)],
                   [mean_loss(found[best[b], b]) for b in sorted(best)], "k", lw=4, alpha=0.25, zorder=0,

@@ -30,7 +30,8 @@ def sizes_of_study(study):
     """{key: (sizes, before)} of everything that a study trains."""
     found = {}
     runs = [(n, None) for n in study.sizes] + [(n, study.budgets_of(n)[0]) for n in study.grown]
-    for rows in (study.costs(*run) for run in runs):
+    runs = [study.costs(*run) for run in runs] + [f.costs() for f in study.families.values()]
+    for rows in runs:
         for before, row in zip([None, *rows], rows):
             found[key(row["sizes"])] = row["sizes"], None
             if row["ramp"]:

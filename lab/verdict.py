@@ -60,10 +60,17 @@ def plus_minus(pair, digits=None):
 
 
 def times(ratio, form="{:.2f}x ({:.2f} to {:.2f})"):
-    """A (mean, low, high) ratio; without the range where there is none, "-" for None."""
+    """
+    A (mean, low, high) ratio; without the range where there is none, "> 1.20x" of one that has no high,
+    "< 1.20x" of one that has no low, "-" for None.
+    """
     if ratio is None:
         return "-"
-    return (form.partition(" (")[0] if ratio[1] is None else form).format(*ratio)
+    _, low, high = ratio
+    if None in (low, high):
+        return "<" * (high is not None) + ">" * (low is not None) + " " * (low != high) + \
+            form.partition(" (")[0].format(*ratio)
+    return form.format(*ratio)
 
 
 def percent(ratio):

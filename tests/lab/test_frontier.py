@@ -8,6 +8,7 @@ import tarfile
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from runs import ENV, ROOT, events, make_data
 
@@ -17,6 +18,7 @@ from lab import advice, branches, children, frontier_report, speeds
 from lab.costs import compute, stage_costs
 from lab.frontier import Study, plan
 from lab.law import WORTH, Law
+from lab.verdict import times
 from run.arguments import read_file
 from run.packed import PACK
 from run.settings import from_dict, known_settings
@@ -33,6 +35,7 @@ TINY = dict(
            "late": dict(start="one", growths=[(0.8, dict(n_layer=2))], budgets=[5, 10]),
            "steps": dict(start="narrow", growths=[(0.2, dict(n_embd=16, n_inner=32)),
                                                   (0.5, dict(n_head=2, n_layer=2))])})
+FAMILY = dict(members=["one", "two", "four"], tokens=10, trunk=[0.7, 0.2, 0.1], decay=[0.3, 0.4, 0.4])
 LAW = Law(E=1.0, A=20, B=60, a=0.4, b=0.4)
 
 
@@ -409,14 +412,144 @@ def test_sizes_are_compared_over_the_seeds_that_all_have():
     assert frontier_report.envelope(study, found) == {5: "two", 10: "one"}
 
 
+def test_seeds_that_tune_are_not_reported(study, tmp_path):
+    """Two of them: the mean of both decides, and what is reported had no part in it."""
+    study = make(tmp_path, tune_seeds=[7, 8], seeds=[1, 2], budgets=[5], grown_at=[5],
+                 grown={"late": dict(TINY["grown"]["late"], budgets=[5])})
+    done = play_all(study)
+    tried = {(j.values["seed"], j.values["muon_learning_rate"]) for j in done}
+    assert {seed for seed, rate in tried if rate != 0.02} == {7, 8}
+    by_seed = {s: {os.path.basename(j.out_dir) for j in done if j.values["seed"] == s and not j.keep
+                   and "two" in j.out_dir} for s in (1, 7, 8)}
+    assert len(by_seed[7]) == 3 and by_seed[7] == by_seed[8] and len(by_seed[1]) == 1
+    text = frontier_report.write_report(study)
+    assert "5: 8/8." in text and all(r["seeds"] == [1, 2] for r in report_of(study)["rows"])
+    assert make(tmp_path).tune_seeds == [1]
+    other = make(tmp_path / "other", tune_seeds=[7, 8], budgets=[5], grown_at=[], grown={},
+                 data=tmp_path / "data")
+    for job in other.sweep("two"):  # one of the two likes another rate, by more
+        for j in job.chain():
+            play(j, wants={7: 0.02, 8: 0.04}[job.values["seed"]], gain=0)
+    assert other.rate("two") in (0.02, 0.04)
+    assert other.best_rate("one") is None
+
+
+def report_of(study):
+    with open(os.path.join(study.out, "report.json")) as f:
+        return json.load(f)
+
+
+def test_a_contestant_has_settings_of_its_own(study, tmp_path):
+    """From scratch from the first iteration on, grown from where it leaves its start's trunk."""
+    calm = dict(weight_decay=0.0)
+    ladder = dict(TINY["ladder"], **{"two, calm": dict(n_layer=2, settings=calm)})
+    study = make(tmp_path, ladder=ladder, grown={"late": dict(TINY["grown"]["late"], settings=calm)})
+    jobs = {n: study.leaf(n, 10, 1, 0.35) for n in ("two", "two, calm", "late")}
+    assert [j.values.get("weight_decay") for j in jobs.values()] == [None, 0.0, 0.0]
+    chain = jobs["late"].chain()
+    assert [j.values.get("weight_decay") for j in chain if j.values.get("stages")] and not any(
+        "weight_decay" in j.values for j in chain if "scratch" in j.out_dir)
+    assert all(j.values["weight_decay"] == 0.0 for j in jobs["two, calm"].chain())
+    play_all(study)
+    assert "two, calm" in frontier_report.write_report(study)
+
+
+def test_nothing_is_believed_beyond_the_ends_of_a_curve():
+    def seeds(*losses):
+        return dict(seeds={s: dict(loss=x, flops=c) for s, (x, c) in enumerate(losses, 1)})
+    found = {("two", b): seeds((x, c), (x + 0.1, c)) for b, c, x in ((5, 1.0, 3.0), (10, 4.0, 2.0))}
+    names = {5: "two", 10: "two"}
+
+    def ratio(*losses):
+        return frontier_report.multiplier(found, seeds(*losses), names, "flops")
+    assert times(ratio((2.0, 4.0), (2.1, 4.0))) == "1.00x (1.00 to 1.00)"
+    assert times(ratio((1.9, 2.0), (2.1, 2.0))) == "> 2.00x" and ratio((1.9, 2.0)) == (2, 2, None)
+    assert times(ratio((3.3, 2.0), (3.1, 2.0))) == "< 0.50x" and times(ratio((2.0, 2.0))) == "2.00x"
+    assert ratio((1.9, 2.0), (3.3, 2.0)) is None
+
+
+def make_family(tmp_path, **changes):
+    ladder = dict(one=dict(n_layer=1, tokens=1), two=dict(n_layer=2, tokens=1), four=dict(n_layer=4))
+    return make(tmp_path, **{**dict(
+        ladder=ladder, target="four", budgets=[10], sweep_at=10, grown=None, grown_at=None, starts=None,
+        tune_seeds=[9], seeds=[1, 2], decays=[0.3, 0.5, 0.7], save_every=8, families={"fam": FAMILY}), **changes})
+
+
+def test_equal_tokens(study, tmp_path):
+    study = make_family(tmp_path)
+    ends = {study.leaf(n, 10, 1, 0.5).last for n in study.ladder}
+    assert ends == {round(10 * study.weights / 64)}
+    half = dict(one=dict(n_layer=1, tokens=0.5), four=dict(n_layer=4))
+    study = make_family(tmp_path, ladder=half, families=None)
+    assert study.leaf("one", 10, 1, 0.5).last == round(5 * study.weights / 64)
+
+
+def test_a_family_has_one_trunk(study, tmp_path):
+    """A decay for each size; the first is the model from scratch, if that decays as long."""
+    study = make_family(tmp_path)
+    family, iters = study.families["fam"], round(10 * study.weights / 64)
+    done = play_all(study)
+    assert len({(j.out_dir, j.last) for j in done}) == len(done) and not any(study.ready())
+    assert family.ends == pytest.approx([0.7 * iters, 0.9 * iters, iters], abs=4)
+    assert not any(end % 8 for end in family.ends)
+    one, two, four = family.jobs(1)
+    assert one.out_dir == family.baseline(0, 1).out_dir and "scratch" in one.out_dir
+    assert two.after.last == four.after.last == family.ends[1] and two.after.after.last == family.ends[0]
+    assert [len(j.values.get("stages", [])) for j in (one, two, four)] == [0, 1, 2]
+    assert four.last == family.ends[2] + family.decays[2] and four.values["decay_iters"] == family.decays[2]
+    assert not os.path.exists(os.path.join(os.path.dirname(two.out_dir), "trunk", "ckpt_0000001.pt"))
+    total = sum(j.flops for j in {(j.out_dir, j.last): j for x in (one, two, four) for j in x.chain()}.values())
+    own = sum(family.flops(i, sum(family.iters(i))) for i in range(3))
+    assert total == pytest.approx(own)
+    assert all(j.values["eval_seqs"] == 8 for j in done)  # below the most that a trunk reads
+
+
+def test_a_family_is_compared_with_its_sizes_from_scratch(study, tmp_path, monkeypatch):
+    study = make_family(tmp_path, families={"fam": FAMILY, "try": dict(FAMILY, operator="stack", tuning=True)})
+    play_all(study, gain=0.05)
+    family, text = study.families["fam"], frontier_report.write_report(study)
+    rows = {(r["family"], r["what"], r["member"]): r for r in report_of(study)["families"]}
+    assert {k[:2] for k in rows} == {("fam", "tuning"), ("fam", "reported"), ("try", "tuning")}
+    for i, name in enumerate(family.members):
+        row = rows["fam", "reported", name]
+        pairs = [(family.leaf(i, s).final(), family.baseline(i, s).final()) for s in (1, 2)]
+        assert row["seeds"] == [1, 2] and row["less"][0] == pytest.approx(np.mean([a - b for a, b in pairs]))
+        assert row["less"][1] == pytest.approx(0, abs=1e-9)  # this world has no noise
+        assert row["flops"][1] == pytest.approx(study.cost(name) * 64 * family.baseline(i, 1).last)
+    grown, alone = (sum(rows["fam", "reported", m]["flops"][i] for m in family.members) for i in (0, 1))
+    line = next(x for x in text.splitlines() if x.startswith("| fam ") and "| all " in x)
+    assert f"{100 * (1 - grown / alone):.0f} %" in line and "| -" in line  # no speeds yet
+    monkeypatch.setattr(speeds, "SECONDS", 0.0)
+    monkeypatch.setattr(speeds, "ROUNDS", 1)
+    assert "4L_16_2h_32 from 2L_16_2h_32" in speeds.measure_speeds(study)
+    frontier_report.write_report(study)
+    assert all(r["seconds"][0] > 0 and r["seconds"][1] > 0 for r in report_of(study)["families"])
+
+
+def test_a_family_alone_is_run_by_its_name(study, tmp_path):
+    """With its sizes from scratch, that it is compared with."""
+    both = {"fam": FAMILY, "other": FAMILY}
+    study = make_family(tmp_path, only_names=["fam"], families=both)
+    kinds = {tuple(os.path.relpath(j.out_dir, study.out).split(os.sep)[:2]) for j in play_all(study)}
+    assert kinds == {("scratch", "one"), ("scratch", "two"), ("scratch", "four"), ("family", "fam")}
+
+
+def test_trunks_read_little_and_results_the_whole_validation_set(study, tmp_path):
+    settings = dict(TINY["settings"], eval_seqs=5000)
+    study = make(tmp_path, settings=settings)
+    leaf = study.leaf("late", 10, 1, 0.35)
+    assert leaf.values["eval_seqs"] == 5000
+    assert {j.values["eval_seqs"] for j in leaf.chain()[:-1]} == {512}
+
+
 def test_cost_of_a_loss():
     curve = [(1, 4.0), (4, 2.0), (16, 1.0)]
-    assert frontier_report.cost_of(curve, 2.0) == pytest.approx(4)
-    assert frontier_report.cost_of(curve, 2.0**0.5) == pytest.approx(8)
-    assert frontier_report.cost_of(curve, 5.0) == pytest.approx((4 / 5)**2)
-    assert frontier_report.cost_of(curve, 0.5) is None and frontier_report.cost_of(curve, 9) is None
+    assert frontier_report.cost_of(curve, 2.0) == (pytest.approx(4), 0)
+    assert frontier_report.cost_of(curve, 2.0**0.5) == (pytest.approx(8), 0)
+    assert frontier_report.cost_of(curve, 5.0) == (pytest.approx(1), -1)
+    assert frontier_report.cost_of(curve, 0.9) == (pytest.approx(16), 1)
     assert frontier_report.cost_of(curve[:1], 4.0) is None
-    assert frontier_report.cost_of([(1, 4.0), (2, 4.5), (4, 2.0)], 2.0) == pytest.approx(4)
+    assert frontier_report.cost_of([(1, 4.0), (2, 4.5), (4, 2.0)], 2.0) == (pytest.approx(4), 0)
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -439,6 +572,15 @@ def test_cost_of_a_loss():
     (dict(grown={"x": dict(start="one", growths=[(2, dict(n_layer=2))])}), r"\[\(share of the compute"),
     (dict(grown={"x": dict(start="one", growths=[(0.1, dict(n_layer=3))])}), "does not end at the size"),
     (dict(grown={"x": dict(start="one", growths=[(0.001, dict(n_layer=2))])}), "lower warmup_iters=2"),
+    (dict(ladder=dict(TINY["ladder"], one=dict(n_layer=1, settings=dict(batch_tokens=32)))),
+     "one: batch_tokens=32: budgets are counted in batches of 64"),
+    (dict(ladder=dict(TINY["ladder"], one=dict(n_layer=1, settings=5))), "settings=5: must be a dict"),
+    (dict(save_every="8"), "save_every='8': must be a whole number"),
+    (dict(families={"f": dict(FAMILY, members=["one", "tow"])}), "members: 'tow': no such name"),
+    (dict(families={"f": dict(FAMILY, trunk=[0.5, 0.2])}), "each of two members or more, and has 3"),
+    (dict(families={"f": dict(FAMILY, tokens=7)}), "tokens=7: is none of the budgets"),
+    (dict(families={"f": dict(FAMILY, tail=1)}), "family 'f': 'tail': no such name"),
+    (dict(families={"f": dict(FAMILY, members=["two", "one"], trunk=[1, 1], decay=[1, 1])}), "n_layer"),
 ])
 def test_what_is_no_study(tmp_path, changes, message):
     make_data(tmp_path / "data")
@@ -448,7 +590,7 @@ def test_what_is_no_study(tmp_path, changes, message):
 
 @pytest.mark.parametrize("name, weights", [
     ("frontier", 294_912), ("frontier_adamw", 294_912), ("frontier_llama", 296_448),
-    ("frontier_gpu", 10_616_832)])
+    ("frontier_gpu", 10_616_832), ("family", 98_304)])
 def test_the_experiments_of_this_house(name, weights, tmp_path):
     made = read_file(str(ROOT / "lab/experiments" / f"{name}.py"))
     made["settings"] = dict(made["settings"], data_dir=str(make_data(tmp_path / "data")))
