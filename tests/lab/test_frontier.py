@@ -574,6 +574,7 @@ def test_cost_of_a_loss():
     (dict(grown={"x": dict(start="one", growths=[(0.001, dict(n_layer=2))])}), "lower warmup_iters=2"),
     (dict(ladder=dict(TINY["ladder"], one=dict(n_layer=1, settings=dict(batch_tokens=32)))),
      "one: batch_tokens=32: budgets are counted in batches of 64"),
+    (dict(ladder=dict(TINY["ladder"], one=dict(n_layer=1, settings=dict(qk_norm=True)))), "qk_norm"),
     (dict(ladder=dict(TINY["ladder"], one=dict(n_layer=1, settings=5))), "settings=5: must be a dict"),
     (dict(save_every="8"), "save_every='8': must be a whole number"),
     (dict(families={"f": dict(FAMILY, members=["one", "tow"])}), "members: 'tow': no such name"),
@@ -611,6 +612,8 @@ def test_a_killed_job_starts_again(tmp_path, monkeypatch):
     assert not os.path.exists(job.path("metrics.jsonl"))
     open(job.path("ckpt_0000002.pt"), "w").close()
     assert job.start(place)[2:] == [job.out_dir, "--resume", "--max_iters=5", "--stages=[]"]
+    job.values["stages"] = [dict(at=3, n_layer=9, operator="stack", ramp_iters=2)]  # a ramp that means nothing
+    assert "ramp_iters" not in job.start(place)[-1] and "'operator': 'stack'" in job.start(place)[-1]
     open(job.path("ckpt_0000007.pt"), "w").close()
     job.keep = (5, 7)
     with pytest.raises(UserError, match="is past iteration 5, where the experiment branches off now"):
