@@ -163,3 +163,17 @@ def test_operators_in_a_run(tmp_path):
     changes = [abs(e["val_loss_after"] - e["val_loss_before"]) for e in events(whole, "grow")]
     assert changes[1] < 1e-5 < 1e-4 < changes[2]
     assert [e["iter"] for e in events(whole, "ramp_end")] == [27]
+
+
+def test_zero_output_in_a_run(tmp_path):
+    """The norms' eps goes with the model into its checkpoints: stopped after the growth, the rest is the same."""
+    settings = dict(data_dir=str(make_data(tmp_path / "data")), operator="zero_output", dropout=0.0, schedule="constant", ramp_iters=None,
+                    stages=[dict(at=6, n_embd=32, n_head=2, n_layer=2)])
+    whole, halves = str(tmp_path / "whole"), str(tmp_path / "halves")
+    train_here(out_dir=whole, max_iters=16, **settings)
+    train_here(out_dir=halves, max_iters=9, **settings)
+    train_here(out_dir=halves, max_iters=16, init_from="resume", **settings)
+    pick = [[x for x in losses(o) if x[0] == "step"] for o in (whole, halves)]
+    assert pick[0] == pick[1]
+    [growth] = events(whole, "grow")
+    assert abs(growth["val_loss_after"] - growth["val_loss_before"]) < 1e-6

@@ -10,13 +10,14 @@ from functools import partial
 
 import pytest
 import torch
-from runs import ENV
+from runs import ENV, events, make_data, train_here
 from test_evaluate import main_in_process, save
 
 from base.errors import UserError
 from base.weights import Weights, write_weights
 from model import MODELS
 from run import hf
+from run.trained import open_model
 from tools import upscale
 from tools.upscale import Growth
 
@@ -220,6 +221,24 @@ def test_layers_repeated_as_passthrough_does(operator, order, folders, tmp_path,
     old, new = Weights(folders["llama"]), Weights(str(tmp_path / "new"))
     name = "model.layers.{}.mlp.down_proj.weight".format
     assert all(torch.equal(new[name(i)], old[name(source)]) for i, source in enumerate(order))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama3"])
+def test_trained_on(kind, tmp_path):
+    """train.py takes the larger folder, whose eps is its own, grows it by masks, and goes on after a stop."""
+    old = make(kind, tmp_path / "old", vocab_size=256)
+    (tmp_path / "old" / hf.OURS).write_text(json.dumps(dict(tokenizer="bytes")))
+    upscale.upscale(Growth(old, LARGER), str(tmp_path / "new"))
+    sizes = dict.fromkeys(("block_size", "n_layer", "n_head", "n_embd", "n_inner", "head_dim"))
+    settings = dict(sizes, data_dir=str(make_data(tmp_path / "data")), out_dir=str(tmp_path / "out"), batch_tokens=128,
+                    micro_batch=2, eval_seqs=4, ramp_iters=2, stages=[dict(at=2, n_layer=6, n_inner=160)], dropout=None,
+                    schedule="constant")
+    train_here(f"--init_from={tmp_path / 'new'}", max_iters=5, **settings)
+    train_here("--resume", max_iters=7, **settings)
+    model = open_model(str(tmp_path / "out"))[0]
+    assert model.config.n_layer == 6 and model.config.norm_eps == hf.folder_config(old)[1]["norm_eps"] * 32 / 48
+    growth, = events(tmp_path / "out", "grow")
+    assert abs(growth["val_loss_after"] - growth["val_loss_before"]) < 1e-4
 
 
 # -----------------------------------------------------------------------------
