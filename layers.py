@@ -117,7 +117,10 @@ class LayerNorm(nn.Module):
 
     def forward(self, x, m=None):
         if m is None:
-            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+            w, b = self.weight, self.bias
+            if x.dtype == torch.float32 != w.dtype:  # FSDP gathers them in bfloat16
+                w, b = w.float(), None if b is None else b.float()
+            return F.layer_norm(x, w.shape, w, b, self.eps)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         n = m.sum()
         d = x - (m * x).sum(-1, keepdim=True) / n

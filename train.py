@@ -45,7 +45,9 @@ class Run:
     PROGRESS = dict(iter=0, stage=0, tokens=0, flops=0.0, bad=0, rewarm=None)
 
     def __init__(self, config):
-        self.config, self.ranks, self.lock = config, Ranks(config.device), None
+        self.ranks, self.lock, given = Ranks(config.device), None, config
+        # rank 0's settings are everybody's: other machines may not see the folder they were read from
+        self.config = config = shard.from_rank_0(self.ranks, lambda: given)
         self.device = self.ranks.device
         self.meta = read_meta(config.data_dir)
         self.meta["fingerprint"] = fingerprint(config.data_dir, self.meta)
@@ -126,7 +128,7 @@ class Run:
     def wrap(self):
         """Compile the model, then wrap it in DDP or FSDP: at the start and after every growth."""
         compiler.compile_model(self.model, self.compile)
-        self.parallel = shard.wrap(self.model, self.ranks, self.mesh)
+        self.parallel = shard.wrap(self.model, self.ranks, self.mesh, self.dtype)
         self.flops_per_token = self.model.flops_per_token(self.config.head_fraction())
 
     # -- a checkpoint

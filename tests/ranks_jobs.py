@@ -20,7 +20,7 @@ import run.monitor
 import run.parallel.ranks
 import train
 from base import disk
-from grow import grow
+from grow import grow, set_mask
 from model import GPT, GPTConfig
 from run import optim
 from run.checkpoint import checkpoint, sharded
@@ -252,6 +252,28 @@ def checking():
     sharded.sha256 = slowly
     shard.from_rank_0(ranks, lambda: checkpoint.load(os.environ["OUT"], values=False, ask=ranks.ask))
     print(json.dumps(seen))
+    ranks.close()
+
+
+def gathering():
+    """In the middle of a ramp, in bfloat16: the loss, the gradient's norm, and what weights are gathered in."""
+    ranks, found = run.parallel.ranks.Ranks("cpu"), {}
+    for how in ("none", "fsdp"):
+        model, optimizers, _, mesh = make(ranks, dict(block_size=32, vocab_size=64, n_layer=2, n_embd=32, n_head=2,
+                                                      head_dim=16, n_inner=64), how)
+        torch.manual_seed(1)
+        model, _ = grow(model, optimizers, n_layer=3, n_embd=48, n_head=3, n_inner=96)
+        set_mask(model, 0.3)
+        parallel, block, seen = shard.wrap(model, ranks, mesh, torch.bfloat16), model.blocks[0], []
+        block.mlp.register_forward_pre_hook(lambda *args, b=block, m=model, seen=seen: seen.extend(
+            str(v.dtype) for v in (b.mlp.fc.weight, m.wte.weight, m.masks.c)))
+        idx = torch.randint(64, (4, 33), generator=torch.Generator().manual_seed(2))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = parallel(idx=idx[:, :-1], targets=idx[:, 1:], return_logits=False)[1]
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm(p.grad for p in model.parameters())
+        found[how] = loss.item(), shard.gather(norm).item(), seen
+    print(json.dumps(found))
     ranks.close()
 
 

@@ -10,7 +10,7 @@ import warnings
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor import empty as empty_shards
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -143,10 +143,13 @@ def load_optimizer(optimizer, saved, ranks, mesh):
     optimizer.load_state_dict({**saved, "state": state})
 
 
-def wrap(model, ranks, mesh):
-    """What to call to train `model`, compiled already, on all devices: it itself, or in DDP."""
+def wrap(model, ranks, mesh, dtype=torch.float32):
+    """
+    What to call to train `model`, compiled already, on all devices: it itself, or in DDP. dtype: what the
+    run autocasts to.
+    """
     if mesh is not None:
-        return shard(model, mesh)
+        return shard(model, mesh, dtype)
     if not ranks.several:
         return model
     ids = [ranks.device.index] if ranks.device.type == "cuda" else None
@@ -155,17 +158,21 @@ def wrap(model, ranks, mesh):
         return DDP(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def shard(model, mesh):
+def shard(model, mesh, dtype):
     """
     FSDP2 in place, a block at a time, for a model whose parameters are shards already, as materialize() and
-    grow() make them. fully_shard() wants them whole: for a moment they are, on the meta device. No
-    MixedPrecisionPolicy: the products' format is autocast's, with the same numbers as DDP.
+    grow() make them. fully_shard() wants them whole: for a moment they are, on the meta device. The
+    products' format is autocast's, as in DDP. Where that is bfloat16, blocks are gathered in it too, which
+    is half the traffic; inputs (masks among them) stay float32, and so does what is outside the blocks,
+    for embeddings make the residual stream.
     """
+    policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False) \
+        if dtype == torch.bfloat16 else MixedPrecisionPolicy(cast_forward_inputs=False)
     shards = dict(model.named_parameters())
     put(model, {name: torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"),
                                          p.requires_grad) for name, p in shards.items()})
     for block in model.blocks:
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh)
     put(model, shards)
     return model

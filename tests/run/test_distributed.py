@@ -320,6 +320,16 @@ def test_only_rank_0_needs_the_checkpoint(driver, data, whole, tmp_path):
     assert not os.path.exists(b)
 
 
+def test_all_train_by_the_settings_of_rank_0(driver, data, whole, tmp_path):
+    """Where another machine does not see the folder that is resumed, or was started with other flags."""
+    out = str(tmp_path / "out")
+    args = [[*flags(**{**SHORT, "out_dir": out, "data_dir": data, **more})]
+            for more in ({}, dict(learning_rate=0.5, schedule="wsd", decay_iters=3, grad_clip=0.1, seed=7))]
+    codes, said = driver.say(2, str(tmp_path / "log"), args=args)
+    assert codes == [0, 0], said
+    assert losses(out) == whole("gpt", "adamw", 2, "none")[1]
+
+
 def test_nothing_to_resume_is_said_once(driver, data, tmp_path):
     codes, said = driver.run(str(tmp_path / "out"), 2, "--resume", ok=False, data_dir=data)
     assert codes == [2, 2]
@@ -380,6 +390,14 @@ def test_collectives_of_muon(driver, tmp_path):
     counts, _ = driver.call("collectives", 2, tmp_path / "log")
     assert counts["none2"] == counts["none5"] == {"all_gather_into_tensor": 3}
     assert counts["fsdp2"] == counts["fsdp5"] == {"all_to_all_single": 6}
+
+
+def test_blocks_are_gathered_in_bfloat16(driver, tmp_path):
+    """Half the traffic. Masks and the residual stream stay float32, losses and gradients are DDP's but for rounding."""
+    for got in driver.call("gathering", 2, tmp_path / "log"):
+        (loss, norm, _), (loss_f, norm_f, kinds) = got["none"], got["fsdp"]
+        assert kinds == ["torch.bfloat16", "torch.float32", "torch.float32"]
+        assert abs(loss - loss_f) < 1e-3 and abs(norm / norm_f - 1) < 3e-3, got
 
 
 def test_muon_takes_no_more_memory_for_more_layers(driver, tmp_path):
