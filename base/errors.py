@@ -33,16 +33,25 @@ def once(pairs):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors of one line; an option given twice is one, or adds to its list (nargs="+")."""
+    """
+    argparse, with errors of one line. One is an option given twice, unless it is a list (nargs="+"), which
+    grows. means: {option: (where it means something, a function of the arguments: is that so?)}; elsewhere
+    it is an error, too.
+    """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, means=(), **kwargs):
         super().__init__(*args, **kwargs)
+        self.means = dict(means)
         for name in (None, "store"):
             self.register("action", name, Store)
 
     def parse_known_args(self, args=None, namespace=None):
         self.given = {}
-        return super().parse_known_args(args, namespace)
+        found, more = super().parse_known_args(args, namespace)
+        for name, (where, so) in self.means.items():
+            if getattr(found, name) != self.get_default(name) and not so(found):
+                self.error(f"--{name.replace('_', '-')}: means something with {where} only: leave it out")
+        return found, more
 
     def error(self, message):
         raise UserError(f"{message}: see --help")

@@ -139,9 +139,9 @@ def pick_split(number, val_share, seed=0):
     return "val" if unit_hash(f"{seed}:{number}".encode()) < val_share else "train"
 
 
-def script_parser(doc, out):
+def script_parser(doc, out, **more):
     """The arguments that all prepare scripts have."""
-    parser = Parser(description=doc.split("\n\n")[0])
+    parser = Parser(description=doc.split("\n\n")[0], **more)
     parser.add_argument("--out", default=out, help="folder for the dataset")
     parser.add_argument("--force", action="store_true", help="make it again if it is there")
     return parser

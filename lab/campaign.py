@@ -23,6 +23,7 @@ from run.settings import (
     TrainConfig,
     check_ramps,
     from_dict,
+    idle,
     known_settings,
     plain,
     refuse,
@@ -113,6 +114,10 @@ class Campaign:
                 self.fit_to_budget(name, entry["flops"])
         for c in self.contestants.values():
             self.check(c)
+        configs = [from_dict(c.values) for c in self.contestants.values()]
+        for key in overrides or ():  # for some it may mean nothing, as ramp_iters from scratch
+            if all(key in idle(config) for config in configs):
+                refuse(configs[0], [key])
         if only:
             for name in only:
                 known(name, self.contestants, "only")

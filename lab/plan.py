@@ -117,7 +117,9 @@ def show_plan(config, args):
 
 def parse(argv):
     """(options, what is left for train.py's settings)."""
+    dry = "--dry", lambda a: a.dry
     p = Parser(prog="python -m lab.plan", description=__doc__, allow_abbrev=False,
+               means=dict(flops=dry, mfu=dry, memory=dry, seconds=("measurements, so without --dry", lambda a: not a.dry)),
                usage="python -m lab.plan CONFIG [options] [--key=value ...]",
                formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--dry", action="store_true", help="measure nothing, allocate nothing")
@@ -143,6 +145,8 @@ def parse(argv):
 def main():
     args, rest = parse(sys.argv[1:])
     if args.fit:
+        if rest:
+            raise UserError(f"{rest[0]}: means something without --fit only: leave one of the two out")
         fit_ladder(args.fit, args.law or "law.json")
         return
     show_plan(from_args(rest), args)

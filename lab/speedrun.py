@@ -23,13 +23,14 @@ import re
 import sys
 from pathlib import Path
 
-from base.errors import UserError, exits_cleanly, library
+from base.errors import UserError, exits_cleanly, library, once
 from base.words import table
 from lab import verdict, words
 from lab.campaign import Campaign, point_name
 from lab.children import in_folder, machines, many_parser, side_by_side
 from lab.costs import compute
 from run.arguments import parse_override, read_file
+from run.settings import from_dict, refuse
 
 
 def run_all(runs, slots):
@@ -84,8 +85,11 @@ def write_report(campaign):
     return text
 
 
-def read_experiment(what):
-    """One experiment file; or configs, each with `key=value`s after it, the first the baseline."""
+def read_experiment(what, overrides=()):
+    """
+    One experiment file; or configs, each with `key=value`s after it, the first the baseline. overrides:
+    settings of all, as a dict.
+    """
     if len(what) == 1 and os.path.isfile(what[0]):
         names = read_file(what[0])
         if "contestants" in names:
@@ -94,7 +98,9 @@ def read_experiment(what):
     for text in what:
         path, pairs = split(text)
         name = " ".join([Path(path).stem, *pairs])
-        contestants[name] = dict(dict(parse_override("--" + p) for p in pairs), config=path)
+        own = once(parse_override("--" + p) for p in pairs)
+        refuse(from_dict({**read_file(path), **once([*own.items(), *dict(overrides).items()])}), own)
+        contestants[name] = dict(own, config=path)
         if len(contestants) > 1:
             contestants[name]["against"] = next(iter(contestants))
     return dict(contestants=contestants)
@@ -127,7 +133,7 @@ def parse(argv):
     for a in more:
         if not a.startswith("--"):
             raise UserError(f"{a}: settings are written --key=value")
-    return args, dict(parse_override(a) for a in more)
+    return args, once(parse_override(a) for a in more)
 
 
 def run_campaign(campaign, slots):
@@ -142,7 +148,7 @@ def run_campaign(campaign, slots):
 def main():
     args, overrides = parse(sys.argv[1:])
     out = args.out or os.path.join("out", Path(split(args.what[0])[0]).stem)
-    campaign = Campaign(read_experiment(args.what), out, args.seeds, dict(args.sweep), overrides,
+    campaign = Campaign(read_experiment(args.what, overrides), out, args.seeds, once(args.sweep), overrides,
                         args.ablation, args.only)
     print(plan(campaign), flush=True)
     if args.plan:

@@ -13,9 +13,9 @@ from run.hf import folder_meta, from_hf, is_hf, kind_of, token_ids
 from run.parallel.ranks import open_device
 
 
-def model_parser(doc):
+def model_parser(doc, **more):
     """The arguments of every script that opens a trained model."""
-    p = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
     p.add_argument("checkpoint", type=os.path.expanduser,
                    help="a checkpoint file, a run's folder, a family's member (RUN/2x64) or a Hugging "
                    "Face folder")

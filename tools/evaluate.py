@@ -289,7 +289,8 @@ def save_result(result, save, checkpoint):
 
 
 def parse(argv):
-    p = model_parser(__doc__)
+    p = model_parser(__doc__, means=dict(
+        stride=("--tasks=ppl:FILE", lambda a: "ppl:" in a.tasks), join=("--tasks=choice:FILE", lambda a: "choice:" in a.tasks)))
     p.add_argument("--batch", type=number(int, 1), default=16, help="sequences run at once")
     p.add_argument("--limit", type=number(int, 0), default=0,
                    help="only the first N lines (ppl: tokens; mlm: rows, 1024 by default)")

@@ -224,11 +224,13 @@ def gib(text):
     """Bytes of "5GB", "500MB", "80KB" or a number."""
     units = dict(GB=10**9, MB=10**6, KB=10**3, B=1)
     unit = next((u for u in units if text.upper().endswith(u)), "")
-    return int(number(float, 1e-9)(text[:len(text) - len(unit)]) * units.get(unit, 1))
+    return int(number(float, 1e-9, 1e9)(text[:len(text) - len(unit)]) * units.get(unit, 1))
 
 
 def parse(argv):
-    p = Parser(description=__doc__.split("\n\n")[0].strip())
+    p = Parser(description=__doc__.split("\n\n")[0].strip(), means=dict(
+        text=("a comparison, so without --no-check", lambda a: a.check is not False),
+        where=("--n_layer", lambda a: a.n_layer)))
     add = p.add_argument
     add("source", help="a Hugging Face folder, OWNER/NAME on its hub, or a run or checkpoint of ours")
     add("folder", type=os.path.expanduser, help="where to write: a new or empty folder")
@@ -240,7 +242,7 @@ def parse(argv):
         help="new layers: each after its source, evenly spread, or all on top")
     add("--shard-size", type=gib, default="5GB", help="the largest file of weights: 5GB, 500MB")
     add("--float32", action="store_true", help="write float32, whatever the folder's own format is")
-    add("--seed", type=int, default=0, help="of the new random weights")
+    add("--seed", type=number(int, 0), default=0, help="of the new random weights")
     add("--check", action="store_true", default=None,
         help="compare both models (done anyhow where they fit in memory)")
     add("--no-check", dest="check", action="store_false", help="do not compare them")

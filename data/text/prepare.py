@@ -240,8 +240,18 @@ def length_to_split(reader, files, within):
     return length
 
 
+MEANS = dict(  # options that mean nothing beside some others, see Parser
+    **dict.fromkeys(("split", "limit"), ("--dataset", lambda a: a.dataset)),
+    vocab=("--tokenizer wordpiece", lambda a: a.tokenizer == "wordpiece"),
+    eot=("a tokenizer.json", lambda a: a.tokenizer not in ("bytes", "gpt2", "wordpiece")),
+    **dict.fromkeys(("val_fraction", "val_within"), ("documents of --input or --dataset, so without --val",
+                                                     lambda a: not a.val)),
+    seed=("documents drawn for validation, so without --val and --val-within", lambda a: not (a.val or a.val_within)),
+    doc_sep=("--input or --val", lambda a: a.input or a.val))
+
+
 def parse(argv):
-    parser = script_parser(__doc__, HERE)
+    parser = script_parser(__doc__, HERE, means=MEANS)
     add = parser.add_argument
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--input", nargs="+", default=[], help="text files, or folders of them")
@@ -255,10 +265,10 @@ def parse(argv):
     add("--bert", action="store_true", help="mark the end of sentences, for BERT")
     add("--field", "--column", default="text", help="of .jsonl, .parquet, --dataset that holds the text")
     add("--val", nargs="+", help="text files or folders for validation")
-    add("--val-fraction", type=float, default=0.01, help="share of documents for validation")
+    add("--val-fraction", type=number(float, 0), default=0.01, help="share of documents for validation")
     add("--val-within", action="store_true",
         help="the end of the text for validation, not documents (so it is if there is but one)")
-    add("--seed", type=int, default=0, help="of the choice of those documents")
+    add("--seed", type=number(int, 0), default=0, help="of the choice of those documents")
     add("--doc-sep", choices=("blank-line", "file"), default="blank-line",
         help="what ends a document")
     add("--workers", type=n_workers, help="processes; the files do not depend on it (default: cores)")

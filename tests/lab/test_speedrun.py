@@ -193,7 +193,7 @@ def test_bad_flags_are_one_line(flags, words, monkeypatch, capsys, tmp_path):
 def test_configs_with_settings_behind_them_and_spaces_in_them(tmp_path):
     path = tmp_path / "my configs" / "a b.py"
     path.parent.mkdir()
-    path.write_text("n_layer = 2")
+    path.write_text("n_layer, stages, ramp_iters = 2, [dict(at=300, n_layer=4)], 9")
     made = speedrun.read_experiment([str(path), f"{path} operator=stack n_layer=3"])["contestants"]
     assert made == {"a b": dict(config=str(path)), "a b operator=stack n_layer=3": dict(
         config=str(path), operator="stack", n_layer=3, against="a b")}

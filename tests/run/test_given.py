@@ -4,9 +4,14 @@ import json
 import pytest
 from runs import TINY, train
 
+import sample
 from base.errors import Parser, UserError, number
 from base.reading import read_json
+from data.text import prepare
+from lab import plan
+from lab.campaign import Campaign
 from lab.law import read_law
+from lab.speedrun import read_experiment
 from run.arguments import from_args
 from run.hf import folder_config
 from run.settings import MEANS, TrainConfig, from_dict, idle, plain
@@ -148,3 +153,41 @@ def test_train_says_it_in_one_line(data, tmp_path):
         done = train(data_dir=data, out_dir=tmp_path / "out", check=False, **settings)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert TINY["ramp_iters"] and not (tmp_path / "out").exists()
+
+
+def test_an_option_without_effect_is_refused():
+    p = Parser(means=dict(speed=("--fast", lambda a: a.fast)))
+    p.add_argument("--fast", action="store_true")
+    p.add_argument("--speed", type=number(float, 0), default=2)
+    with pytest.raises(UserError, match="--speed: means something with --fast only: leave it out"):
+        p.parse_args(["--speed=3"])
+    assert p.parse_args(["--speed=2"]).speed == p.parse_args(["--fast", "--speed=2"]).speed == 2
+
+
+@pytest.mark.parametrize("parse, argv, where", [
+    (prepare.parse, "--input x --limit=3", "--dataset"), (prepare.parse, "--input x --vocab v", "wordpiece"),
+    (prepare.parse, "--input x --eot=s", "a tokenizer.json"), (prepare.parse, "--input x --val y --val-fraction=0.2", "--val"),
+    (prepare.parse, "--input x --val-within --seed=3", "--val-within"), (prepare.parse, "--dataset x --doc-sep=file", "--input"),
+    (sample.parse, "run --temperature=0 --top_k=3", "--temperature above 0"), (plan.parse, "c.py --mfu=0.5", "--dry"),
+    (plan.parse, "c.py --dry --seconds=1", "--dry")])
+def test_of_the_scripts_neither(parse, argv, where):
+    with pytest.raises(UserError, match="means something with .*" + where):
+        parse(argv.split())
+
+
+def test_nor_in_a_campaign(tmp_path):
+    """A sweep of what has no effect tunes nothing; an override must mean something to one contestant."""
+    base = dict(config="config/pystdlib_scratch.py", sweep=dict(learning_rate=[1e-3, 2e-3, 4e-3]))
+    grown = dict(config="config/pystdlib_msg.py", against="a")
+    for entry, overrides, key in (
+            (dict(base, sweep=dict(muon_learning_rate=[0.1, 0.2, 0.3]), optimizer="adamw"), {}, "muon_learning_rate"),
+            (base, dict(ramp_iters=9), "ramp_iters"), (base, dict(mask_frac=0.3), "mask_frac")):
+        with pytest.raises(UserError, match=f"{key}=.*means something with"):
+            Campaign(dict(contestants=dict(a=entry)), str(tmp_path), overrides=overrides)
+    Campaign(dict(contestants=dict(a=base, b=grown)), str(tmp_path), overrides=dict(ramp_iters=9))
+    with pytest.raises(UserError, match="ramp_iters=9: means something with stages"):
+        read_experiment(["config/pystdlib_msg.py ramp_iters=9 stages=[]"])
+    for what, overrides in ((["config/pystdlib_msg.py seed=1 seed=2"], {}),
+                            (["config/pystdlib_msg.py seed=1"], dict(seed=2))):
+        with pytest.raises(UserError, match="--seed: given twice"):
+            read_experiment(what, overrides)
