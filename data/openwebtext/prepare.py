@@ -2,7 +2,7 @@
 OpenWebText (8 million documents), GPT-2 BPE, as nanoGPT's data/openwebtext: train.bin is about
 17 GB, 9 billion tokens; val.bin 4 million. Needs `pip install datasets` and a network. Documents go
 to train or val by a hash of their number, not by nanoGPT's shuffle. It is data/text/prepare.py with
-these flags, and takes its others too.
+these defaults, and takes its other flags too.
 
     python data/openwebtext/prepare.py [--workers N] [--bert] [--force]
 """
@@ -17,8 +17,8 @@ from data.text.prepare import main as prepare  # noqa: E402
 
 
 def main(argv=None):
-    prepare([f"--out={HERE}", "--dataset=Skylion007/openwebtext", "--tokenizer=gpt2",
-             "--val-fraction=0.0005", "--seed=2357", *(sys.argv[1:] if argv is None else argv)])
+    prepare(["--dataset=Skylion007/openwebtext", *(sys.argv[1:] if argv is None else argv)],
+            out=HERE, tokenizer="gpt2", val_fraction=0.0005, seed=2357)
 
 
 if __name__ == "__main__":

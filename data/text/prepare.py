@@ -250,7 +250,7 @@ MEANS = dict(  # options that mean nothing beside some others, see Parser
     doc_sep=("--input or --val", lambda a: a.input or a.val))
 
 
-def parse(argv):
+def parse(argv, **usual):
     parser = script_parser(__doc__, HERE, means=MEANS)
     add = parser.add_argument
     group = parser.add_mutually_exclusive_group(required=True)
@@ -272,6 +272,7 @@ def parse(argv):
     add("--doc-sep", choices=("blank-line", "file"), default="blank-line",
         help="what ends a document")
     add("--workers", type=n_workers, help="processes; the files do not depend on it (default: cores)")
+    parser.set_defaults(**usual)
     args = parser.parse_args(argv)
     if not args.val and not 0 < args.val_fraction < 1:
         parser.error(f"--val-fraction {args.val_fraction} must lie between 0 and 1")
@@ -306,9 +307,9 @@ def choose_files(args):
     return train, val
 
 
-def main(argv=None):
+def main(argv=None, **usual):
     from tqdm import tqdm
-    args = parse(argv)
+    args = parse(argv, **usual)
     train, val = choose_files(args)
     if not args.force and (old := complete(args.out)):
         raise UserError(f"--out {args.out} already holds a dataset ({old['source']}): choose "
