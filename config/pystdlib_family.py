@@ -25,5 +25,5 @@ learning_rate = 2e-3  # AdamW's, for embeddings and vectors
 warmup_iters = 30
 dtype = "float32"  # as its numbers in docs/evidence.md were measured
 compile = "none"
-eval_interval = 96
+eval_interval = 144
 eval_seqs = 14_100  # all of the validation text

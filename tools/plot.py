@@ -210,8 +210,10 @@ def plot_family(trunk, others, save):
     """
     members, tokens = family.members(trunk), family.members(trunk)[0].end * trunk.batch_tokens
     lines = [line for m in members if (line := family_line(trunk, m))]
-    grey = [points(read_run(path), "flops") for path in [*others, *(
-        path for m in members for path, _ in family.from_scratch(trunk, m, tokens).values())]]
+    found = [(path, os.path.basename(path)) for path in others]
+    for m in members:
+        found += [(path, m.name) for path, _ in family.from_scratch(trunk, m, tokens).values()]
+    grey = [points(read_run(path), "flops") for path, _ in found]
     top = max(x for line in [*lines, *grey] for x, _ in line)
     value, unit = human(top, "FLOP").split()
     fig = Figure(figsize=(9, 5.6))
@@ -219,9 +221,12 @@ def plot_family(trunk, others, save):
 
     def draw_line(line, **look):
         ax.plot([x * float(value) / top for x, _ in line], [y for _, y in line], **look)
-    for i, line in enumerate(grey):
+    for i, (line, (_, name)) in enumerate(zip(grey, found)):
         draw_line(line, color="0.75", lw=1, zorder=1)
         draw_line(line[-1:], color="0.6", marker="o", ls="", zorder=1, label="" if i else "from scratch")
+        if name not in [other for _, other in found[:i]]:
+            ax.annotate(name, (line[-1][0] * float(value) / top, line[-1][1]), xytext=(6, 6),
+                        textcoords="offset points", fontsize=8, color="0.5")
     for i, (m, line) in enumerate(zip(members, lines)):
         draw_line(line, color=f"C{i}", lw=2)
         draw_line(line[-1:], color=f"C{i}", marker="o", ls="", ms=8, label=f"{m.name}: {line[-1][1]:.3f}")
@@ -236,6 +241,7 @@ def plot_family(trunk, others, save):
     high = max((y for x, y in lines[0] if x > 0.2 * lines[0][-1][0]), default=low + 1)
     ax.set(xlabel=f"compute behind the model ({unit})", ylabel="validation loss (nats a token)",
            ylim=(low - 0.05 * (high - low), high + 0.1 * (high - low)))
+    ax.set_title(family.in_words(family.summary(trunk)).splitlines()[-1], fontsize=10, loc="left")
     ax.legend(fontsize=9)
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
