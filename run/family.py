@@ -166,7 +166,7 @@ def from_scratch(trunk, member, tokens):
     """
     {seed: (out_dir, last evaluation)} of the results' runs that trained a member's size from scratch on
     about as many tokens of the same data: of the recipe with the lowest mean loss, among those of three
-    seeds if there are any. {} if there are none.
+    seeds if there are any, without the seeds that recipes were chosen on. {} if there are none.
     """
     recipes = {}
     for out_dir, below, files in os.walk(unpacked(RESULTS)):
@@ -180,8 +180,10 @@ def from_scratch(trunk, member, tokens):
                 (end := last_evaluation(out_dir, run.max_iters)):
             recipe = repr(replace(run, seed=0, out_dir="", init_from=""))
             recipes.setdefault(recipe, {})[run.seed] = out_dir, end
-    return min(recipes.values(), default={}, key=lambda runs: (
+    best = min(recipes.values(), default={}, key=lambda runs: (
         -min(3, len(runs)), statistics.mean(end["val_loss"] for _, end in runs.values())))
+    fresh = {seed for seed in best if sum(seed in runs for runs in recipes.values()) == 1}
+    return {seed: run for seed, run in best.items() if seed in fresh or not fresh}
 
 
 def task(config):

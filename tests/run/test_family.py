@@ -84,15 +84,15 @@ def test_the_table(out):
 
 def test_runs_from_scratch_to_compare_with(out, data, tmp_path, monkeypatch):
     """Those of the member's size, tokens and data; of several recipes the best with three seeds."""
-    for seed, rate in ((1, 1e-3), (2, 1e-3), (3, 1e-3), (4, 3e-3)):
+    for seed, rate in ((1, 1e-3), (2, 1e-3), (3, 1e-3), (1, 3e-3)):  # the rate was chosen on seed 1
         train(data_dir=data, out_dir=str(tmp_path / f"{rate}_{seed}"), **{
             **SETTINGS, "finish_stages": 0, "stages": "[]", "seed": seed, "max_iters": 21, "eval_interval": 21,
             "learning_rate": rate})
     monkeypatch.setattr(family, "RESULTS", str(tmp_path))
     first, *others = family.summary(family.trunk_of(out))["members"]
-    ends = [events(tmp_path / f"0.001_{seed}", "eval")[-1] for seed in (1, 2, 3)]
-    assert first["scratch"]["seeds"] == [1, 2, 3] and first["scratch"]["flops"] == ends[0]["flops"]
-    assert first["scratch"]["mean"] == pytest.approx(sum(e["val_loss"] for e in ends) / 3)
+    ends = [events(tmp_path / f"0.001_{seed}", "eval")[-1] for seed in (2, 3)]
+    assert first["scratch"]["seeds"] == [2, 3] and first["scratch"]["flops"] == ends[0]["flops"]
+    assert first["scratch"]["mean"] == pytest.approx(sum(e["val_loss"] for e in ends) / 2)
     assert not any(m["scratch"] for m in others)
 
 
