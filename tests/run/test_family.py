@@ -89,7 +89,7 @@ def test_runs_from_scratch_to_compare_with(out, data, tmp_path, monkeypatch):
             **SETTINGS, "finish_stages": 0, "stages": "[]", "seed": seed, "max_iters": 21, "eval_interval": 21,
             "learning_rate": rate})
     monkeypatch.setattr(family, "RESULTS", str(tmp_path))
-    first, *others = family.summary(family.trunk_of(out))["members"]
+    first, *others = family.summary(family.read_trunk(out))["members"]
     ends = [events(tmp_path / f"0.001_{seed}", "eval")[-1] for seed in (2, 3)]
     assert first["scratch"]["seeds"] == [2, 3] and first["scratch"]["flops"] == ends[0]["flops"]
     assert first["scratch"]["mean"] == pytest.approx(sum(e["val_loss"] for e in ends) / 2)
