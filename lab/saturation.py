@@ -1,0 +1,186 @@
+"""
+Upscale a trained model, or train it on? A small model is trained to its end on so many tokens per
+parameter, and then gets some extra compute: as it is, or upscaled first. Both begin at its last
+checkpoint with a new warmup and a new decay.
+
+    python -m lab.saturation lab/experiments/saturation.py --plan
+    python -m lab.saturation lab/experiments/saturation.py --out=out/saturation --seeds=11
+    python -m lab.saturation lab/experiments/saturation.py --out=out/saturation --report
+
+The peak rate is tuned for every contestant on a seed that is not reported. Stop it when you like: the same
+command goes on.
+"""
+import os
+from pathlib import Path
+
+import numpy as np
+
+from base.errors import exits_cleanly
+from base.words import human, table
+from lab.branches import Branch, run_all
+from lab.campaign import slug
+from lab.children import in_folder, many_parser
+from lab.costs import on_meta, vocab_of
+from lab.verdict import interval, picture, plus_minus
+from lab.words import write_report
+from run.arguments import read_file
+from run.settings import from_dict
+
+ON, ALONE, ALL = "trained on", "from scratch, extra compute only", "from scratch, small + extra compute"
+
+
+class Study:
+    """An experiment's jobs. Losses are those of the last evaluation."""
+
+    def __init__(self, experiment, out):
+        self.__dict__.update(experiment)
+        self.out, self.names = out, [ON, *self.larger]
+        self.cost, self.weights = {}, {}
+        for name, sizes in {ON: {}, **self.larger}.items():
+            config = from_dict({**self.settings, **self.small, **sizes})
+            model = on_meta(config, config.sizes()[0], vocab_of(config))
+            self.cost[name] = model.flops_per_token() * config.batch_tokens  # an iteration
+            self.weights[name] = sum(p.numel() for n, p in model.named_parameters()
+                                     if n.startswith("blocks.") and p.dim() == 2)
+        self.batch = config.batch_tokens
+
+    def length(self, tokens):
+        """Iterations of the small model's own training."""
+        return round(tokens * self.weights[ON] / self.batch)
+
+    def iterations(self, name, tokens, extra):
+        """Iterations that a contestant has for the extra compute."""
+        return max(1, round(extra * self.length(tokens) * self.cost[ON] / self.cost[name]))
+
+    def folder(self, *parts):
+        return os.path.join(self.out, *(slug(str(p)) for p in parts))
+
+    def start(self, tokens, seed):
+        """The small model, trained to its end."""
+        n = self.length(tokens)
+        values = dict(self.settings, **self.small, **self.rates, seed=seed, max_iters=n)
+        return Branch(self.folder(f"tokens_{tokens}", "small", f"seed_{seed}"), values, n * self.cost[ON],
+                      keep=(n,))
+
+    def branch(self, name, tokens, extra, peak, seed):
+        """The small model trained on, or upscaled and trained on."""
+        small, n = self.start(tokens, seed), self.iterations(name, tokens, extra)
+        grown = [dict(at=small.last, **self.larger[name], operator="zero_output")] if name != ON else []
+        values = dict(small.values, **{k: v * peak for k, v in self.rates.items()}, stages=grown,
+                      max_iters=small.last + n, rewarm_iters=min(30, max(1, n // 10)), decay_frac=0.75)
+        out = self.folder(f"tokens_{tokens}", f"extra_{extra}", name, f"peak_{peak}", f"seed_{seed}")
+        return Branch(out, values, n * self.cost[name], small)
+
+    def scratch(self, name, tokens, extra, seed):
+        """The target from scratch, on the extra compute alone or on all of it."""
+        n = self.iterations(self.target, tokens, extra + (name == ALL))
+        values = dict(self.settings, **{**self.small, **self.larger[self.target]}, **self.rates, seed=seed,
+                      max_iters=n, warmup_iters=min(30, max(1, n // 10)), decay_frac=0.55)
+        return Branch(self.folder(f"tokens_{tokens}", f"extra_{extra}", name, f"seed_{seed}"), values,
+                      n * self.cost[self.target])
+
+    def tuning(self, name):
+        """The jobs that tune a contestant's peak: at the middle of the tokens and of the extras."""
+        at = self.tokens[len(self.tokens) // 2], self.extras[len(self.extras) // 2]
+        return [self.branch(name, *at, peak, self.tune_seed) for peak in self.peaks]
+
+    def peak(self, name):
+        found = [job.final() for job in self.tuning(name)]
+        return None if None in found else self.peaks[found.index(min(found))]
+
+    def jobs(self, seed, tokens, extra):
+        """{contestant: its job, or None while its peak is not known}."""
+        peaks = {name: self.peak(name) for name in self.names}
+        return {**{name: peak and self.branch(name, tokens, extra, peak, seed) for name, peak in peaks.items()},
+                **{name: self.scratch(name, tokens, extra, seed) for name in (ALONE, ALL)}}
+
+    def cells(self):
+        """(tokens, extra) in the order of what they cost."""
+        return sorted(((t, e) for t in self.tokens for e in self.extras), key=lambda c: c[0] * (1 + c[1]))
+
+    def ready(self):
+        """The jobs that can start now, in their order."""
+        wanted = [job for name in self.names for job in self.tuning(name)]
+        wanted += [job for seed in self.seeds for cell in self.cells()
+                   for job in self.jobs(seed, *cell).values() if job]
+        for job in wanted:
+            yield from (j for j in job.chain() if not j.done() and (j.after is None or j.after.done()))
+
+
+def results(study):
+    """
+    A dict for every cell and contestant that has run: its losses by seed, and those less the trained-on
+    model's of the same seed.
+    """
+    found = []
+    for tokens, extra in study.cells():
+        losses = {}
+        for seed in study.seeds:
+            for name, job in study.jobs(seed, tokens, extra).items():
+                if job and job.final() is not None:
+                    losses.setdefault(name, {})[seed] = job.final()
+        for name, by_seed in losses.items():
+            ahead = [loss - losses[ON][s] for s, loss in by_seed.items() if s in losses.get(ON, {})]
+            found.append(dict(tokens=tokens, extra=extra, name=name, losses=by_seed, less_trained_on=ahead))
+    return found
+
+
+def mean_loss(row):
+    return float(np.mean([*row["losses"].values()]))
+
+
+def report(study):
+    rows, found = [], results(study)
+    for r in found:
+        best = min((q for q in found if (q["tokens"], q["extra"]) == (r["tokens"], r["extra"])),
+                   key=mean_loss)
+        rows.append([r["tokens"], r["extra"], r["name"] + " (lowest)" * (r is best), len(r["losses"]),
+                     study.peak(r["name"]) if r["name"] in study.names else "-",
+                     f"{mean_loss(r):.4f}",
+                     plus_minus(interval(r["less_trained_on"]), 4) if r["less_trained_on"] and r["name"] != ON else "-"])
+    head = ["tokens per parameter", "extra compute", "contestant", "seeds", "peak", "final loss", "less trained on"]
+    text = table(head, rows) + (
+        f"\n\nThe small model: {human(study.weights[ON])} weights. Extra compute: a share of the small model's own. "
+        "Peak: a share of the rate from scratch, tuned on a seed that is not reported. Less trained on: paired "
+        "by seed, 95 % t-interval; below zero, it pays.")
+    draw(study, found)
+    write_report(study.out, text, dict(rows=found))
+    return text
+
+
+def draw(study, found):
+    """saturation.png: loss less the trained-on model's, over the extra compute, a panel for each saturation."""
+    with picture(os.path.join(study.out, "saturation.png"), len(study.tokens)) as axes:
+        for ax, tokens in zip(axes[0], study.tokens):
+            for name in [*study.larger, ALONE, ALL]:
+                points = sorted((r["extra"], np.mean(r["less_trained_on"])) for r in found
+                                if r["name"] == name and r["tokens"] == tokens and r["less_trained_on"])
+                ax.plot([x for x, _ in points], [y for _, y in points], "o-", label=name)
+            ax.axhline(0, color="k", lw=1)
+            ax.set(xscale="log", title=f"trained for {tokens} tokens per parameter", ylim=(-0.2, 0.2),
+                   xlabel="extra compute / the small model's")
+        axes[0][0].set_ylabel("loss less that of training on, nats")
+        axes[0][-1].legend(fontsize=7)
+
+
+@exits_cleanly
+def main():
+    args = many_parser("lab.saturation", __doc__, dict(help="a file such as lab/experiments/saturation.py")).parse_args()
+    study = Study(read_file(args.what), args.out or os.path.join("out", Path(args.what).stem))
+    study.seeds = args.seeds or study.seeds
+    if args.plan:
+        jobs = {j.out_dir: j for s in study.seeds for c in study.cells() for job in
+                [*study.jobs(s, *c).values(), *(j for n in study.names for j in study.tuning(n))] if job
+                for j in job.chain()}
+        left = [j for j in jobs.values() if not j.done()]
+        print(f"{len(jobs)} runs, {len(left)} to do, {human(sum(j.flops for j in left), 'FLOP')}, "
+              "and those whose peak is not tuned yet")
+        return
+    os.makedirs(study.out, exist_ok=True)
+    if not args.report:
+        in_folder(study.out, args.parallel, lambda slots: run_all(study.ready, slots, 1e6))
+    print(report(study))
+
+
+if __name__ == "__main__":
+    main()

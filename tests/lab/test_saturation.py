@@ -1,0 +1,68 @@
+"""lab.saturation: what it would run, in which order, and what it says of it. Nothing is trained."""
+from pathlib import Path
+
+import pytest
+from runs import make_data
+
+from lab import saturation
+from lab.branches import Branch
+from run.arguments import read_file
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """The committed experiment on a small dataset, its jobs played: a job's loss is `loss`(job)."""
+    found = read_file("lab/experiments/saturation.py")
+    found["settings"] = dict(found["settings"], data_dir=str(make_data(tmp_path / "data")))
+    study, done = saturation.Study(found, str(tmp_path / "out")), {}
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Branch, "done", lambda job: job.out_dir in done)
+    monkeypatch.setattr(Branch, "final", lambda job: done.get(job.out_dir))
+    study.played = done
+    return study
+
+
+def loss(job):
+    """A half of the peak is best for all; the deeper ones are lower, from scratch is higher."""
+    peak = job.values["muon_learning_rate"] / 0.02
+    if not job.after:
+        return 2.0 + 1e-3 * job.values["seed"]
+    grown = job.values["stages"]
+    return 1.5 + abs(peak - 0.5) - 0.01 * (grown[0].get("n_layer", 2) - 2 if grown else 0) + 1e-3 * job.values["seed"]
+
+
+def play(study):
+    order = []
+    while (job := next(study.ready(), None)) is not None:
+        assert job.after is None or job.after.out_dir in study.played
+        study.played[job.out_dir] = loss(job)
+        order.append(job)
+    return order
+
+
+def test_every_contestant_gets_the_same_extra_compute(study):
+    small = study.start(320, 11)
+    for name in study.names:
+        job = study.branch(name, 320, 0.3, 0.5, 11)
+        assert job.flops == pytest.approx(0.3 * small.flops, rel=0.01)
+        assert job.values["stages"] == [] if name == saturation.ON else \
+            job.values["stages"][0]["at"] == small.last and job.values["stages"][0]["operator"] == "zero_output"
+        assert job.after.checkpoint() == small.checkpoint()
+    assert study.scratch(saturation.ALONE, 320, 0.3, 11).flops == pytest.approx(0.3 * small.flops, rel=0.01)
+    assert study.scratch(saturation.ALL, 320, 0.3, 11).flops == pytest.approx(1.3 * small.flops, rel=0.01)
+    for name, times in (("x 1.5, depth", 1.5), ("x 1.5, width", 1.5), ("x 2, width", 2), ("x 2, both", 2)):
+        assert study.weights[name] / study.weights[saturation.ON] == pytest.approx(times, rel=0.02)
+
+
+def test_tuned_on_a_seed_that_is_not_reported(study):
+    order = play(study)
+    assert {study.peak(name) for name in study.names} == {0.5}
+    tuned = [j for j in order if j.values["seed"] == study.tune_seed]
+    assert order[:len(tuned)] == tuned and study.tune_seed not in study.seeds
+    text = saturation.report(study)
+    assert "x 2, depth (lowest)" in text and "-0.0200 ± 0.0000" in text
+    row = next(r for r in saturation.results(study) if r["name"] == "x 1.5, depth")
+    assert row["less_trained_on"] == pytest.approx([-0.01] * 3) and set(row["losses"]) == {11, 12, 13}
+    assert (Path(study.out) / "saturation.png").stat().st_size > 10_000
+
+
