@@ -27,10 +27,10 @@ class Branch(Job):
         return self.path(f"ckpt_{self.last:07d}.pt")
 
     def command(self):
-        config = plain(TrainConfig(**self.values))
+        start = self.after.checkpoint() if self.after else "scratch"
+        config = plain(TrainConfig(**self.values, init_from=start))
         if numbered(self.out_dir):
             return [*TRAIN, self.out_dir, "--resume", f"--max_iters={self.last}", f"--stages={config.stages}"]
-        start = self.after.checkpoint() if self.after else "scratch"
         return [*TRAIN, *(f"--{k}={getattr(config, k)}" for k in self.values),
                 f"--init_from={start}", f"--out_dir={self.out_dir}"]
 

@@ -66,3 +66,9 @@ def test_tuned_on_a_seed_that_is_not_reported(study):
     assert (Path(study.out) / "saturation.png").stat().st_size > 10_000
 
 
+
+
+def test_it_warms_up_again(study):
+    small, job = study.start(320, 11), study.branch(saturation.ON, 320, 0.3, 0.5, 11)
+    Path(job.out_dir).mkdir(parents=True)
+    assert {"--rewarm_iters=30", f"--init_from={small.checkpoint()}"} <= {*job.command()}
