@@ -11,8 +11,8 @@ stages = [dict(at=624, n_layer=4), dict(at=816, n_layer=8)]
 finish_stages = 336  # iterations of the decay that finishes 2 layers, then 4
 ramp_iters = 19
 
-max_iters = 1392
-decay_iters = 384  # that of the 8 layers
+max_iters = 1459
+decay_iters = 403  # that of the 8 layers
 batch_tokens = 2048
 micro_batch = 16
 optimizer = "muon"
