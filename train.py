@@ -49,8 +49,7 @@ class Run:
         # rank 0's settings are everybody's: other machines may not see the folder they were read from
         self.config = config = shard.from_rank_0(self.ranks, lambda: given)
         self.device = self.ranks.device
-        self.meta = read_meta(config.data_dir)
-        self.meta["fingerprint"] = fingerprint(config.data_dir, self.meta)
+        self.meta = self.read_meta()
         if config.init_from not in OWN_STARTS and not config.is_branch():
             hf.check_tokenizer(config.init_from, self.meta, config.data_dir)
             self.meta["ids"] = hf.token_ids(config.init_from)
@@ -69,6 +68,20 @@ class Run:
             self.begin()
         self.bad_run = torch.zeros((), device=self.device)  # non-finite steps in a row
         self.wrap()
+
+    def read_meta(self):
+        """What the dataset says of itself, its fingerprint too: on all ranks, wherever they read it."""
+        folder, meta, error = self.config.data_dir, None, None
+        try:
+            meta = read_meta(folder)
+            meta["fingerprint"] = fingerprint(folder, meta)
+        except UserError as e:
+            error = e
+        if shard.from_rank_0(self.ranks, lambda: meta) != meta:
+            error = error or UserError(f"data_dir={folder}: holds other data on the machine of rank "
+                                       f"{self.ranks.rank} than on that of rank 0: copy it from there")
+        self.ranks.agree(error)
+        return meta
 
     def begin(self):
         """Make model, optimizers and counters: as saved, or new."""

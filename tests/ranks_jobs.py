@@ -20,6 +20,7 @@ import run.monitor
 import run.parallel.ranks
 import train
 from base import disk
+from base.errors import UserError
 from grow import grow, set_mask
 from model import GPT, GPTConfig
 from run import optim
@@ -30,13 +31,21 @@ from run.parallel import shard
 from run.settings import from_dict
 
 
-def fault(rank, save=0, bytes=None, commit=False, read=None, evaluating=None):
+def fault(rank, save=0, bytes=None, commit=False, read=None, evaluating=None, data=None):
     """
+    data: this rank finds other data ("other") or none where rank 0 has its own. Or
     evaluating: this rank gets a SIGTERM in the evaluation of that iteration, which would not end soon. Or
     This rank is shot when its part of the save-th checkpoint has so many bytes, or (commit) before
     that becomes valid; or every write of that part fails; or (read) it can read no part, once they were
     all checked, "gone" for that they are deleted by then.
     """
+    if data:
+        def elsewhere(folder, meta):
+            if data == "other":
+                return "other"
+            raise UserError("no data there")
+        train.fingerprint = elsewhere
+        return
     if evaluating is not None:
         evaluate = run.monitor.evaluate
 

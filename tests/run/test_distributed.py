@@ -330,6 +330,13 @@ def test_all_train_by_the_settings_of_rank_0(driver, data, whole, tmp_path):
     assert losses(out) == whole("gpt", "adamw", 2, "none")[1]
 
 
+@pytest.mark.parametrize("found, says", [("other", "other data on the machine of rank 1 than"), ("none", "no data there")])
+def test_all_read_the_same_data(found, says, driver, data, tmp_path):
+    codes, said = driver.run(str(tmp_path / "out"), 2, ok=False, data_dir=data, job=dict(
+        fault=dict(rank=1, data=found)))
+    assert codes == [2, 2] and len((said[0] + said[1]).splitlines()) == 1 and says in said[1], said
+
+
 def test_nothing_to_resume_is_said_once(driver, data, tmp_path):
     codes, said = driver.run(str(tmp_path / "out"), 2, "--resume", ok=False, data_dir=data)
     assert codes == [2, 2]
