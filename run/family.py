@@ -110,14 +110,16 @@ def next_run(trunk):
 # -----------------------------------------------------------------------------
 # what it cost and came to
 
+def read_config(folder):
+    """The TrainConfig of the run in a folder; None if there is no run, or one of another version."""
+    with contextlib.suppress(UserError):
+        return from_dict({**known_settings(read_json(os.path.join(folder, "config.json"))), "out_dir": folder})
+
+
 def read_trunk(folder):
     """The config of the trunk of the family in a folder, or None."""
-    try:
-        trunk = from_dict({**known_settings(read_json(os.path.join(folder, "config.json"))),
-                           "out_dir": folder})
-    except UserError:  # no run, or one of another version
-        return None
-    return trunk if members(trunk) else None
+    trunk = read_config(folder)
+    return trunk if trunk and members(trunk) else None
 
 
 def member_at(path):
@@ -159,7 +161,8 @@ def last_evaluation(out_dir, iteration):
     """The evaluation of a run's last iteration, or None. Damaged lines of its metrics are left out."""
     if not os.path.exists(os.path.join(out_dir, "metrics.jsonl")):
         return None
-    return next((e for e in read_metrics(out_dir, []) if e["event"] == "eval" and e["iter"] == iteration), None)
+    return next((e for e in read_metrics(out_dir, []) if e["event"] == "eval" and e["iter"] == iteration and
+                 isinstance(e["val_loss"], float)), None)
 
 
 def from_scratch(trunk, member, tokens):
@@ -170,9 +173,9 @@ def from_scratch(trunk, member, tokens):
     """
     recipes = {}
     for out_dir, below, files in os.walk(unpacked(RESULTS)):
-        if not {"config.json", "metrics.jsonl"} <= set(files):
+        run = read_config(out_dir) if {"config.json", "metrics.jsonl"} <= set(files) else None
+        if run is None:
             continue
-        run = from_dict(known_settings(read_json(os.path.join(out_dir, "config.json"))))
         if run.stages:
             below.clear()  # a family's members are not from scratch
         elif run.sizes() == [member.sizes] and run.schedule != "constant" and task(run) == task(trunk) and \

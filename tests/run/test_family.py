@@ -88,6 +88,9 @@ def test_runs_from_scratch_to_compare_with(out, data, tmp_path, monkeypatch):
         train(data_dir=data, out_dir=str(tmp_path / f"{rate}_{seed}"), **{
             **SETTINGS, "finish_stages": 0, "stages": "[]", "seed": seed, "max_iters": 21, "eval_interval": 21,
             "learning_rate": rate})
+    (tmp_path / "newer").mkdir()  # a run of another version is no reason to fail
+    (tmp_path / "newer" / "metrics.jsonl").write_text("")
+    (tmp_path / "newer" / "config.json").write_text('{"n_layer": "many"}')
     monkeypatch.setattr(family, "RESULTS", str(tmp_path))
     first, *others = family.summary(family.read_trunk(out))["members"]
     ends = [events(tmp_path / f"0.001_{seed}", "eval")[-1] for seed in (2, 3)]
