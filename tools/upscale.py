@@ -136,7 +136,7 @@ class Growth:
         if off < 1e-4:
             return "the same function"
         return "16 bits round the norms' new weights, --float32 does not" if not self.float32 and any(
-            Weights(self.folder).dtype(name) != "F32" for name in self.read.called.values()) else \
+            self.weights.dtype(name) != "F32" for name in self.read.called.values() if name) else \
             "more than rounding, which is a fault of this tool"
 
 
@@ -220,7 +220,7 @@ def fits_in_memory(growth):
 
 # -----------------------------------------------------------------------------
 
-def gib(text):
+def n_bytes(text):
     """Bytes of "5GB", "500MB", "80KB" or a number."""
     units = dict(GB=10**9, MB=10**6, KB=10**3, B=1)
     unit = next((u for u in units if text.upper().endswith(u)), "")
@@ -238,9 +238,9 @@ def parse(argv):
         add(f"--{size}", type=number(int, 1), help=f"the larger {size}; left out, it stays")
     add("--operator", choices=OPERATORS, default=OPERATORS[0],
         help="zero_output keeps the function; stack and interleave copy layers as mergekit's passthrough does")
-    add("--where", choices=("spread", "top"), default="spread",
-        help="new layers: each after its source, evenly spread, or all on top")
-    add("--shard-size", type=gib, default="5GB", help="the largest file of weights: 5GB, 500MB")
+    add("--where", choices=("spread", "top"),
+        help="new layers: each after its source, evenly spread (the default), or all on top")
+    add("--shard-size", type=n_bytes, default="5GB", help="the largest file of weights: 5GB, 500MB")
     add("--float32", action="store_true", help="write float32, whatever the folder's own format is")
     add("--seed", type=number(int, 0), default=0, help="of the new random weights")
     add("--check", action="store_true", default=None,
@@ -256,6 +256,10 @@ def main():
     sizes = {k: getattr(args, k) for k in GROWABLE if getattr(args, k) is not None}
     if os.path.exists(args.folder) and (not os.path.isdir(args.folder) or os.listdir(args.folder)):
         raise UserError(f"{args.folder}: is not an empty folder: choose another name")
+    if args.where and ("n_layer" not in sizes or args.operator != OPERATORS[0]):
+        raise UserError(f"--where={args.where}: is for new layers by {OPERATORS[0]}: leave it out")
+    if args.text and args.check is False:
+        raise UserError("--text: there is nothing to compare with --no-check: leave one out")
     source = os.path.expanduser(args.source)
     with contextlib.ExitStack() as stack:
         if not os.path.exists(source):
@@ -269,7 +273,7 @@ def main():
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             export(model, info["meta"], folder, source)
             del model
-        growth = Growth(folder, sizes, args.operator, args.where, args.float32, source)
+        growth = Growth(folder, sizes, args.operator, args.where or "spread", args.float32, source)
         upscale(growth, args.folder, args.shard_size, args.seed)
         before, after = growth.before.num_params(), growth.after.num_params()
         print(f"{args.folder}: {hf.CLASSES[growth.dialect]}, {describe(sizes_of(growth.new))}, {after:,} "
