@@ -18,15 +18,16 @@ decays = [0.2, 0.35, 0.55, 0.75, 0.9]  # shares of the run
 rates = dict(muon_learning_rate=[0.005, 0.01, 0.02, 0.04, 0.08])
 sweep_at = 20
 tune_seeds = [1]
-seeds = [2, 3, 4, 5, 6]
+seeds = [3, 4, 5, 6, 7, 8, 9, 10]
 save_every = 48  # iterations, a twentieth of the run: growths and decays begin at multiples
 
 _sizes = dict(members=["2 x 32", "4 x 32", "8 x 32"], tokens=20)
-_a = dict(_sizes, trunk=[0.65, 0.2, 0.2], decay=[0.35, 0.35, 0.4])  # shares of the target's iterations
+_tried = dict(_sizes, trunk=[0.65, 0.2, 0.2], decay=[0.35, 0.35, 0.4], tuning=True)  # shares of the target's iterations
 families = {
-    "masks": _a,
-    "stack": dict(_a, operator="stack", tuning=True),
-    "zero output": dict(_a, operator="zero_output", tuning=True),
-    "masks, rate 0.01": dict(_a, rate=0.01, tuning=True),
-    "masks, fewer iterations": dict(_sizes, trunk=[0.65, 0.15, 0.2], decay=[0.35, 0.35, 0.35], tuning=True),
+    "masks": dict(_sizes, trunk=[0.65, 0.2, 0.25], decay=[0.35, 0.35, 0.42]),
+    "masks, shorter": _tried,
+    "stack, shorter": dict(_tried, operator="stack"),
+    "zero output, shorter": dict(_tried, operator="zero_output"),
+    "masks, shorter, rate 0.01": dict(_tried, rate=0.01),
+    "masks, shortest": dict(_tried, trunk=[0.65, 0.15, 0.2], decay=[0.35, 0.35, 0.35]),
 }

@@ -626,7 +626,9 @@ def test_end_to_end(tmp_path):
     made = dict(TINY, settings=dict(TINY["settings"], data_dir=str(make_data(tmp_path / "data"))),
                 budgets=[5, 10], decays=[0.3], seeds=[1],
                 ladder={k: TINY["ladder"][k] for k in ("one", "two")},
-                rates=dict(muon_learning_rate=[0.02]))
+                rates=dict(muon_learning_rate=[0.02]),
+                families={"fam": dict(members=["one", "two"], tokens=10, trunk=[0.5, 0.2], decay=[0.3, 0.3],
+                                      operator="stack")})
     path = tmp_path / "toy.py"
     path.write_text("\n".join(f"{k} = {v!r}" for k, v in made.items()))
     command = [sys.executable, "-m", "lab.frontier", str(path), f"--out={tmp_path / 'out'}"]
@@ -647,4 +649,8 @@ def test_end_to_end(tmp_path):
             assert end["n_layer"] == from_dict(leaf.values).sizes()[-1]["n_layer"]
             assert end["flops"] == pytest.approx(study.flops(budget), rel=0.05)
             assert end["mask"] == 1
-    assert "| early" in done.stdout and plan(study, 1e9).count("0.0 s") == 6
+    family = study.families["fam"]
+    for i, leaf in enumerate(family.jobs(1)):
+        end = events(leaf.out_dir, "eval")[-1]
+        assert end["n_layer"] == i + 1 and end["iter"] == leaf.last == family.ends[i] + family.decays[i]
+    assert "| early" in done.stdout and "| fam " in done.stdout and plan(study, 1e9).count("0.0 s") == 7
