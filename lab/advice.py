@@ -21,8 +21,8 @@ from run.packed import PACK, unpacked
 from run.settings import from_dict, known_settings
 
 STUDIES = [os.path.join(ROOT, "results", name) for name in ("frontier", "frontier_gpu")]
-NEAR = 1.5  # times as many tokens a weight, and of a small one's weights: so far what was measured counts
-NEAR_SIZE = 10  # times as many weights
+NEAR = 1.5  # times as many tokens per parameter, or parameters of a small one: so far a measurement counts
+NEAR_SIZE = 10  # times as many parameters
 
 
 def run_point(out_dir):
@@ -68,16 +68,16 @@ def find_law(path, vocab_size):
 
 
 def small_one(text):
-    """For argparse's `type`: the folder of a run, or [weights] or [weights, tokens]."""
+    """For argparse's `type`: the folder of a run, or [parameters] or [parameters, tokens]."""
     try:
         return path if os.path.isdir(path := unpacked(text)) else [number(float, 1)(part) for part in text.split(",", 1)]
     except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{text}: is no run's folder, no WEIGHTS and no "
-                                         "WEIGHTS,TOKENS") from None
+        raise argparse.ArgumentTypeError(f"{text}: is no run's folder, no PARAMETERS and no "
+                                         "PARAMETERS,TOKENS") from None
 
 
 def find_small(given, law, rows):
-    """(weights, tokens) of a model that is there: as small_one() has it, else the config's start."""
+    """(parameters, tokens) of a model that is there: as small_one() has it, else the config's start."""
     if type(given) is str:
         stages, tokens, _, _ = run_point(given)
         return law.counted(stages[-1]["params"], stages[-1]["weights"]), tokens
@@ -99,7 +99,7 @@ def measured():
 
 
 def nearest(rows, N, ratio, key):
-    """The best row by row[key] at the budget nearest to `ratio` and, of these, the weights nearest to N."""
+    """The best row by row[key] at the budget nearest to `ratio` and, of these, the parameters nearest to N."""
     return max((r for r in rows if r[key]), default=None, key=lambda r: (
         -abs(math.log(r["budget"] / ratio)), -abs(math.log(r["weights"] / N)), r[key][0]))
 
@@ -121,7 +121,7 @@ def advise_by(law, N, D, small=None, rows=()):
 def family_by_law(law, N, members, costs, batch):
     """
     [(a member's loss, the tokens that the trunk is worth where it gets that size)], if a growth wastes
-    nothing. N: weights after each growth; costs: family.costs().
+    nothing. N: parameters after each growth; costs: family.costs().
     """
     trunk, found = [], []
     for m, c in zip(members, costs):
@@ -183,8 +183,8 @@ def show_advice(config, rows, vocab_size, args):
         if (one := a["one"]) else "-" for a in both)])
     for whom, *keys in (("target", "target", "given_target"), ("best fixed size", "best", "given_best")):
         lines.append([f"measured, against the {whom}", *(
-            f"{times(a['row'][k])} at {a['row']['budget']:g} a weight of {human(a['row']['weights'])}, "
-            f"{a['row']['name']}, {len(a['row']['seeds'])} seed(s)"
+            f"{times(a['row'][k])}: {a['row']['name']}, {len(a['row']['seeds'])} seed(s), "
+            f"{a['row']['budget']:g} tokens per parameter, {human(a['row']['weights'])} parameters"
             if a["row"] else "not measured yet" for a, k in zip(both, keys))])
     own = law.vocab_size == vocab_size
     out = [f"Grow? {both[0]['fits']}", f"Law: {law.of}, per token of " + (

@@ -113,7 +113,7 @@ class Study:
         return stage_costs(config, vocab_of(config))
 
     def flops(self, budget):
-        """The compute of the target on `budget` tokens a weight."""
+        """The compute of the target on `budget` tokens per parameter."""
         return budget * self.weights * self.cost(self.target)
 
     def iterations(self, rows, flops):
@@ -363,8 +363,8 @@ def plan(study, speed):
     for (kind, budget, seed), (jobs, flops, left) in phases.items():
         total += left
         rows.append([kind, f"{budget:g}", seed, jobs, f"{flops / 1e12:.3g}", clock(left), clock(total)])
-    return table(["what", "tokens a weight", "seed", "runs", "TFLOP", "still takes", "in all"], rows) \
-        + f"\n\nAt {human(speed, 'FLOP/s')}. Target {study.target}: {human(study.weights)} weights."
+    return table(["what", "tokens per parameter", "seed", "runs", "TFLOP", "still takes", "in all"], rows) \
+        + f"\n\nAt {human(speed, 'FLOP/s')}. Target {study.target}: {human(study.weights)} parameters."
 
 
 @exits_cleanly

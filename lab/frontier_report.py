@@ -22,7 +22,7 @@ from lab.verdict import interval, picture, plus_minus, ratio_interval, times
 def results(study):
     """
     Of what is finished, {(contestant, budget): dict of rate, decay (as asked for), share (of the compute
-    that it was), small (FLOPs before the first growth), parts ([(weights, tokens), ...]), seeds
+    that it was), small (FLOPs before the first growth), parts ([(parameters, tokens), ...]), seeds
     ({seed: dict(loss, flops, seconds)}), and of a grown run recipe and config (its first seed's)}.
     Seconds are iterations at the speeds of lab.speeds; absent where those are not measured.
     """
@@ -165,9 +165,9 @@ def make_table(rows, best):
               times(r["given_target"] or None), times(r["given_best"] or None),
               *("-" if r[k] is None else f"{r[k]:+.4f}" for k in ("less_small", "beyond_law"))]
              for r in rows]
-    return table(["tokens a weight", "contestant", "seeds", "rate", "decay", "final val loss",
-                  "target, compute", "target, s", "best size, compute", "best size, s", "small given: target",
-                  "small given: best size", "loss less the small one's, trained on",
+    return table(["tokens per parameter", "contestant", "seeds", "rate", "decay", "final val loss",
+                  "target, compute", "target, s", "best fixed size, compute", "best fixed size, s",
+                  "small given: target", "small given: best fixed size", "loss less the small one's, trained on",
                   "loss less the law's"], lines)
 
 
@@ -178,7 +178,7 @@ def finished(study, found):
         names = [n for n in study.names if budget in study.budgets_of(n)]
         seeds = [len(found[n, budget]["seeds"]) if (n, budget) in found else 0 for n in names]
         said.append(f"{budget:g}: {sum(seeds)}/{len(names) * len(study.seeds)}")
-    return f"Finished, tokens a weight: contestants x seeds: {', '.join(said)}."
+    return f"Finished, tokens per parameter: contestants x seeds: {', '.join(said)}."
 
 
 def rates_tried(study, name):
@@ -201,7 +201,7 @@ def cautions(study, found, best):
     for budget, name in sorted(best.items()):
         ran = sorted((n for n in study.ladder if (n, budget) in found), key=study.cost)
         if name in (ran[0], ran[-1]):
-            said.append(f"{budget:g} tokens a weight: the best size, {name}, is the "
+            said.append(f"{budget:g} tokens per parameter: the best fixed size, {name}, is the "
                         f"{'smallest' if name == ran[0] else 'largest'} that ran: the envelope may "
                         "lie lower")
     where = {}
@@ -209,8 +209,8 @@ def cautions(study, found, best):
         tried = zip(*study.finished(name, budget))
         for key, had, could in zip(("rate", "decay"), tried, (study.rate_values, study.decays)):
             setting = study.rate_key if key == "rate" else key
-            if key == "rate" and name in study.given:
-                continue  # said above
+            if key == "rate" and name in study.given or len(could) == 1:
+                continue  # said above, or there is no other
             if len(set(had)) == 1 < len(could):
                 what = f"one {setting} ran"
             elif r[key] in (min(had), max(had)):
@@ -218,7 +218,7 @@ def cautions(study, found, best):
             else:
                 continue
             where.setdefault((budget, what), []).append(f"{name} ({r[key]:g})")
-    said += [f"{budget:g} tokens a weight: {what}: {'; '.join(names)}"
+    said += [f"{budget:g} tokens per parameter: {what}: {'; '.join(names)}"
              for (budget, what), names in sorted(where.items())]
     return said
 
@@ -242,7 +242,7 @@ def write_report(study):
     text = "\n".join([
         *(whole if families else []),
         make_table(rows, best), "", finished(study, found),
-        f"Target {study.target}, {human(study.weights)} weights; 95 % t-intervals over seeds. "
+        f"Target {study.target}, {human(study.weights)} parameters; 95 % t-intervals over seeds. "
         f"Machine: {where}. {took}.", "",
         f"Law from scratch: {fitted}." if fitted else f"No law yet: {why}.", "",
         *(f"Caution: {c}." for c in said)])
@@ -278,13 +278,13 @@ def draw(study, found, best, rows, save):
                     right.plot([r["budget"]] * 2, r["best"][1:], lw=1, alpha=0.5, color=hues[name])
         left.plot([study.flops(b) for b in sorted(best)],
                   [mean_loss(found[best[b], b]) for b in sorted(best)], "k", lw=4, alpha=0.25, zorder=0,
-                  label="best size from scratch")
-        left.set(xscale="log", yscale="log", xlabel="compute (TFLOP; tokens a weight of the target)",
+                  label="best fixed size, from scratch")
+        left.set(xscale="log", yscale="log", xlabel="compute (TFLOP; tokens per parameter of the target)",
                  ylabel="final validation loss (nats a token)")
         left.legend(fontsize=7)
         right.axhline(1, color="k", ls=":", lw=1)
-        right.set(xscale="log", yscale="log", xlabel="tokens a weight of the target",
-                  ylabel="compute multiplier against the best size from scratch")
+        right.set(xscale="log", yscale="log", xlabel="tokens per parameter of the target",
+                  ylabel="compute multiplier against the best fixed size")
         left.set_xticks([study.flops(b) for b in budgets],
                         [f"{study.flops(b) / 1e12:.3g}\n{b:g}" for b in budgets])
         right.set_xticks(budgets, [f"{b:g}" for b in budgets])

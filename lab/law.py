@@ -1,5 +1,5 @@
 """
-What growing can save in principle, by a loss law: L(N, D) = E + A N^-a + B D^-b for N weights
+What growing can save in principle, by a loss law: L(N, D) = E + A N^-a + B D^-b for N parameters
 (embeddings left out) trained on D tokens, at a compute of C = 6 N D FLOPs.
 
     python -m lab.law --params=7e9 --tokens=35e9
@@ -45,43 +45,43 @@ class Law:
         return ", ".join(f"{k} = {getattr(self, k):.4g}" for k in "EABab")
 
     def loss(self, N, D):
-        """Nats a token of N weights after D tokens."""
+        """Nats a token of N parameters after D tokens."""
         return self.E + self.A * N**-self.a + self.B * D**-self.b
 
     def tokens(self, N, loss):
-        """The tokens that take N weights to a loss; infinite if they never come there."""
+        """The tokens that take N parameters to a loss; infinite if they never come there."""
         with np.errstate(divide="ignore"):
             return (np.maximum(loss - self.E - self.A * N**-self.a, 0) / self.B)**(-1 / self.b)
 
     def size(self, loss, alpha):
-        """The weights that leave the share alpha of loss - E."""
+        """The parameters that leave the share alpha of loss - E."""
         return (alpha * (loss - self.E) / self.A)**(-1 / self.a)
 
     def best_size(self, loss):
-        """The weights that reach a loss from scratch with the least compute."""
+        """The parameters that reach a loss from scratch with the least compute."""
         return self.size(loss, 1 / (1 + self.a / self.b))
 
     def growth_size(self, loss):
-        """The weights that take most loss off per FLOP for a model at that loss."""
+        """The parameters that take most loss off per FLOP for a model at that loss."""
         return self.size(loss, 1 / (1 + self.a * (1 + 1 / self.b)))
 
     def best_for(self, C):
-        """The weights that come to the lowest loss with C FLOPs, from scratch."""
+        """The parameters that come to the lowest loss with C FLOPs, from scratch."""
         return (self.a * self.A / (self.b * self.B) * (C / 6)**self.b)**(1 / (self.a + self.b))
 
     def balanced_tokens(self, N):
-        """The tokens for which N weights are neither too many nor too few."""
+        """The tokens for which N parameters are neither too many nor too few."""
         return (self.b * self.B * N**self.a / (self.a * self.A))**(1 / self.b)
 
     def growth_compute(self, loss, largest, start=None):
         """
-        The FLOPs of an ideal growth to `loss`, up to `largest` weights; from nothing, or from start =
+        The FLOPs of an ideal growth to `loss`, up to `largest` parameters; from nothing, or from start =
         (N, D), a model that is there.
         """
         smallest, high = (start[0], self.loss(*start)) if start else (0, np.inf)
         share, k = 1 / (1 + self.a * (1 + 1 / self.b)), 1 / self.a + 1 / self.b
 
-        def fixed(N):  # the FLOPs to a loss, as N weights
+        def fixed(N):  # the FLOPs to a loss, as N parameters
             return lambda loss: 6 * N * self.tokens(N, loss)
 
         def ideal(loss):  # the same, as growth_size() all along
@@ -95,7 +95,7 @@ class Law:
         return float(spent)
 
     def grown_loss(self, stages):
-        """The loss of [(N, tokens it trains on as N weights), ...] if each is worth its loss alone."""
+        """The loss of [(N, tokens it trains on as N parameters), ...] if each is worth its loss alone."""
         seen = 0.0
         for i, (N, D) in enumerate(stages):
             if i:
@@ -105,18 +105,18 @@ class Law:
 
     def savings(self, N, D, small=None):
         """
-        For a target of N weights on D tokens, a dict: best_size for its loss; oversize (N / that) and
+        For a target of N parameters on D tokens, a dict: best_size for its loss; oversize (N / that) and
         for_budget (N / best size for its compute); against_target and against_best (FLOPs of the
         target from scratch, and of the best fixed size, over those of an ideal growth to the same
-        loss). small: (weights, tokens) of a model that is there already; then against_small, too, that
+        loss). small: (parameters, tokens) of a model that is there already; then against_small, too, that
         of training it on.
         """
         if small and small[0] >= N:
-            raise UserError(f"the small model has {human(small[0])} weights, the target {human(N)}: "
+            raise UserError(f"the small model has {human(small[0])} parameters, the target {human(N)}: "
                             "a model only grows")
         loss, C = float(self.loss(N, D)), 6 * N * D
         if not self.E * (1 + 1e-9) < loss < np.inf:
-            raise UserError(f"{human(N)} weights on {human(D)} tokens: the law's loss there is {loss:g}, "
+            raise UserError(f"{human(N)} parameters on {human(D)} tokens: the law's loss there is {loss:g}, "
                             f"its lowest {self.E:g}: it says nothing about so many or so few")
         grown, best = self.growth_compute(loss, N, small), self.best_size(loss)
         costs = dict(target=C, best=6 * best * self.tokens(best, loss))
@@ -127,8 +127,8 @@ class Law:
 
     def one_growth(self, N, D, small=None):
         """
-        The best single growth to N weights and to their loss after D tokens: dict of saves (times less
-        FLOPs than theirs), small (the weights it starts with), at (share of its FLOPs). small: as above.
+        The best single growth to N parameters and to their loss after D tokens: dict of saves (times less
+        FLOPs than theirs), small (the parameters it starts with), at (share of its FLOPs). small: as above.
         """
         goal = self.loss(N, D) - self.E
         top = self.loss(*small) - self.E if small else 30 * goal
@@ -147,7 +147,7 @@ class Law:
 
 def advise(law, N, D, small=None, measured=None):
     """
-    Is it worth growing to N weights that would train on D tokens from scratch? small: (weights, tokens)
+    Is it worth growing to N parameters that would train on D tokens from scratch? small: (parameters, tokens)
     of a model that is there. measured: the compute that growing saved there, (mean, low, high) against
     the target and against the best fixed size, and with a small model the loss less that of training it
     on, instead of the most that the law allows. A dict: the law's savings(), one (one_growth()), fits
@@ -155,7 +155,7 @@ def advise(law, N, D, small=None, measured=None):
     """
     s = law.savings(N, D, small)
     there = s["against_target"] == np.inf
-    size, ratio, how = f"{human(s['best_size'])} weights", s["for_budget"], "at most"
+    size, ratio, how = f"{human(s['best_size'])} parameters", s["for_budget"], "at most"
     saves, sure = s["against_target"], True
     instead, gain = f"train {size} from scratch", s["against_best"]
     if small and s["against_small"] <= gain:
@@ -172,7 +172,7 @@ def advise(law, N, D, small=None, measured=None):
             better = best[0] >= WORTH and best[1] is not None and best[1] >= 1
     fits = "as many as" if 0.95 < ratio < 1.05 else \
         f"{max(ratio, 1 / ratio):.2g} times {'more' if ratio > 1 else 'fewer'} than"
-    fits = f"{human(N)} weights on {human(D)} tokens ({D / N:.3g} a weight) are {fits} this compute " \
+    fits = f"{human(N)} parameters on {human(D)} tokens ({D / N:.3g} per parameter) are {fits} this compute " \
         "wants."
     gains = f"{saves:.3g}x against the target from scratch, {how}"
     if there:
@@ -228,7 +228,7 @@ def fit_three(points, like):
     scale = columns.max(0)
     E, A, B = library("scipy.optimize", "scipy").nnls(columns / scale, np.ones_like(L))[0] / scale
     if not (A and B):
-        raise UserError(f"in these runs {'tokens' if A else 'weights'} make no difference to the loss: "
+        raise UserError(f"in these runs {'tokens' if A else 'parameters'} make no difference to the loss: "
                         "no law fits them")
     return Law(float(E), float(A), float(B), like.a, like.b)
 
@@ -247,9 +247,9 @@ def read_law(path):
 def main():
     p = Parser(prog="python -m lab.law", description=__doc__,
                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--params", type=number(float, 1), required=True, help="the target's weights")
+    p.add_argument("--params", type=number(float, 1), required=True, help="the target's parameters")
     p.add_argument("--tokens", type=number(float, 1), required=True, help="what it trains on")
-    p.add_argument("--small", type=number(float, 1), nargs=2, metavar=("WEIGHTS", "TOKENS"),
+    p.add_argument("--small", type=number(float, 1), nargs=2, metavar=("PARAMETERS", "TOKENS"),
                    help="a model that is there already")
     p.add_argument("--law", type=os.path.expanduser,
                    help="a JSON file with E, A, B, a, b (default: Besiroglu et al. 2024)")
@@ -257,7 +257,7 @@ def main():
     law = read_law(args.law) if args.law else BESIROGLU
     keys = ("oversize", "against_target", "against_best")
     said = advise(law, args.params, args.tokens, args.small)
-    print(table(["tokens a weight", "target / best size for its loss", "ideal growth, against it",
+    print(table(["tokens per parameter", "target / best fixed size for its loss", "ideal growth, against it",
                  "against the best fixed size"],
                 [[r, *(f"{law.savings(args.params, r * args.params)[k]:.3g}" for k in keys)]
                  for r in (0.3, 1.25, 5, 10, 20, 40, 80)]), end="\n\n")

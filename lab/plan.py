@@ -135,7 +135,7 @@ def parse(argv):
     p.add_argument("--law", default="", type=os.path.expanduser,
                    help="a loss law's file (the study's or a published one)")
     p.add_argument("--small", type=small_one, help="the small model that is there: a run's folder, or "
-                   "WEIGHTS, or WEIGHTS,TOKENS")
+                   "PARAMETERS, or PARAMETERS,TOKENS")
     p.add_argument("--fit", nargs="+", type=unpacked, metavar="RUN",
                    help="fit a law to finished runs, write --law")
     return p.parse_known_args(argv)

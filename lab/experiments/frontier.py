@@ -1,6 +1,6 @@
 # When is it worth growing, against the best of the sizes from scratch? Bytes of Python's standard
-# library, a target of 6 layers x 64 (0.29M weights without embeddings), on one CPU thread. The budgets
-# are tokens a weight of the target; 2.5, 10 and 40 are there for the curves from scratch only.
+# library, a target of 6 layers x 64 (0.29M parameters without embeddings), on one CPU thread. The budgets
+# are tokens per parameter of the target; 2.5, 10 and 40 are there for the curves from scratch only.
 settings = dict(
     data_dir="data/pystdlib", block_size=128, head_dim=32, batch_tokens=2048, micro_batch=16,
     sampling="random",
@@ -28,17 +28,17 @@ _six = dict(n_layer=6)
 _paper = [(0.1, dict(n_inner=256)), (0.2, dict(n_layer=3)), (0.3, dict(n_embd=64)),
           (0.4, dict(n_head=2)), (0.5, dict(n_layer=6))]  # its order and its places
 _ways = {
-    "early, stack": dict(start="2 x 64", growths=[(0.02, _six)], operator="stack"),
-    "early, MSG": dict(start="2 x 64", growths=[(0.02, _six)], operator="msg"),
-    "late, MSG": dict(start="2 x 64", growths=[(0.8, _six)], operator="msg"),
-    "late, zero output": dict(start="2 x 64", growths=[(0.8, _six)], operator="zero_output"),
-    "late, stack": dict(start="2 x 64", growths=[(0.8, _six)], operator="stack"),
-    "65 %, zero output": dict(start="2 x 64", growths=[(0.65, _six)], operator="zero_output"),
-    "half, stack": dict(start="2 x 64", growths=[(0.4, _six)], operator="stack"),
+    "stack at 2 %": dict(start="2 x 64", growths=[(0.02, _six)], operator="stack"),
+    "MSG at 2 %": dict(start="2 x 64", growths=[(0.02, _six)], operator="msg"),
+    "MSG at 80 %": dict(start="2 x 64", growths=[(0.8, _six)], operator="msg"),
+    "zero output at 80 %": dict(start="2 x 64", growths=[(0.8, _six)], operator="zero_output"),
+    "stack at 80 %": dict(start="2 x 64", growths=[(0.8, _six)], operator="stack"),
+    "zero output at 65 %": dict(start="2 x 64", growths=[(0.65, _six)], operator="zero_output"),
+    "stack at 40 %": dict(start="2 x 64", growths=[(0.4, _six)], operator="stack"),
     "as the paper, MSG": dict(start="2 x 32", growths=_paper, operator="msg"),
 }
-# late ways at 2.5, too, where early growth would be in the warmup
-grown = {k: dict(v, budgets=[2.5, *grown_at]) if k.startswith("late") else v for k, v in _ways.items()}
+# those at 80 % at 2.5 tokens per parameter, too, where growth at 2 % would be in the warmup
+grown = {k: dict(v, budgets=[2.5, *grown_at]) if k.endswith("80 %") else v for k, v in _ways.items()}
 _law = [(0.12, dict(n_layer=3)), (0.29, _six)]  # about when lab.law would, at 20
 grown.update({f"as the law, {name}": dict(start="2 x 64", growths=_law, operator=op, budgets=[20])
               for name, op in (("MSG", "msg"), ("zero output", "zero_output"))})

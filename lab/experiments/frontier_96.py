@@ -1,5 +1,5 @@
-# The question of frontier.py at 80 tokens a weight with a second size: a target of 6 layers x 96 (0.66M
-# weights without embeddings) on bytes of English text, 53M of them, each seen about once. One rate and
+# The question of frontier.py at 80 tokens per parameter with a second size: a target of 6 layers x 96 (0.66M
+# parameters without embeddings) on bytes of English text, 53M of them, each seen about once. One rate and
 # one decay, those that were best for 6 x 64 at 80. The text, 100 MB at least, is yours:
 #
 #     python data/text/prepare.py --input FILES --out=data/english --val FILE

@@ -9,4 +9,4 @@ decays = [0.35, 0.55]
 rates = dict(learning_rate=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 0.016, 0.032])
 sweep_at = 5.0
 seeds = [1, 2, 3]
-grown = {k: v for k, v in _f._ways.items() if k not in ("as the paper, MSG", "65 %, zero output")}
+grown = {k: v for k, v in _f._ways.items() if k not in ("as the paper, MSG", "zero output at 65 %")}

@@ -1,4 +1,4 @@
-# frontier.py's question at 36 times the weights, for one GPU: a target of 6 layers x 384 (10.6M weights
+# frontier.py's question with 36 times the parameters, for one GPU: a target of 6 layers x 384 (10.6M parameters
 # without embeddings) on bytes of English text, bfloat16, a batch 32 times as large, so that the runs have
 # about as many steps. One decay, the best one there. The text, 80 MB at least, is yours:
 #
@@ -21,9 +21,9 @@ seeds = [1, 2]
 
 _six = dict(n_layer=6)
 grown = {
-    "late, zero output": dict(start="2 x 384", growths=[(0.8, _six)], operator="zero_output"),
-    "early, MSG": dict(start="2 x 384", growths=[(0.02, _six)], operator="msg"),
-    "65 %, zero output": dict(start="2 x 384", growths=[(0.65, _six)], operator="zero_output"),
-    "late, MSG": dict(start="2 x 384", growths=[(0.8, _six)], operator="msg"),
-    "half, stack": dict(start="2 x 384", growths=[(0.45, _six)], operator="stack"),
+    "zero output at 80 %": dict(start="2 x 384", growths=[(0.8, _six)], operator="zero_output"),
+    "MSG at 2 %": dict(start="2 x 384", growths=[(0.02, _six)], operator="msg"),
+    "zero output at 65 %": dict(start="2 x 384", growths=[(0.65, _six)], operator="zero_output"),
+    "MSG at 80 %": dict(start="2 x 384", growths=[(0.8, _six)], operator="msg"),
+    "stack at 45 %": dict(start="2 x 384", growths=[(0.45, _six)], operator="stack"),
 }

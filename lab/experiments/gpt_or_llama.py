@@ -1,5 +1,5 @@
 # GPT or Llama, which to start a new run with? Both from scratch, 4 layers of 128 with equally many
-# weights in them, the same batches, the rate tuned alike: on Python's standard library, byte by byte,
+# parameters in them, the same batches, the rate tuned alike: on Python's standard library, byte by byte,
 # 500 iterations of 4,096 bytes, float32.
 settings = dict(
     data_dir="data/pystdlib", block_size=256, head_dim=32, batch_tokens=4096, micro_batch=16,

@@ -31,11 +31,11 @@ def test_advice(monkeypatch, capsys, tmp_path):
     assert "a model only grows" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         plan_here(monkeypatch, *ask, "--small=out/none")
-    assert "--small: out/none: is no run's folder, no WEIGHTS" in capsys.readouterr().err
+    assert "--small: out/none: is no run's folder, no PARAMETERS" in capsys.readouterr().err
 
 
 def test_the_nearest_of_what_was_measured():
-    """First by tokens a weight, then by weights; of one study's budget the best."""
+    """First by tokens per parameter, then by weights; of one study's budget the best."""
     rows = [dict(budget=b, weights=w, target=t and [t], name=f"{b} {w} {t}") for b, w, t in (
         (5, 1e6, 1.3), (5, 1e6, 1.1), (5, 1e7, 0.8), (20, 1e6, 1.0), (20, 1e7, None))]
 
@@ -47,7 +47,7 @@ def test_the_nearest_of_what_was_measured():
 
 
 def test_near_in_all_that_matters(monkeypatch):
-    """By what was measured only for such tokens a weight, weights, and a small model like the study's."""
+    """By what was measured only for such tokens per parameter, weights, and a small model like the study's."""
     monkeypatch.setattr(advice, "find_law", lambda path, vocab_size: BESIROGLU)
     row = dict(budget=5, weights=1e7, vocab_size=0, small=(2e6, 1e8), less_small=0.02,
                **{k: [9.0, 8.0, 10.0] for k in ("target", "best", "given_target", "given_best")})

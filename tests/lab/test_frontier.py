@@ -252,7 +252,7 @@ def said_of(folder, configs, monkeypatch):
         mean, low, _ = max(r["target"] for r in rows if "recipe" in r and r["budget"] == budget)
         args = SimpleNamespace(law="", small=None)
         text = advice.show_advice(config, stage_costs(config, 256), 256, args)
-        assert f"at {budget:g} a weight" in text
+        assert f"{budget:g} tokens per parameter, " in text
         verdict = text.partition("To be trained: ")[2].splitlines()[0]
         out.append((budget, mean >= WORTH and low is not None and low >= 1, verdict))
     return out
@@ -312,7 +312,7 @@ def test_divergence(study):
     for name in high:  # scratch runs get no further than their trunk, late growth has none
         assert name[-1] == ("tokens_5_decay_0.35" if "late" in name else "trunk")
     assert study.rate("two") == 0.02
-    assert "5 tokens a weight: the best muon_learning_rate lies at" not in frontier_report.write_report(study)
+    assert "5 tokens per parameter: the best muon_learning_rate lies at" not in frontier_report.write_report(study)
 
 
 @pytest.mark.parametrize("wants, tried", [(0.02, (2, 5)), (0.005, (0, 5)), (0.08, (2, 7)), (0.3, (2, 7))])
@@ -327,7 +327,7 @@ def test_a_sweep_goes_on_while_the_best_is_at_its_edge(study, tmp_path, wants, t
     best = min(wants, 0.16)
     assert study.rate("two") == study.rate("late") == best
     assert study.leaf("late", 5, 2, 0.35).values["muon_learning_rate"] == best
-    assert ("Caution: 5 tokens a weight: the best muon_learning_rate lies at the edge of those tried: one (0.16); "
+    assert ("Caution: 5 tokens per parameter: the best muon_learning_rate lies at the edge of those tried: one (0.16); "
             in frontier_report.write_report(study)) == (wants == 0.3)
 
 
@@ -397,7 +397,7 @@ def test_what_came_before_a_trunk_diverged_counts(study):
 
 def test_plan(study):
     text = plan(study, 1e9)
-    assert "| rates   | 5               | 1    |" in text and "Target two: 4.1 k weights." in text
+    assert "| rates   | 5                    | 1    |" in text and "Target two: 4.1 k parameters." in text
     play_all(study)
     assert {line.split("|")[6].strip() for line in plan(study, 1e9).splitlines()[2:-2]} == {"0.0 s"}
 

@@ -21,7 +21,7 @@ def balanced_at(c, ratio):
     return (c.b * c.B * ratio**-c.b / (c.a * c.A))**(1 / (c.b - c.a))
 
 
-# tokens a weight: target / best size for its loss, growth against the target, the best fixed size
+# tokens per parameter: target / best size for its loss, growth against the target, the best fixed size
 TABLE = {20 / 64: ("15", "3.8", "1.06"), 1.25: ("5.4", "1.9", "1.06"), 5: ("2.2", "1.23", "1.06"),
          10: ("1.4", "1.10", "1.06"), 20: ("1", "1.04", "1.04"), 40: ("0.7", "1.02", "0.98"),
          80: ("0.5", "1.01", "0.87")}
@@ -29,7 +29,7 @@ TABLE = {20 / 64: ("15", "3.8", "1.06"), 1.25: ("5.4", "1.9", "1.06"), 5: ("2.2"
 
 @pytest.mark.parametrize("ratio", TABLE)
 def test_what_an_ideal_growth_saves(ratio):
-    """Targets that come to one loss, whose best fixed size has 20 tokens a weight."""
+    """Targets that come to one loss, whose best fixed size has 20 tokens per parameter."""
     c, N = CHINCHILLA, balanced_at(CHINCHILLA, 20)
     assert c.balanced_tokens(N) == pytest.approx(20 * N)
     goal = c.loss(N, 20 * N)
@@ -91,11 +91,11 @@ def test_worth_its_loss_and_nothing_more():
 def test_advice():
     c, N = CHINCHILLA, balanced_at(CHINCHILLA, 20)
     said = law.advise(c, N, 1.25 * N)
-    assert said["fits"] == ("25.2 M weights on 31.4 M tokens (1.25 a weight) are 3.5 times more than this "
+    assert said["fits"] == ("25.2 M parameters on 31.4 M tokens (1.25 per parameter) are 3.5 times more than this "
                             "compute wants.")
     assert said["words"] == (
         "Grow if it must be this size (1.68x against the target from scratch, at most); if not, do not "
-        "grow: train 5.83 M weights from scratch (1.06x against that).")
+        "grow: train 5.83 M parameters from scratch (1.06x against that).")
     for ratio in (20, 40, 100):
         said = law.advise(c, N, ratio * N)
         assert said["words"].startswith("Do not grow")
@@ -193,7 +193,7 @@ def test_too_little_to_fit():
     assert [getattr(found, k) for k in "EABab"] == pytest.approx([getattr(true, k) for k in "EABab"])
     with pytest.raises(UserError, match="2 runs of 2 sizes and 1 token counts are too few"):
         law.fit_three(points[:2], CHINCHILLA)
-    with pytest.raises(UserError, match="weights make no difference"):
+    with pytest.raises(UserError, match="parameters make no difference"):
         law.fit_three([(1e5, 1e6, 2), (4e5, 1e6, 2), (1e5, 8e6, 1.5)], CHINCHILLA)
 
 
@@ -202,7 +202,7 @@ def test_command(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["lab.law", "--params=7e9", "--tokens=35e9", *args])
         law.main()
         return capsys.readouterr().out
-    assert run().splitlines()[-2].startswith("7 G weights on 35 G tokens (5 a weight) are 2")
+    assert run().splitlines()[-2].startswith("7 G parameters on 35 G tokens (5 per parameter) are 2")
     path = tmp_path / "law.json"
     path.write_text(json.dumps(dict(E=1, A=1000, B=1, a=0.3, b=0.3)))
     assert "Do not grow" in run(f"--law={path}", "--small", "1e9", "1e9").splitlines()[-2]
