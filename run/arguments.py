@@ -47,7 +47,7 @@ def from_args(argv):
     if "--resume" in argv:
         config = from_dict({**recorded(files, given), **given, "init_from": "resume"})
         refuse(config, given)
-        if given.keys() & {"max_iters", "stages"}:  # older runs may have had longer ramps
+        if given.keys() & {"max_iters", "stages"}:  # older runs' ramps may be longer
             check_ramps(config)
         return config
     file = read_file(files[0]) if files else {}
@@ -61,7 +61,8 @@ def from_args(argv):
     refuse(config, given)
     if files:
         refuse(config, own_names(files[0]) - given.keys(), file)
-    check_ramps(config)
+    if not (start == "auto" and checkpoint.exists(config.out_dir)):
+        check_ramps(config)
     return config
 
 

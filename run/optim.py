@@ -30,7 +30,7 @@ def learning_rate(config, it, rewarm=None):
     """
     began, low, warmup = rewarm or (0, 0.0, config.warmup_iters)
     it, end = it - began, config.max_iters - began
-    scale = low + (1 - low) * min(1.0, (it + 1) / warmup) if warmup else 1.0
+    scale = low + (1 - low) * ((it + 1) / warmup) if it + 1 < warmup else 1.0
     low, span = config.min_lr_frac, config.decay_span(began)
     if config.schedule == "cosine":
         done = max(0, it - warmup) / max(1, end - warmup)

@@ -1,4 +1,5 @@
 """What a run that goes on, or a branch, takes over: the learning rate, a ramp under way, dropout."""
+import json
 import shutil
 
 import pytest
@@ -6,7 +7,6 @@ from runs import cut_off, events, losses, train, train_here
 
 from base.errors import UserError
 from run.arguments import from_args
-from run.settings import from_dict
 from train import Run
 
 FLAT = dict(stages=[], warmup_iters=5, max_iters=40, eval_interval=8, keep_checkpoints=99, dropout=0.0)
@@ -161,7 +161,12 @@ def test_a_ramp_that_outlasts_the_run_is_refused(growing, tmp_path):
         with pytest.raises(UserError, match=words.format(end)):
             from_args(argv)
     assert from_args([f"--init_from={growing}/ckpt_0000016.pt", "--out_dir=x", "--decay_iters=4"]).max_iters == 20
-    from_dict(dict(stages=[dict(at=90, n_inner=1000)], max_iters=150))  # an older run, to be resumed
+    old = shutil.copytree(growing, tmp_path / "old")  # by a version that did not mind
+    settings = json.loads((old / "config.json").read_text())
+    settings["stages"][1]["ramp_iters"] = 50
+    (old / "config.json").write_text(json.dumps(settings))
+    assert from_args(["--resume", str(old)]).stages == settings["stages"]
+    assert from_args([f"--out_dir={old}", "--init_from=auto", f"--stages={settings['stages']}", "--max_iters=40"])
 
 
 @pytest.mark.parametrize("model", ["gpt", "llama", "bert"])
