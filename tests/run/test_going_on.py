@@ -3,7 +3,7 @@ import json
 import shutil
 
 import pytest
-from runs import cut_off, events, losses, train, train_here
+from runs import cut_off, events, flags, losses, train, train_here
 
 from base.errors import UserError
 from run.arguments import from_args
@@ -43,36 +43,36 @@ def refused(*argv):
     return done.stderr
 
 
-@pytest.mark.parametrize("schedule, end, flags", [
+@pytest.mark.parametrize("schedule, end, given", [
     ("wsd", 40, ["--max_iters=60"]), ("cosine", 40, ["--max_iters=60"]), ("cosine", 16, ["--max_iters=60"]),
     ("wsd", 32, ["--max_iters=60"]), ("cosine", 16, ["--max_iters=20"]), ("wsd", 24, ["--max_iters=26"])])
-def test_a_rate_never_jumps_on_resume(schedule, end, flags, trunks, tmp_path):
+def test_a_rate_never_jumps_on_resume(schedule, end, given, trunks, tmp_path):
     """More iterations after, or within, a decay, and fewer: refused, with what can be done instead."""
     cut_off(trunks[schedule], end, tmp_path / "out")
-    said = refused("--resume", str(tmp_path / "out"), *flags)
-    assert said.startswith(f"error: {flags[0][2:]}: the learning rate would jump from ") and (
+    said = refused("--resume", str(tmp_path / "out"), *given)
+    assert said.startswith(f"error: {given[0][2:]}: the learning rate would jump from ") and (
         "--rewarm_iters=" in said or "--decay_iters=" in said)
 
 
-@pytest.mark.parametrize("schedule, at, flags", [
+@pytest.mark.parametrize("schedule, at, given", [
     ("wsd", 40, ["--decay_iters=9"]), ("wsd", 32, ["--decay_iters=9"]), ("cosine", 16, ["--decay_iters=10"]),
     ("cosine", 16, ["--schedule=constant"]), ("wsd", 24, ["--max_iters=28"]), ("constant", 16, ["--schedule=cosine"]),
     ("wsd", 32, ["--min_lr_frac=0.5"]), ("wsd", 32, ["--max_iters=80"])])
-def test_nor_in_a_branch(schedule, at, flags, trunks, tmp_path):
-    said = refused(f"--init_from={trunks[schedule]}/ckpt_00000{at}.pt", f"--out_dir={tmp_path}/branch", *flags)
+def test_nor_in_a_branch(schedule, at, given, trunks, tmp_path):
+    said = refused(f"--init_from={trunks[schedule]}/ckpt_00000{at}.pt", f"--out_dir={tmp_path}/branch", *given)
     assert "the learning rate would jump from " in said
 
 
-@pytest.mark.parametrize("parent, at, flags, planned", [
+@pytest.mark.parametrize("parent, at, given, planned", [
     ("constant", 16, ["--decay_iters=8"], dict(schedule="wsd", decay_iters=8, max_iters=24)),
     ("wsd", 24, ["--max_iters=32"], dict(max_iters=32)),  # a nearer end, whose decay begins there
     ("wsd", 24, ["--max_iters=28", "--decay_iters=4"], dict(max_iters=28, decay_iters=4)),  # the remedy
     ("wsd", 24, ["--max_iters=56", "--min_lr_frac=0.07"], dict(max_iters=56, min_lr_frac=0.07)),
     ("constant", 24, ["--schedule=wsd", "--decay_frac=0.1"], dict(schedule="wsd", decay_frac=0.1))])
-def test_a_branch_equals_a_run_planned_so(parent, at, flags, planned, trunks, data, tmp_path):
+def test_a_branch_equals_a_run_planned_so(parent, at, given, planned, trunks, data, tmp_path):
     """To the last bit; --decay_iters off a constant rate means what it says."""
     branch, whole = tmp_path / "branch", tmp_path / "whole"
-    go_on(f"--init_from={trunks[parent]}/ckpt_00000{at}.pt", f"--out_dir={branch}", *flags)
+    go_on(f"--init_from={trunks[parent]}/ckpt_00000{at}.pt", f"--out_dir={branch}", *given)
     train_here(data_dir=data, out_dir=whole, **{**FLAT, **planned})
     assert late(branch, at) == late(whole, at) != []
     assert rates(branch) == {i: r for i, r in rates(whole).items() if i > at}
@@ -119,9 +119,9 @@ def test_a_branch_warms_up_again(trunks, tmp_path):
     go_on(start, f"--out_dir={tmp_path}/c", "--rewarm_iters=8", "--max_iters=72", "--learning_rate=5e-4",
           "--decay_iters=8")
     assert late(tmp_path / "b", 64) == late(tmp_path / "c", 64) != []
-    for flags, words in ((["--rewarm_iters=8", "--max_iters=47"], "rewarm_iters=8: more than the 7 iterations"),
+    for given, words in ((["--rewarm_iters=8", "--max_iters=47"], "rewarm_iters=8: more than the 7 iterations"),
                          (["--rewarm_iters=8", "--max_iters=50", "--decay_iters=11"], "decay_iters=11: more than")):
-        assert words in refused(start, f"--out_dir={tmp_path}/d", *flags)
+        assert words in refused(start, f"--out_dir={tmp_path}/d", *given)
 
 
 # -- ramps
@@ -136,12 +136,12 @@ def growing(data, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("flags", [
+@pytest.mark.parametrize("given", [
     ["--ramp_iters=11"], ["--operator=direct"], ["--ramp_iters=3", "--max_iters=36"],
     ["--ramp_iters=16", "--stages=" + repr([*STAGES[:1], dict(at=24, n_layer=2)])]])
-def test_a_ramp_under_way_belongs_to_the_checkpoint(flags, growing, tmp_path):
+def test_a_ramp_under_way_belongs_to_the_checkpoint(given, growing, tmp_path):
     """A branch from its middle changes growths that are still to come alone."""
-    go_on(f"--init_from={growing}/ckpt_0000016.pt", f"--out_dir={tmp_path}/branch", *flags)
+    go_on(f"--init_from={growing}/ckpt_0000016.pt", f"--out_dir={tmp_path}/branch", *given)
     masks = {e["iter"]: e["mask"] for e in events(tmp_path / "branch", "step")}
     assert masks == {**masks, **{e["iter"]: e["mask"] for e in events(growing, "step") if 16 < e["iter"] <= 24}}
     assert [x for x in late(tmp_path / "branch", 16) if x[1] <= 24] == [x for x in late(growing, 16) if x[1] <= 24]
@@ -166,7 +166,7 @@ def test_a_ramp_that_outlasts_the_run_is_refused(growing, tmp_path):
     settings["stages"][1]["ramp_iters"] = 50
     (old / "config.json").write_text(json.dumps(settings))
     assert from_args(["--resume", str(old)]).stages == settings["stages"]
-    assert from_args([f"--out_dir={old}", "--init_from=auto", f"--stages={settings['stages']}", "--max_iters=40"])
+    assert from_args(flags(**{**FLAT, "stages": settings["stages"], "out_dir": old, "init_from": "auto"}))
 
 
 @pytest.mark.parametrize("model", ["gpt", "llama", "bert"])
