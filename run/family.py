@@ -74,8 +74,13 @@ def due(trunk):
     family = members(trunk)
     if not family or trunk.family == "end" and not family[-1].is_finished():
         return []
-    return [branch(trunk, m) for m in family[:-1] if not m.is_finished() and not is_busy(m.out_dir) and (
-        checkpoint.exists(m.out_dir) or os.path.exists(checkpoint.path_at(trunk.out_dir, m.at)))]
+    return [branch(trunk, m) for m in family[:-1]
+            if not m.is_finished() and not is_busy(m.out_dir) and has_start(trunk, m)]
+
+
+def has_start(trunk, member):
+    """Is there a checkpoint to finish it from?"""
+    return checkpoint.exists(member.out_dir) or os.path.exists(checkpoint.path_at(trunk.out_dir, member.at))
 
 
 def branch(trunk, member):
@@ -238,3 +243,8 @@ def conclude(config):
         with written(os.path.join(trunk.out_dir, "family.md")) as f:
             f.write(text + "\n")
         print(text)
+        if gone := [m for m in members(trunk)[:-1] if not m.is_finished() and not has_start(trunk, m)]:
+            raise UserError(
+                f"{', '.join(m.name for m in gone)}: not finished: {trunk.out_dir} has no checkpoint of iteration "
+                f"{', '.join(str(m.at) for m in gone)} to start from: they stay where a run has finish_stages "
+                "from its start on")

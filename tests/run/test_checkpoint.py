@@ -22,9 +22,9 @@ def counts(monkeypatch):
     evals, saves, evaluate, write = [], [], monitor.evaluate, checkpoint.write_sealed
     saves_broken = set()
 
-    def evaluated(run, batches=None):
+    def evaluated(run, batches=None, *stop):
         evals.extend([run.iter] * (batches is None))
-        return evaluate(run, batches)
+        return evaluate(run, batches, *stop)
 
     def written(path, state):
         saves.append(state["iter"])
@@ -113,9 +113,11 @@ def test_a_kept_checkpoint_that_could_not_be_written(counts, data, tmp_path):
     """The run and the rest of the family are finished, and what is not is said."""
     out = tmp_path / "out"
     counts[2].add(6)
-    train_here(data_dir=data, out_dir=out, **{**PLAIN, "finish_stages": 3, "ramp_iters": 2, "schedule": "wsd", "decay_frac": 0.2,
-                                              "stages": [dict(at=6, n_inner=48), dict(at=12, n_layer=2)]})
     small, middle = "1x16x32x1", "1x16x48x1"
+    with pytest.raises(UserError, match=f"{small}: not finished: .* has no checkpoint of iteration 6 to start"):
+        train_here(data_dir=data, out_dir=out, **{
+            **PLAIN, "finish_stages": 3, "ramp_iters": 2, "schedule": "wsd", "decay_frac": 0.2,
+            "stages": [dict(at=6, n_inner=48), dict(at=12, n_layer=2)]})
     assert checkpoint.load(str(out / middle))["iter"] == 15 and not (out / small).exists()
     assert f"{small} will not be finished" in (out / "log.txt").read_text()
 

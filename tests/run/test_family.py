@@ -179,6 +179,17 @@ def test_each_its_own_decay(data, tmp_path):
     assert [events(tmp_path / name, "eval")[-1]["iter"] for name in names[:2]] == [17, 47]
 
 
+def test_sizes_whose_checkpoints_are_gone(data, tmp_path):
+    """finish_stages comes too late: it is said which, and the exit code is 2."""
+    out = tmp_path / "out"
+    train(data_dir=data, out_dir=out, max_iters=20, stages=[dict(at=6, n_inner=48)], ramp_iters=3, decay_iters=4)
+    for name in checkpoint.numbered(str(out)):
+        assert not name.endswith("06.pt")
+    done = train("--resume", out_dir=out, check=False, **{**dict.fromkeys(TINY), "finish_stages": 5})
+    error = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "1x16x32x1: not finished: " in error and "no checkpoint of iteration 6" in error
+
+
 @pytest.mark.slow
 def test_several_processes(out, data, tmp_path):
     train(data_dir=data, out_dir=str(tmp_path / "two"), torchrun=2, **SETTINGS)
