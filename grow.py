@@ -26,10 +26,10 @@ def grow(model, optimizer=None, *, n_layer=None, n_head=None, n_embd=None, n_inn
     function as before, whatever `init` does. Then call `set_mask` to let the new weights in.
     New layers are copies of the old ones, or random if there were none.
 
-    optimizer: a torch optimizer or a list of them. State shaped like its parameter (moments,
-    momentum) grows with the parameter. New entries of momentum start at zero; new entries of
-    squared gradients start at the mean of the old ones. The parameters of a new layer have no
-    state, so their bias correction starts afresh.
+    optimizer: one of torch.optim's or a list of them, or another whose state has the names in STATE.
+    State grows with its parameter: new entries of momentum start at zero, those of squared gradients
+    and step sizes at the mean of the old ones. A new layer starts with its source's state, but with
+    no momentum; with Adam, AdamW and Muon with none, so that bias correction starts afresh.
     init: a function (new, old, spec) that fills the tensor `new`; `old` is None for a random
     layer. None: each parameter's own initial distribution.
     interleave: put each new layer right after its source. Otherwise new layers go on top, in order.
@@ -39,8 +39,8 @@ def grow(model, optimizer=None, *, n_layer=None, n_head=None, n_embd=None, n_inn
     Returns (model, optimizer). The old model is used up: its tensors are freed one by one as the
     new ones are made, and its gradients are dropped. The optimizer is the same object; it now
     holds the new parameters.
-    Raises ValueError, before anything is changed, if the sizes are no growth of this model or the
-    ramp of an earlier growth is not over.
+    Raises ValueError, before anything is changed, if the sizes are no growth of this model, the
+    ramp of an earlier growth is not over, or an optimizer's state cannot grow (LBFGS's).
     """
     wanted = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, n_inner=n_inner)
     config = grown_config(model.config, **wanted)
@@ -155,10 +155,11 @@ def fill_state(new, old, spec):
 
 def fill_square(new, old, spec):
     """
-    Running means of squared gradients (Adam's exp_avg_sq): newborn coordinates start from the mean
-    of the old ones in their row and column. Why not zero: under the old `step` their first updates
-    would be sqrt((1 - beta1)^2 / (1 - beta2)) = 3.2 times the learning rate with beta2 = 0.999, and
-    up to 6.8 times later. This way they stay near 1 while gradients are of the old ones' size.
+    Running means of squared gradients (Adam's exp_avg_sq), and what else sets the size of updates:
+    newborn coordinates start from the mean of the old ones in their row and column. Why not zero:
+    under the old `step` Adam's first updates would be sqrt((1 - beta1)^2 / (1 - beta2)) = 3.2 times
+    the learning rate with beta2 = 0.999, and up to 6.8 times later. This way they stay near 1 while
+    gradients are of the old ones' size.
     """
     new.zero_()
     if old.numel() == 0:
@@ -170,6 +171,14 @@ def fill_square(new, old, spec):
         filled[axis] = slice(n, size)
         new[tuple(filled)] = mean
         filled[axis] = slice(size)
+
+
+# optimizer state of a parameter's shape: how new entries are filled; None: with the new weights
+STATE = {**dict.fromkeys(("exp_avg", "momentum_buffer", "grad_avg", "prev"), fill_state),
+         **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum",
+                          "variance", "row_var", "col_var", "step_size"), fill_square), "ax": None}
+SUMMED = dict(row_var=-1, col_var=-2)  # Adafactor's: of length 1 along that axis
+FRESH = ("Adam", "AdamW", "Muon")  # without state their updates are at most the learning rate
 
 
 # -----------------------------------------------------------------------------
@@ -195,6 +204,7 @@ def _grow_tensors(model, config, optimizers, layers, init, masked):
     some = next(iter(old.values()))
     # before anything is changed, as this raises ValueError if a new layer has no param_group
     homes = {name: _home(name, layers, optimizers, groups) for name in shapes}
+    _check_state(optimizers, old, [g for name, g in homes.items() if source_of(name, layers)[0] is None])
 
     # old parameter -> [(new parameter made from it, is it a copy?), ...]
     heirs = {}
@@ -214,15 +224,16 @@ def _grow_tensors(model, config, optimizers, layers, init, masked):
                 tensor = tensor.clone()
             made[name] = nn.Parameter(tensor, requires_grad=p is None or p.requires_grad)
         if p is not None:
-            original = made[next(name for name, is_new in heirs[source] if not is_new)]
+            original, = (made[name] for name, is_new in heirs[source] if not is_new)
+            copies = [made[name] for name, is_new in heirs[source] if is_new]
             for o in optimizers:
-                _move_state(o, p, original, specs[source])
+                _move_state(o, p, original, specs[source], copies)
             p.grad = None
             _free(p, original)
 
     put(new, made)
     for group in (g for o in optimizers for g in o.param_groups):
-        group["params"] = [made[name] for name in shapes if homes[name] is group]
+        group["params"][:] = [made[name] for name in shapes if homes[name] is group]  # LBFGS holds it
     _keep_modes(model, new, layers)
     return new
 
@@ -252,17 +263,44 @@ def source_of(name, layers):
     return (None if i is None else f"blocks.{i}{match[2]}"), is_new
 
 
-def _move_state(optimizer, old, new, spec):
-    """Move the optimizer state of `old` to `new`: what has its shape grows, the rest is kept."""
-    if old not in optimizer.state:
+def _state_shape(key, shape):
+    """The shape of optimizer state `key` of a parameter of `shape`."""
+    return [1 if i - len(shape) == SUMMED.get(key) else n for i, n in enumerate(shape)]
+
+
+def _check_state(optimizers, params, random):
+    """Raises ValueError for state that cannot grow. random: param_groups of layers without a source."""
+    for o in optimizers:
+        kind, adds = type(o).__name__, any(g is mine for g in random for mine in o.param_groups)
+        for name, key, value in ((name, *item) for name, p in params.items()
+                                 for item in o.state.get(p, {}).items()):
+            if isinstance(value, (int, float, type(None))) or torch.is_tensor(value) and not value.dim():
+                continue
+            if key not in STATE or list(getattr(value, "shape", ())) != _state_shape(
+                    key, params[name].shape):
+                raise ValueError(f"{kind}'s state {key!r} of {name} cannot grow: make a new {kind} "
+                                 "after grow(model), or use another optimizer, like AdamW")
+            if adds and kind not in FRESH and STATE[key] is not fill_state:
+                raise ValueError(f"{kind}'s state {key!r}: the new layers have no source to take it "
+                                 "from: start with n_layer=1, or use AdamW or Muon")
+
+
+def _move_state(optimizer, old, new, spec, copies=()):
+    """Move the optimizer state of `old` to `new`, and to its `copies` what they start with."""
+    state, fresh = optimizer.state.pop(old, None), type(optimizer).__name__ in FRESH
+    if state is None:
         return
-    state, grown = optimizer.state.pop(old), {}
+    heirs = [new] if fresh else [new, *copies]
+    for p in heirs:
+        optimizer.state[p] = {}
     for key in list(state):
         value = state.pop(key)  # popped: the old tensor is freed before the next is made
-        same = torch.is_tensor(value) and value.shape == old.shape and value.dim() > 0
-        fill = fill_square if key.endswith("_sq") else fill_state
-        grown[key] = grow_tensor(value, spec, new.shape, fill) if same else value
-    optimizer.state[new] = grown
+        if torch.is_tensor(value) and value.dim():
+            fill = STATE[key] or (lambda x, *_: x.copy_(getattr(new, "full_tensor", new.detach)()))
+            value = grow_tensor(value, spec, _state_shape(key, new.shape), fill)
+        for p in heirs:
+            optimizer.state[p][key] = value if p is new or not torch.is_tensor(value) else \
+                torch.zeros_like(value) if STATE.get(key) is fill_state else value.clone()
 
 
 def _home(name, layers, optimizers, groups):

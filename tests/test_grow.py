@@ -324,6 +324,91 @@ def test_optimizer_state_travels(kind, names, n_layer):
     train(model, optimizers, data, 2)
 
 
+TORCHS = [n for n in dir(torch.optim) if isinstance(getattr(torch.optim, n), type) and n != "Optimizer"]
+MORE = [("Adam", dict(amsgrad=True)), ("AdamW", dict(fused=True)), ("AdamW", dict(foreach=True)),
+        ("RMSprop", dict(centered=True, momentum=0.9)), ("SGD", dict(momentum=0.9, dampening=0.9)),
+        ("Adagrad", dict(initial_accumulator_value=0.1))]
+
+
+def noisy_steps(model, optimizer, steps):
+    """Steps on random gradients, of one size everywhere; returns how far the last moved each parameter."""
+    for _ in range(steps):
+        had = {n: p.detach().clone() for n, p in model.named_parameters()}
+        for p in model.parameters():
+            g = torch.randn_like(p)
+            p.grad = g.to_sparse() if isinstance(optimizer, torch.optim.SparseAdam) else g
+        optimizer.step(*[lambda: 0.0] * isinstance(optimizer, torch.optim.LBFGS))
+    return {n: p.detach() - had[n] for n, p in model.named_parameters()}
+
+
+def rms(pieces):
+    return torch.cat([x.flatten() for x in pieces]).square().mean().sqrt()
+
+
+@pytest.mark.parametrize("dims", [["n_embd", "n_inner", "n_head"], ["n_layer"]], ids="+".join)
+@pytest.mark.parametrize("name, settings", [*((n, {}) for n in TORCHS), *MORE])
+def test_every_optimizer_of_torch(name, settings, dims):
+    """Newborn entries' updates are at most 1.2 times the old ones', or it is refused before anything happens."""
+    model = make("gpt", torch.float32)
+    for p in model.parameters():
+        p.requires_grad_(name != "Muon" or p.dim() == 2)
+    optimizer = getattr(torch.optim, name)([p for p in model.parameters() if p.requires_grad], **settings)
+    sizes = {d: BIGGER[d] for d in dims}
+    noisy_steps(model, optimizer, 3 if name == "LBFGS" else 40)
+    small = {n: p.detach().clone() for n, p in model.named_parameters()}
+    if name == "LBFGS":
+        with pytest.raises(ValueError, match="LBFGS's state .* cannot grow: make a new LBFGS"):
+            grow(model, optimizer, **sizes)
+        assert all(torch.equal(p, small[n]) for n, p in model.named_parameters())
+        noisy_steps(model, optimizer, 1)
+        grow(model, optimizer := torch.optim.LBFGS(model.parameters()), **sizes)
+        return
+    model, _ = grow(model, optimizer, **sizes)
+    for _ in range(3):
+        moved = noisy_steps(model, optimizer, 1)
+        if name == "Muon":
+            moved = {n: d for n, d in moved.items() if d.dim() == 2}
+        old = rms([d[tuple(slice(k) for k in small[n].shape)] for n, d in moved.items() if n in small])
+        newborn = []
+        for n, d in moved.items():
+            born = torch.ones_like(d, dtype=torch.bool)
+            if n in small:
+                born[tuple(slice(k) for k in small[n].shape)] = False
+            newborn.append(d[born])
+        if dims != ["n_layer"] or name not in ("Adam", "AdamW", "Rprop"):  # which are checked below
+            assert 0.1 * old < rms(newborn) <= 1.2 * old
+    if dims == ["n_layer"]:
+        source, copied = (optimizer.state[model.blocks[i].mlp.fc.weight] for i in (1, 3))
+        assert source.keys() == copied.keys() and (name not in ("Adam", "AdamW") or copied["step"] == 3)
+
+
+def test_an_averaged_weight_starts_as_the_weight():
+    model = make("gpt", torch.float32)
+    optimizer = torch.optim.ASGD(model.parameters(), t0=1)
+    noisy_steps(model, optimizer, 5)
+    model, _ = grow(model, optimizer, n_inner=33)
+    for block in model.blocks:
+        assert torch.equal(optimizer.state[block.mlp.fc.weight]["ax"][20:], block.mlp.fc.weight[20:])
+
+
+def test_state_that_cannot_grow_is_an_error():
+    """Of another shape, or of a name that nobody knows; and a layer from none, where it would need some."""
+    for wrong in (dict(exp_avg=torch.ones(3)), dict(momenta=[torch.ones(2)]), dict(mystery=torch.ones(61, 12))):
+        model = make("gpt", torch.float32)
+        optimizer = torch.optim.SGD(model.parameters())
+        optimizer.state[model.wte.weight] = wrong
+        with pytest.raises(ValueError, match="SGD's state .* of wte.weight cannot grow"):
+            grow(model, optimizer, n_inner=30)
+        assert model.config.n_inner == model.blocks[0].mlp.fc.weight.size(0) == 20
+    for name in ("Adagrad", "RMSprop", "RAdam"):
+        model = make("gpt", torch.float32, n_layer=0)
+        optimizer = getattr(torch.optim, name)(model.parameters())
+        noisy_steps(model, optimizer, 2)
+        with pytest.raises(ValueError, match="new layers have no source"):
+            grow(model, optimizer, n_layer=2)
+        assert not model.blocks and all(p.numel() for p in model.parameters())
+
+
 @pytest.mark.parametrize("beta2", [0.95, 0.99, 0.999, 0.9999])
 @pytest.mark.parametrize("steps_before", [1, 30, 2000])
 @pytest.mark.parametrize("kind", ["steady", "random", "rows"])
