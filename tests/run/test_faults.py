@@ -30,9 +30,9 @@ class Crashes(Driver):
     def __init__(self):
         super().__init__("crash_driver.py")
 
-    def run(self, out_dir, moment=None, *args, env=None, **settings):
+    def run(self, out_dir, moment=None, /, *args, env=None, **settings):
         log = f"{out_dir}.log"
-        args = [*flags(out_dir=out_dir, **{"init_from": "auto", **settings}), *args]
+        args = [*flags(**{"out_dir": out_dir, "init_from": "auto", **settings}), *args]
         result = self.send(moment=moment or {}, args=args, log=log, env=env or {})
         with open(log) as f:
             result["log"] = f.read()
@@ -348,7 +348,7 @@ def write(data, name, content):
 BAD_INPUT = {
     "misspelt key": (dict(n_embed=4), None, ["n_embed", "did you mean n_embd"]),
     "unknown key": (dict(zzz=4), None, ["zzz", "no such setting"]),
-    "wrong type": (dict(n_embd="big"), None, ["n_embd=big", "whole number"]),
+    "wrong type": (dict(n_embd="big"), None, ["n_embd='big'", "whole number"]),
     "wrong type of stages": (dict(stages=[1]), None, ["stages[0]=1", "dict(at="]),
     "unknown choice": (dict(schedule="linear"), None, ["schedule", "'wsd'"]),
     "out of range": (dict(dropout=2.0), None, ["dropout=2.0", "at most"]),
@@ -393,11 +393,8 @@ def test_bad_input(driver, what, tmp_path):
     data, out = str(make_data(tmp_path / "data", 4000)), str(tmp_path / "out")
     if spoil:
         spoil(data)
-    if "out_dir" in settings:
-        out, settings = settings["out_dir"], {**settings}
-        del settings["out_dir"]
-    done = driver.run(str(tmp_path / "log"), "", f"--out_dir={out}",
-                      **{"data_dir": data, "init_from": "scratch", **settings})
+    out = settings.get("out_dir", out)
+    done = driver.run(str(tmp_path / "log"), "", **{"data_dir": data, "init_from": "scratch", "out_dir": out, **settings})
     assert done["code"] == 2, done["log"]
     lines = done["log"].strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), done["log"]
