@@ -140,16 +140,15 @@ def settle(name, p, axes, old, new, is_new):
         p[:, old.axis_sizes()[axes[1]]:] = 0
     if r == 1:
         return
-    share = 0 if old.llama else 1  # of the old coordinates' mean in the new ones
     if ".ln_" in name or name.startswith("ln_"):
         if name.endswith("bias"):
             p[d:] = 0
         elif axes[0] == "embd":
             p[:d] *= r**0.5
     elif axes[0] == "embd":  # writes into the residual stream
-        p[d:] = p[:d].mean(0) * share
+        p[d:] = 0 if old.llama else p[:d].mean(0)
     elif name in ("wte.weight", "wpe.weight"):
-        p[:, d:] = p[:, :d].mean(1, keepdim=True) * share
+        p[:, d:] = 0 if old.llama else p[:, :d].mean(1, keepdim=True)
     elif old.qk_norm and (".attn.q." in name or ".attn.k." in name) and p.element_size() > 2:
         p *= r**0.5
 
