@@ -46,6 +46,23 @@ PACKED = {".gz": gzip.open, ".xz": lzma.open, ".zst": _Zst}
 PACKERS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
 
 
+def files_below(folder, without=()):
+    """
+    The files in a folder and in those below it, links to folders followed; each real folder once, so
+    that loops end, and none with a name in `without`. Raises UserError for one that cannot be read.
+    """
+    def stop(e):
+        if not isinstance(e, FileNotFoundError):
+            raise UserError(f"{e.filename}: {e.strerror}: make it readable, or leave it out") from None
+    entered = set()
+    for here, folders, names in os.walk(folder, onerror=stop, followlinks=True):
+        real = os.path.realpath(here)
+        folders[:] = sorted(set(folders).difference(without)) if real not in entered else []
+        if real not in entered:
+            yield from (os.path.join(here, name) for name in names)
+        entered.add(real)
+
+
 @contextlib.contextmanager
 def open_text(path, errors="strict"):
     """

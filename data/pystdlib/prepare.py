@@ -16,6 +16,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 import numpy as np  # noqa: E402
 
 from base.errors import UserError  # noqa: E402
+from base.reading import files_below  # noqa: E402
 from data.bin_writer import BinWriter, already_there, run, script_parser, unit_hash  # noqa: E402
 from data.tokenizer import load  # noqa: E402
 
@@ -25,11 +26,8 @@ NOT_OURS = {"site-packages", "dist-packages", "__pycache__"}  # not the standard
 
 def find_files(root):
     """Relative paths (with /) of the library's .py files, in an order shuffled by hash."""
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [f for f in folders if f not in NOT_OURS]
-        found += [os.path.relpath(os.path.join(folder, n), root).replace(os.sep, "/")
-                  for n in names if n.endswith(".py")]
+    found = [os.path.relpath(path, root).replace(os.sep, "/")
+             for path in files_below(root, NOT_OURS) if path.endswith(".py")]
     return sorted(found, key=lambda path: (unit_hash(os.fsencode(path)), path))
 
 

@@ -26,7 +26,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from base.errors import UserError, library, number  # noqa: E402
-from base.reading import PACKED, open_text  # noqa: E402
+from base.reading import PACKED, files_below, open_text  # noqa: E402
 from data.bin_writer import (  # noqa: E402
     JOB_CHARS,
     BinWriter,
@@ -65,7 +65,7 @@ def find_files(paths, option, left_out):
     found = []
     for path in map(os.path.expanduser, paths):
         if os.path.isdir(path):
-            here = [os.path.join(folder, n) for folder, _, names in os.walk(path) for n in names]
+            here = list(files_below(path))
             others = Counter("".join(extensions(p)) or "without extension"
                              for p in here if not is_read(p))
             left_out.update(others)

@@ -474,6 +474,30 @@ def test_folders_whole_files_and_a_validation_file(tmp_path):
     assert documents(tmp_path / "o", "val") == ["v\n\nv2"]  # held out of the training folder
 
 
+def test_links_to_folders_are_followed(tmp_path, monkeypatch, capsys):
+    """Each real file once, whatever leads there; loops end. What cannot be read is said."""
+    for name in ("in/a.txt", "in/deep/b.txt", "far/c.txt", "far/below/d.txt", "val/v.txt", "val/w.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for link, to in (("in/link", "far"), ("in/deep/again", "far"), ("in/loop", "in"), ("far/back", "in"),
+                     ("far/self", "far/self"), ("in/c2.txt", "far/c.txt"), ("val/loop", "val"),
+                     ("more", "val")):
+        (tmp_path / link).symlink_to(tmp_path / to)
+    prepare(text, "--input", tmp_path / "in", "--out", tmp_path / "o", "--val", tmp_path / "more")
+    assert sorted(documents(tmp_path / "o", "train")) == ["far/below/d.txt", "far/c.txt", "in/a.txt",
+                                                          "in/deep/b.txt"]
+    assert documents(tmp_path / "o", "val") == ["val/v.txt", "val/w.txt"]
+    assert "reading 6 files, leaving out 1 that are not" in capsys.readouterr().out  # far/self
+    scan = os.scandir
+
+    def refuses(path):
+        if str(path).endswith("below"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+    monkeypatch.setattr(os, "scandir", refuses)
+    assert "below: Permission denied" in fails(text, capsys, "--input", tmp_path / "in", "--out", tmp_path / "p")
+
+
 def test_undecodable_bytes_are_counted(tmp_path, capsys):
     (tmp_path / "x.txt").write_bytes(b"caf\xe9 \xff\n\n" + b"\n".join(s.encode() for s in many(9)))
     prepare(text, "--input", tmp_path / "x.txt", "--out", tmp_path / "o", "--val-fraction=0.5")
@@ -631,6 +655,9 @@ def test_the_standard_library_with_odd_files(tmp_path, monkeypatch, capsys):
     (lib / "nul.py").write_bytes(b"#\0\n")
     (lib / "empty.py").write_text("")
     (lib / "gone.py").symlink_to("nowhere")
+    (tmp_path / "far").mkdir()
+    (lib / "m0.py").rename(tmp_path / "far" / "m0.py")
+    (lib / "linked").symlink_to(tmp_path / "far")
     monkeypatch.setattr(pystdlib.sysconfig, "get_paths", lambda: dict(stdlib=str(lib)))
     found = []
     for out in ("a", "b"):
