@@ -78,10 +78,11 @@ class Ranks:
     def wait(self):
         """A barrier for work that may take long on some ranks: a collective would give up waiting."""
         if self.several:
-            self.waits += 1
+            self.waits, pause = self.waits + 1, 0.01
             self.store.add(f"waiting/{self.waits}", 1)
             while self.store.add(f"waiting/{self.waits}", 0) < self.world:
-                time.sleep(0.01)
+                time.sleep(pause)
+                pause = min(1.5 * pause, 1)  # thousands of ranks ask the one store
 
     def tell(self, value=None):
         """What rank 0 has to say, an object, on all ranks, whenever it says it."""
