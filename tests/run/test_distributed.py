@@ -357,7 +357,7 @@ def test_somebody_elses_model_sharded(driver, data, tmp_path):
     folder = str(tmp_path / "hf")
     export(GPT(GPTConfig(block_size=32, vocab_size=320, n_layer=1, n_embd=16, n_head=1, n_inner=32,
                          head_dim=16)), read_meta(data), folder)
-    settings = dict(data_dir=data, init_from=folder, max_iters=8, stages=SHORT["stages"][:1])
+    settings = dict(data_dir=data, init_from=folder, max_iters=9, stages=SHORT["stages"][:1])
     one = driver.run(str(tmp_path / "one"), 1, **settings)
     assert_close(one, driver.run(str(tmp_path / "two"), 2, shard="fsdp", **settings))
 
