@@ -8,7 +8,7 @@ from data.tokenizer import tokenizer_of
 from run.checkpoint import checkpoint
 from run.checkpoint.sharded import alone
 from run.optim import learning_rate
-from run.settings import TrainConfig, known_settings
+from run.settings import TrainConfig, known_settings, plain
 
 # what a resumed run may change, because it says nothing about the steps already taken
 RESUME_MAY_CHANGE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "save_interval",
@@ -84,17 +84,26 @@ def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
     if rewarm != state.get("rewarm"):
         say_once(f"warming up again from iteration {rewarm[0]} on, over {rewarm[2]} iterations")
         state["rewarm"], free = rewarm, free | REWARM_MAY_CHANGE
+    if was.micro_batch != config.micro_batch and was.stages == config.stages and any(
+            "micro_batch" in s for s in config.stages[:done]):
+        raise UserError(f"micro_batch={config.micro_batch}: a stage has its own: change that, in --stages")
+    before, now = plain(was), plain(config)  # what means nothing may differ
     for f in fields(TrainConfig):
-        old, new = getattr(was, f.name), getattr(config, f.name)
+        old, new = getattr(before, f.name), getattr(now, f.name)
         if old == new or f.name in ("init_from", "rewarm_iters"):
             continue
-        later = f.name == "stages" and [*map(was.whole, old[:done])] == [*map(config.whole, new[:done])] and \
-            all(s["at"] >= state["iter"] for s in new[done:])
+        later = f.name == "stages" and all(s["at"] >= state["iter"] for s in new[done:]) and \
+            past(was, done) == past(config, done)
         if f.name not in free and not later:
             raise UserError(f"{f.name}={new!r}: the checkpoint was trained with {old!r}; resume "
                             "with that, or start anew in another out_dir")
         if not config.is_branch():  # whose command says it
             say_once(f"resuming with {f.name}={new!r}, which was {old!r}")
+
+
+def past(config, done):
+    """What the first `done` stages of a run say of steps that were taken."""
+    return [{**config.whole(stage), "micro_batch": None} for stage in config.stages[:done]]
 
 
 def rewarmed(state, was, config):

@@ -5,8 +5,10 @@ import shutil
 import pytest
 from runs import cut_off, events, flags, losses, train, train_here
 
+from base.disk import write_sealed
 from base.errors import UserError
 from run.arguments import from_args
+from run.checkpoint import checkpoint
 from train import Run
 
 FLAT = dict(stages=[], warmup_iters=5, max_iters=40, eval_interval=8, keep_checkpoints=99, dropout=0.0)
@@ -180,3 +182,28 @@ def test_dropout_of_a_branch_is_its_own(model, data, tmp_path):
         found = {m.p for m in run.model.modules() if hasattr(m, "p")} | {b.attn.attn_dropout for b in run.model.blocks}
         run.close()
         assert found == {dropout} and run.model.config.dropout == dropout
+
+
+def test_micro_batch_of_a_stage(data, tmp_path):
+    """Of one that has begun it may change, for it says nothing of steps taken; beside it, the run's says nothing."""
+    stages = [dict(at=4, n_inner=48, micro_batch=2)]
+    train_here(data_dir=data, out_dir=tmp_path / "a", **{
+        **FLAT, "stages": stages, "ramp_iters": 2, "max_iters": 8, "schedule": "constant"})
+    said = refused("--resume", str(tmp_path / "a"), "--micro_batch=8", "--max_iters=9")
+    assert "micro_batch=8: a stage has its own: change that, in --stages" in said
+    go_on("--resume", str(tmp_path / "a"), "--max_iters=10", f"--stages={[dict(stages[0], micro_batch=8)]}")
+    assert "n_inner=64" in refused("--resume", str(tmp_path / "a"), "--max_iters=12", "--ramp_iters=2",
+                                   f"--stages={[dict(stages[0], n_inner=64)]}").replace("'n_inner': ", "n_inner=")
+
+
+def test_what_means_nothing_stops_no_run(data, tmp_path):
+    """An older BERT run, from before sampling, goes on by --init_from=auto, where it may not be given."""
+    settings = {**FLAT, "model": "bert", "data_dir": data, "out_dir": str(tmp_path / "a"), "max_iters": 8,
+                "schedule": "constant", "init_from": "auto"}
+    train_here(**settings)
+    path = str(tmp_path / "a" / "ckpt_0000008.pt")
+    state = checkpoint.load(path)
+    del state["config"]["sampling"]
+    write_sealed(path, state)
+    train_here(**{**settings, "max_iters": 9})
+    assert events(tmp_path / "a", "eval")[-1]["iter"] == 9
