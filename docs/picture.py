@@ -52,18 +52,20 @@ def draw_frame(ax, title, text, mask):
 def draw_losses(ax, report):
     """Mean validation loss over the seeds against FLOPs, from the report of a campaign."""
     curves = json.loads((ROOT / report).read_text())["curves"]
-    for name, color in (("6 layers from scratch", "0.5"), ("2 layers, never grown", OLD),
-                        ("grown, 2 to 6 layers", NEW)):
+    for name, label, color in (("6 layers from scratch", "6 layers from scratch", "0.5"),
+                               ("2 layers, never grown", "2 layers, finished early", OLD),
+                               ("grown, 2 to 6 layers", "grown, 2 to 6 layers", NEW)):
         runs = list(curves[name].values())
         flops = np.mean([r["flops"] for r in runs], 0) / 1e12
         loss = np.mean([r["val_loss"] for r in runs], 0)
-        ax.plot(flops, loss, color=color, lw=2, label=name)
+        ax.plot(flops, loss, color=color, lw=2, label=label)
         ax.plot(flops[-1], loss[-1], "o", color=color, ms=5)
-        if not all(runs[0]["whole"]):
-            at = runs[0]["whole"].index(True) - 1  # the last point before it is all there
-            ax.annotate("grows", (flops[at], loss[at]), (12, 14), textcoords="offset points",
-                        fontsize=9, color=color, arrowprops=dict(arrowstyle="->", color=color))
-    ax.legend(frameon=False, fontsize=9)
+        if "scratch" in name:
+            goal, cost = loss[-1], flops[-1]
+    at = np.interp(-goal, -loss, flops)  # where the grown one has the loss of the one from scratch
+    ax.annotate("", (at, goal), (cost, goal), arrowprops=dict(arrowstyle="<->", color="0.3", ls="--"))
+    ax.text((at + cost) / 2, goal + 0.03, f"{1 - at / cost:.0%} saved", ha="center", fontsize=9)
+    ax.legend(frameon=False, fontsize=9, title="dots: finished", title_fontsize=8)
     ax.set(ylim=(1.1, 2.5), xlim=(0, 43), xlabel="compute (TFLOP)", ylabel="validation loss")
     ax.set_title("loss over compute", fontsize=10.5, fontweight="bold")
     ax.grid(alpha=0.25)
