@@ -7,6 +7,7 @@ gradient norm below; and how much sooner than a baseline each run reached the sa
     watch -n 30 python -m tools.plot out/mine --baseline=out/scratch     # again and again, while it trains
 """
 import argparse
+import itertools
 import math
 import os
 import sys
@@ -205,48 +206,54 @@ def plot(runs, save, baseline=None):
 
 def plot_family(trunk, others, save):
     """
-    Loss over the compute behind a model: the trunk, and the decays that finish its sizes; in grey the runs
-    from scratch of results/, and those in the folders `others`.
+    Loss over the total compute so far: a family's, size after size, and in grey that of its sizes from
+    scratch, one by one, as far as results/ has them. Runs in the folders `others` stand by themselves.
     """
-    members, tokens = family.members(trunk), family.members(trunk)[0].end * trunk.batch_tokens
-    lines = [line for m in members if (line := family_line(trunk, m))]
-    found = [(path, os.path.basename(path)) for path in others]
-    for m in members:
-        found += [(path, m.name) for path, _ in family.from_scratch(trunk, m, tokens).values()]
-    grey = [points(read_run(path), "flops") for path, _ in found]
-    top = max(x for line in [*lines, *grey] for x, _ in line)
+    members, found = family.members(trunk), family.summary(trunk)
+    spent, alone = ([0, *itertools.accumulate(r[k] for r in found["members"])] for k in ("flops", "alone"))
+    lines = [[(x + before, y) for x, y in family_line(trunk, m)] for m, before in zip(members, spent)]
+    grey = [(os.path.basename(path), points(read_run(path), "flops")) for path in others]
+    for m, before in zip(members, alone):
+        grey += [(m.name, line) for line in scratch_lines(trunk, m, before)]
+    top = max(x for line in [*lines, *(g for _, g in grey)] for x, _ in line)
     value, unit = human(top, "FLOP").split()
-    fig = Figure(figsize=(9, 5.6))
+    fig, scale = Figure(figsize=(9, 5.6)), 1000 ** round(math.log(top / float(value), 1000))
     ax = fig.subplots()
 
     def draw_line(line, **look):
-        ax.plot([x * float(value) / top for x, _ in line], [y for _, y in line], **look)
-    for i, (line, (_, name)) in enumerate(zip(grey, found)):
+        ax.plot([x / scale for x, _ in line], [y for _, y in line], **look)
+    for i, (name, line) in enumerate(grey):
         draw_line(line, color="0.75", lw=1, zorder=1)
-        draw_line(line[-1:], color="0.6", marker="o", ls="", zorder=1, label="" if i else "from scratch")
-        if name not in [other for _, other in found[:i]]:
-            ax.annotate(name, (line[-1][0] * float(value) / top, line[-1][1]), xytext=(6, 6),
-                        textcoords="offset points", fontsize=8, color="0.5")
+        draw_line(line[-1:], color="0.6", marker="o", ls="", zorder=1, label="" if i else
+                  "one by one, from scratch")
+        if name not in [other for other, _ in grey[:i]]:
+            ax.annotate(name, (line[-1][0] / scale, line[-1][1]), xytext=(6, 6), textcoords="offset points",
+                        fontsize=8, color="0.5")
     for i, (m, line) in enumerate(zip(members, lines)):
         draw_line(line, color=f"C{i}", lw=2)
-        draw_line(line[-1:], color=f"C{i}", marker="o", ls="", ms=8, label=f"{m.name}: {line[-1][1]:.3f}")
-    for m in members[1:]:
-        for e in read_run(trunk.out_dir):
-            if e["event"] == "grow" and e["iter"] == m.born:
-                at = e["flops"] * float(value) / top
-                ax.axvline(at, color="0.5", lw=0.8, ls=":", zorder=0)
-                ax.text(at, 0.98, f"grown to {m.name} ", transform=ax.get_xaxis_transform(), rotation=90,
-                        ha="right", va="top", fontsize=8, color="0.3")
-    low = min(y for line in [*lines, *grey] for _, y in line)
-    high = max((y for x, y in lines[0] if x > 0.2 * lines[0][-1][0]), default=low + 1)
-    ax.set(xlabel=f"compute behind the model ({unit})", ylabel="validation loss (nats a token)",
-           ylim=(low - 0.05 * (high - low), high + 0.1 * (high - low)))
-    ax.set_title(family.in_words(family.summary(trunk)).splitlines()[-1], fontsize=10, loc="left")
+        draw_line(line[-1:], color=f"C{i}", marker="o", ls="", ms=8,
+                  label=f"{m.name}: {line[-1][1]:.3f}" if line else "")
+        if i and line:  # from where the trunk was left
+            r, had = found["members"][i - 1], members[i - 1]
+            left = spent[i] - (had.end - had.at) * trunk.batch_tokens * r["flops_per_token"]
+            draw_line([(left, line[0][1]), line[0]], color="0.5", lw=0.8, ls=":", zorder=0)
+            ax.text(spent[i] / scale, line[0][1], f" grown to {m.name}", fontsize=8, color="0.3", va="bottom")
+    losses = [y for line in [*lines, *(g for _, g in grey)] for _, y in line]
+    high = max((y for x, y in lines[0] if x > 0.2 * lines[0][-1][0]), default=min(losses) + 1)
+    ax.set(xlabel=f"total compute so far ({unit})", ylabel="validation loss (nats a token)",
+           ylim=(min(losses) - 0.05 * (high - min(losses)), high + 0.1 * (high - min(losses))))
+    ax.set_title(family.in_words(found).splitlines()[-1], fontsize=10, loc="left")
     ax.legend(fontsize=9)
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     fig.tight_layout()
     write(fig, save)
+
+
+def scratch_lines(trunk, member, before):
+    """The same of each run from scratch of a member's size, `before` FLOPs added."""
+    runs = family.from_scratch(trunk, member, family.members(trunk)[0].end * trunk.batch_tokens)
+    return [[(x + before, y) for x, y in points(read_run(path), "flops")] for path, _ in runs.values()]
 
 
 def family_line(trunk, member):
@@ -257,7 +264,8 @@ def family_line(trunk, member):
     line = [(e["flops"], e["val_loss"]) for e in own if e["event"] == "eval" and e["iter"] > member.born]
     line = grown["val_loss_after"] + line + grown["val_loss_before"]
     branch = read_run(member.out_dir, wait=True) if member.out_dir != trunk.out_dir else []
-    return [*line, *points([e for e in branch if e["iter"] > member.at], "flops")]
+    line += points([e for e in branch if e["iter"] > member.at], "flops")
+    return [(x - line[0][0] * bool(member.born), y) for x, y in line]
 
 
 def write(fig, save):

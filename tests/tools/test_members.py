@@ -70,8 +70,11 @@ def test_one_picture(out, data, tmp_path, monkeypatch, capsys):
     ax, = drawn[f"{out}/loss.png"].axes
     small, large = (losses(folder)[-1][-1] for folder in (os.path.join(out, "1x16"), out))
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["from scratch", f"1x16: {small:.3f}", f"2x16: {large:.3f}"]
+    assert labels == ["one by one, from scratch", f"1x16: {small:.3f}", f"2x16: {large:.3f}"]
     assert {text.get_text().strip() for text in ax.texts} == {"scratch", "grown to 2x16"}
+    found = json.load(open(os.path.join(out, "family.json")))
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert dots[-1].get_xdata()[0] * 1e6 == pytest.approx(found["flops"], rel=1e-6)  # MFLOP
     os.rename(os.path.join(out, "1x16"), os.path.join(out, "away"))
     run(plot.main, monkeypatch, out)  # the branch has not begun
     os.rename(os.path.join(out, "away"), os.path.join(out, "1x16"))
