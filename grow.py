@@ -173,7 +173,7 @@ def fill_square(new, old, spec):
         filled[axis] = slice(size)
 
 
-# optimizer state of a parameter's shape: how new entries are filled; None: with the new weights
+# optimizer state of a parameter's shape -> how new entries are filled (None: with the new weights)
 STATE = {**dict.fromkeys(("exp_avg", "momentum_buffer", "grad_avg", "prev"), fill_state),
          **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum",
                           "variance", "row_var", "col_var", "step_size"), fill_square), "ax": None}
@@ -286,7 +286,7 @@ def _check_state(optimizers, params, random):
 
 
 def _move_state(optimizer, old, new, spec, copies=()):
-    """Move the optimizer state of `old` to `new`, and to its `copies` what they start with."""
+    """Move the optimizer state of `old` to `new`; give its `copies` the state they start with."""
     state, fresh = optimizer.state.pop(old, None), type(optimizer).__name__ in FRESH
     if state is None:
         return

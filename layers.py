@@ -175,8 +175,8 @@ def positions_and_mask(config, idx, start=0):
 
 def rope_scaling(text):
     """
-    How a Llama's context was made longer. "linear:FACTOR" (Chen et al. 2023, arXiv 2306.15595) or
-    "llama3:FACTOR,LOW,HIGH,CONTEXT" -> (kind, numbers). Raises ValueError.
+    Parse how a Llama's context was made longer: "linear:FACTOR" (Chen et al. 2023, arXiv 2306.15595)
+    or "llama3:FACTOR,LOW,HIGH,CONTEXT". Returns (kind, numbers). Raises ValueError.
     """
     kind, _, numbers = text.partition(":")
     try:
@@ -191,8 +191,9 @@ def rope_scaling(text):
 
 def scaled(freq, scaling):
     """
-    The angles a token (head_dim / 2,), slowed down. llama3: those that turn fewer than LOW times in
-    CONTEXT tokens by FACTOR, more than HIGH times not at all, between the two by a share.
+    The angles per token (head_dim / 2,), slowed down for longer texts. llama3: angles that turn fewer
+    than LOW times in CONTEXT tokens are divided by FACTOR. Those that turn more than HIGH times stay.
+    Between the two the divisor changes gradually.
     """
     kind, numbers = rope_scaling(scaling)
     if kind == "linear":
@@ -238,8 +239,8 @@ def attend(q, k, v, attn_mask=None, causal=False, dropout=0.0):
     plain = torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.bfloat16
     T, start, rows, y = k.size(2), k.size(2) - q.size(2), 128, []
     if not plain or T > 1024:
-        causal = causal and attn_mask is None and start < T - 1  # the last one alone sees all
-        if causal and start:  # the kernels take q for the first ones
+        causal = causal and attn_mask is None and start < T - 1  # one query, the last, sees all
+        if causal and start:  # else the kernels take q for the first positions
             attn_mask = torch.ones(q.size(2), T, dtype=torch.bool, device=q.device).tril(start)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout,
                                               is_causal=causal and not start)
@@ -273,8 +274,9 @@ def wide(dtype):
 
 def count(targets, n=None):
     """
-    The number of targets that a loss is divided by, 0-D: those that are not ignored, or n. For equal
-    micro-batches of one batch n is their mean number, so that the mean of losses is the batch's loss.
+    What a summed loss is divided by, 0-D: the number of targets that are not ignored, or n if given.
+    With gradient accumulation, n is the mean number over all micro-batches. The mean of their losses
+    is then the loss of the whole batch.
     """
     return (targets >= 0).sum().clamp_min(1) if n is None else n
 

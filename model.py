@@ -57,8 +57,8 @@ class GPTConfig:
     dropout: float = 0.0
     bias: bool = True           # biases in Linears and LayerNorms, as in GPT-2
     gelu: str = "tanh"          # "tanh" (GPT-2's gelu_new) or "exact"
-    eot: int | None = None      # the token id between documents, where those packed in a row are to
-                                # know nothing of each other (not BERT's); None: a row is one text
+    eot: int | None = None      # id of the token between documents: attention then stays within a
+                                # document (not for BERT). None: a row is one text
     norm_eps: float = 1e-5
 
     # what tells a GPT from a BERT; then the settings that only Llama can choose
@@ -94,13 +94,13 @@ class BertConfig(GPTConfig):
 
 @dataclass
 class LlamaConfig(GPTConfig):
-    """Llama's architecture (Touvron et al. 2023); Qwen's with its choices. Ignores gelu."""
+    """Llama's architecture (Touvron et al. 2023); with its settings, Qwen's. Ignores gelu."""
     bias: bool = False          # Llama has no biases
     kv_group: int = 1           # query heads per key/value head, fixed for a run:
                                 # n_kv_head is n_head / kv_group
     rope_theta: float = 10_000.0  # base of the rotary positions' wavelengths
     tie: bool = True            # the output head shares the token embedding's weight
-    rope_scaling: str = ""      # how they were stretched, see layers.rope_scaling()
+    rope_scaling: str = ""      # stretches them for longer texts, see layers.rope_scaling()
     qk_norm: bool = False       # RMSNorm on each head's queries and keys (Qwen3)
     qkv_bias: bool = False      # biases of queries, keys and values (Qwen2)
 
@@ -144,7 +144,7 @@ class Attention(nn.Module):
             q, k = (apply_rotary(t, rope).to(v.dtype) for t in (self.ln_q(q), self.ln_k(k)))
         if cache is not None:
             k, v = cache[:] = [torch.cat(kv, dim=2) for kv in zip(cache, (k, v))] if cache else [k, v]
-        if self.group > 1:  # SDPA's enable_gqa: not all of its kernels support it
+        if self.group > 1:  # not SDPA's enable_gqa: some of its kernels lack it
             k, v = (t.repeat_interleave(self.group, dim=1) for t in (k, v))
         y = attend(q, k, v, attn_mask, self.causal, self.attn_dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, n_head * head_dim)

@@ -46,7 +46,7 @@ class Run:
 
     def __init__(self, config):
         self.ranks, self.lock, given = Ranks(config.device), None, config
-        # rank 0's settings are everybody's: other machines may not see the folder they were read from
+        # all ranks take rank 0's settings: other machines may not see the folder they come from
         self.config = config = shard.from_rank_0(self.ranks, lambda: given)
         self.device = self.ranks.device
         self.meta = self.read_meta()
@@ -70,7 +70,7 @@ class Run:
         self.wrap()
 
     def read_meta(self):
-        """What the dataset says of itself, its fingerprint too: on all ranks, wherever they read it."""
+        """The dataset's meta.json and fingerprint. UserError on all ranks if they differ anywhere."""
         folder, meta, error = self.config.data_dir, None, None
         try:
             meta = read_meta(folder)
@@ -182,7 +182,7 @@ class Run:
     def step(self, batch):
         """
         One training step on this rank's rows. Returns loss and gradient norm, both 0-D. The loss is the
-        mean over the targets of the whole batch, of which BERT's rows have unequally many.
+        mean over the targets of the whole batch. (BERT's rows differ in how many they have.)
         """
         c = self.config
         scale = learning_rate(c, self.iter, self.rewarm)
@@ -297,7 +297,7 @@ def train(run, monitor):
     """
     try:
         loop(run, monitor)
-    except Stopped:  # in an evaluation, which is done again by the run that goes on
+    except Stopped:  # in an evaluation: the resumed run repeats it
         monitor.stopping()
     monitor.finish()
 
