@@ -90,8 +90,12 @@ class Loader:
             yield self.draw("val", [(r, n) for r in mine[i:i + size]])
 
     def windows(self):
-        """How many training windows an epoch has, wherever within T tokens the first of them begins."""
+        """How many training windows an epoch has: they leave T tokens or more to begin at other places."""
         return max(1, (len(self.split["train"]) - self.T) // self.T)
+
+    def epochs(self, it):
+        """How many epochs have ended after `it` iterations; 0 where an epoch means nothing."""
+        return it * self.rows // self.windows() if self.config.sampling == "epochs" else 0
 
     def place(self, seed, it, r):
         """
@@ -103,7 +107,7 @@ class Loader:
             return int(np.random.Philox(key=seed, counter=[0, 0, r, it]).random_raw() % (tokens - self.T + 1))
         epoch, i = divmod(it * self.rows + r, self.windows())
         keys = np.random.Philox(key=seed, counter=[0, 1, 0, epoch]).random_raw(ROUNDS + 1).tolist()
-        offset = keys.pop() % min(self.T, tokens - self.windows() * self.T + 1)
+        offset = keys.pop() % (tokens - self.windows() * self.T + 1)  # to the very end
         return offset + shuffled(i, self.windows(), keys) * self.T
 
     def draw(self, split, keys):
@@ -140,6 +144,9 @@ class BertLoader(Loader):
 
     def need(self):
         return 4 * self.T
+
+    def epochs(self, it):
+        return 0  # pairs of segments are drawn at random
 
     def draw(self, split, keys):
         rngs = [np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, r, it])) for seed, it, r

@@ -78,6 +78,8 @@ class Monitor:
         run, c = self.run, self.run.config
         if self.saver.done():
             self.settle()
+        if (epochs := run.loader.epochs(run.iter)) > run.loader.epochs(run.iter - 1):
+            self.log.say(f"epoch {epochs} of the data ends at iteration {run.iter}")
         if run.iter % c.log_interval:
             self.log.progress()
             return

@@ -1,6 +1,6 @@
 # BERT grown in all four dimensions, against the same target from scratch: about equal compute, rates
 # tuned on both sides, three seeds, float32. An hour and a half on one thread.
-settings = dict(dtype="float32", sampling="random")
+settings = dict(dtype="float32")
 seeds = [1, 2, 3]
 
 _rates = dict(muon_learning_rate=[0.005, 0.01, 0.02])
