@@ -38,6 +38,7 @@ class TrainConfig:
     n_inner: int = 768
     head_dim: int = 32              # width of a head, a constant of the run
     dropout: float = 0.0
+    zero_proj: bool = False         # the blocks' output projections start at 0
     bias: bool = True               # in GPT and BERT; Llama has none
     gelu: str = ""                  # "tanh", "exact", or "": tanh for GPT, exact for BERT
     doc_mask: bool = False          # documents packed in a row know nothing of each other, and each
@@ -60,6 +61,9 @@ class TrainConfig:
     family: str = "now"             # with finish_stages, when: "now", before the run grows; or "end",
                                     # after it, unless that is done elsewhere meanwhile
     ramp_iters: int = 100           # iterations over which a growth's mask rises from 0 to 1
+    residual_warmup_iters: int = 0  # from scratch: iterations over which all layers' gates rise from 0 to 1
+    stagger: bool = False           # layers' gates, there and in growths, rise one after another,
+                                    # the lowest first; else together
     operator: str = "msg"           # how to grow: "msg", or one of its rivals in run/operators.py
     # optimization
     max_iters: int = 2000
@@ -174,6 +178,9 @@ MEANS = dict(
     **dict.fromkeys(("gelu", "bias"), ("model='gpt' or 'bert'", lambda c: c.model != "llama")),
     **dict.fromkeys(("doc_mask", "norm_eps", "sampling"), ("model='gpt' or 'llama'", lambda c: c.model != "bert")),
     mask_frac=("model='bert'", lambda c: c.model == "bert"),
+    residual_warmup_iters=("a run from scratch", lambda c: c.init_from in OWN_STARTS),
+    stagger=("stages that add layers by masks, or residual_warmup_iters", lambda c: c.residual_warmup_iters or any(
+        "n_layer" in s and c.has_ramp(s) for s in c.stages)),
     finish_stages=("stages", lambda c: c.stages), family=("finish_stages", lambda c: c.finish_stages),
     operator=("stages that name no operator themselves", lambda c: any("operator" not in s for s in c.stages)),
     ramp_iters=("stages that have operator='msg' and no ramp_iters themselves",
@@ -330,7 +337,7 @@ def check_ramps(config):
 
 
 def check_stages(config):
-    sizes, free = config.model_config(1), 0
+    sizes, free = config.model_config(1), config.residual_warmup_iters
     for i, stage in enumerate(config.stages):
         what = f"stages[{i}]"
         if not isinstance(stage, dict):
