@@ -82,7 +82,7 @@ class Study:
         for name, rate in self.given.items():
             self.config(name, **{self.rate_key: rate})  # or says what is wrong with it
         for name in self.names:
-            refuse(self.config(name), self.own(name))
+            refuse(self.config(name, stages=self.stages(name, self.budgets[0])), self.own(name))
             if self.config(name).batch_tokens != self.batch:
                 raise UserError(f"{name}: batch_tokens={self.config(name).batch_tokens}: budgets are counted "
                                 f"in batches of {self.batch} here: leave it out")

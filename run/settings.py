@@ -178,7 +178,6 @@ MEANS = dict(
     **dict.fromkeys(("gelu", "bias"), ("model='gpt' or 'bert'", lambda c: c.model != "llama")),
     **dict.fromkeys(("doc_mask", "norm_eps", "sampling"), ("model='gpt' or 'llama'", lambda c: c.model != "bert")),
     mask_frac=("model='bert'", lambda c: c.model == "bert"),
-    residual_warmup_iters=("a run from scratch", lambda c: c.init_from in OWN_STARTS),
     stagger=("stages that add layers by masks, or residual_warmup_iters", lambda c: c.residual_warmup_iters or any(
         "n_layer" in s and c.has_ramp(s) for s in c.stages)),
     finish_stages=("stages", lambda c: c.stages), family=("finish_stages", lambda c: c.finish_stages),
@@ -284,6 +283,9 @@ def check(config):
     if config.warmup_iters > config.max_iters:
         raise UserError(f"warmup_iters={config.warmup_iters}: more than max_iters="
                         f"{config.max_iters}, the whole run: lower it too")
+    if config.residual_warmup_iters and config.init_from not in OWN_STARTS and not config.is_branch():
+        raise UserError(f"residual_warmup_iters={config.residual_warmup_iters}: init_from={config.init_from} is trained "
+                        "already, and its layers would be hidden: leave it out")
     if config.shard == "fsdp" and config.compile == "model":
         raise UserError("compile='model': shard='fsdp' gathers a block at a time, between the graphs: "
                         "use compile='block'")

@@ -5,6 +5,7 @@ from test_grow import CASES, check_preserved, make
 
 from base.errors import UserError
 from grow import set_mask, warm_up_residuals
+from run.settings import from_dict
 
 
 def open_gates(model, c):
@@ -32,15 +33,22 @@ def test_a_staggered_growth_keeps_the_function(kind):
 
 
 def test_a_run_and_its_resume(tmp_path):
-    data = str(make_data(tmp_path / "data"))
-    settings = dict(data_dir=data, n_layer=2, residual_warmup_iters=8, stagger=True, dropout=0.0,
-                    schedule="constant", stages=[dict(at=12, n_layer=4)])
-    train_here(out_dir=tmp_path / "whole", max_iters=24, **settings)
-    train_here(out_dir=tmp_path / "cut", max_iters=5, **{**settings, "stages": []})
-    train_here("--resume", out_dir=tmp_path / "cut", max_iters=24, **settings)
-    steps = [[x for x in losses(tmp_path / run) if x[0] == "step"] for run in ("whole", "cut")]
-    assert steps[0] == steps[1]
+    settings = dict(data_dir=str(make_data(tmp_path / "data")), n_layer=2, residual_warmup_iters=8, stagger=True,
+                    schedule="constant")
+    train_here(out_dir=tmp_path / "whole", max_iters=16, **settings, stages=[dict(at=12, n_layer=4)], ramp_iters=4)
     masks = {e["iter"]: e["mask"] for e in events(tmp_path / "whole", "step")}
-    assert masks[1] == 0.125 and masks[7] == 0.875 and masks[8] == 1 and masks[13] == 0.125
+    assert masks[1] == 0.125 and masks[7] == 0.875 and masks[8] == 1 and masks[13] == 0.25
+    train_here(out_dir=tmp_path / "cut", max_iters=5, **settings, stages=[], ramp_iters=None)
+    train_here("--resume", out_dir=tmp_path / "cut", max_iters=12, **settings, stages=[], ramp_iters=None)
+    steps = [[x for x in losses(tmp_path / run) if x[0] == "step"][:12] for run in ("whole", "cut")]
+    assert len(steps[0]) == 12 and steps[0] == steps[1]
+
+
+def test_a_growth_within_the_warmup_is_refused(tmp_path):
     with pytest.raises(UserError, match="before iteration 14"):
-        train_here(out_dir=tmp_path / "no", max_iters=24, **{**settings, "residual_warmup_iters": 14})
+        from_dict(dict(residual_warmup_iters=14, stages=[dict(at=12, n_layer=8)]))
+
+
+def test_a_trained_model_is_not_hidden_again():
+    with pytest.raises(UserError, match="trained already"):
+        from_dict(dict(residual_warmup_iters=14, init_from="hf/somebody"))

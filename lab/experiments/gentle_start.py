@@ -1,0 +1,37 @@
+# Long runs: is it growing that wins, or a gentle start? A target of 6 layers x 64 (0.29M weights) as in frontier.py,
+# at 20 and 80 tokens per parameter. Beside early growth: gates on all layers that open during the first part of the
+# run, together or one after another (Progressive Residual Warmup, arXiv 2603.05369), and output projections that
+# start at 0. Every text once; rates and decays tuned on a seed that is not reported.
+from lab.experiments import frontier as _f
+
+settings = dict(_f.settings, sampling="epochs", eval_interval=100_000, eval_seqs=14_100)  # all of the validation set
+target = "6 x 64"
+_six, _to_80 = dict(n_layer=6), 11_520  # iterations of the target at 80
+ladder = {
+    "6 x 64": dict(_six, budgets=[20, 80, 160]),
+    "3 x 64": dict(n_layer=3, budgets=[80]),
+    "12 x 64": dict(n_layer=12, budgets=[80]),
+    "6 x 64, outputs start at 0": dict(_six, settings=dict(zero_proj=True)),
+    **{f"6 x 64, gates open over {share:.0%}, {how}": dict(_six, budgets=[80], settings=dict(
+        residual_warmup_iters=round(share * _to_80), stagger=how == "in turn"))
+       for share in (0.02, 0.06, 0.12, 0.3) for how in ("in turn", "together")},
+}
+starts = {"2 x 64": dict(n_layer=2), "1 x 64": dict(n_layer=1),
+          "6 x 32": dict(_six, n_embd=32, n_head=1, n_inner=128)}
+
+budgets, grown_at, sweep_at = [20, 80, 160], [20, 80], 80
+decays = [0.35, 0.55, 0.75]
+rates = dict(muon_learning_rate=[0.005, 0.01, 0.02, 0.04])
+tune_seeds, seeds = [1], [11, 12, 13, 14, 15]
+
+_wide = dict(n_embd=64, n_head=2, n_inner=256)
+grown = {
+    "2 to 6 layers at 2 %, masks": dict(start="2 x 64", growths=[(0.02, _six)]),
+    "1 to 6 layers at 2 %, masks": dict(start="1 x 64", growths=[(0.02, _six)]),
+    "2 to 6 layers at 2 %, masks in turn": dict(start="2 x 64", growths=[(0.02, _six)], ramp=0.06,
+                                                settings=dict(stagger=True)),
+    "2 to 6 layers at 2 %, copies": dict(start="2 x 64", growths=[(0.02, _six)], operator="stack"),
+    **{f"3 to 6 layers at {at:.0%}, {how}": dict(start="3 x 64", growths=[(at, _six)], operator=operator)
+       for at in (0.1, 0.25, 0.45) for how, operator in (("masks", "msg"), ("zero outputs", "zero_output"))},
+    **{f"32 to 64 wide at {at:.0%}, masks": dict(start="6 x 32", growths=[(at, _wide)]) for at in (0.02, 0.1)},
+}
