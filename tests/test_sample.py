@@ -143,7 +143,7 @@ def test_bert_does_not_write(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("change, said", [
     (lambda s: s.pop("model"), "KeyError: 'model'"), (lambda s: s.pop("config"), "KeyError"),
     (lambda s: s.pop("meta"), "lacks meta"), (lambda s: s.update(meta=[1]), "lacks meta"),
-    (lambda s: s.update(model_config=3), "TypeError"), (lambda s: s.update(model=[]), "TypeError"),
+    (lambda s: s.update(model_config=3), "AttributeError"), (lambda s: s.update(model=[]), "TypeError"),
     (lambda s: s["model_config"].update(n_embd=24), "size mismatch"),
     (lambda s: s["model_config"].update(n_embd="24"), "not a whole checkpoint"),
     (lambda s: s["model_config"].update(n_embd=-1), "not a whole checkpoint"),
