@@ -53,7 +53,7 @@ def draw_losses(ax, report):
     """Mean validation loss over the seeds against FLOPs, from the report of a campaign."""
     curves = json.loads((ROOT / report).read_text())["curves"]
     for name, label, color in (("6 layers from scratch", "6 layers from scratch", "0.5"),
-                               ("2 layers, never grown", "2 layers, finished early", OLD),
+                               ("2 layers, never grown", "2 layers alone, decayed", OLD),
                                ("grown, 2 to 6 layers", "grown, 2 to 6 layers", NEW)):
         runs = list(curves[name].values())
         flops = np.mean([r["flops"] for r in runs], 0) / 1e12
