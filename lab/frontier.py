@@ -314,6 +314,8 @@ class Study:
     def ready(self):
         """The jobs that can start now, in order of their worth."""
         for _, leaf in self.wanted(guess=False):
+            if leaf.done():
+                continue  # whether its trunk is still there or not: results/ has none
             yield from (job for job in leaf.chain()
                         if not job.done() and (job.after is None or job.after.done()))
 
