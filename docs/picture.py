@@ -49,25 +49,30 @@ def draw_frame(ax, title, text, mask):
     ax.axis("off")
 
 
-def draw_losses(ax, report):
-    """Mean validation loss over the seeds against FLOPs, from the report of a campaign."""
-    curves = json.loads((ROOT / report).read_text())["curves"]
-    for name, label, color in (("6 layers from scratch", "6 layers from scratch", "0.5"),
-                               ("2 layers, never grown", "2 layers alone, decayed", OLD),
-                               ("grown, 2 to 6 layers", "grown, 2 to 6 layers", NEW)):
-        runs = list(curves[name].values())
-        flops = np.mean([r["flops"] for r in runs], 0) / 1e12
-        loss = np.mean([r["val_loss"] for r in runs], 0)
-        ax.plot(flops, loss, color=color, lw=2, label=label)
-        ax.plot(flops[-1], loss[-1], "o", color=color, ms=5)
-        if "scratch" in name:
-            goal, cost = loss[-1], flops[-1]
-    at = np.interp(-goal, -loss, flops)  # where the grown one has the loss of the one from scratch
-    ax.annotate("", (at, goal), (cost, goal), arrowprops=dict(arrowstyle="<->", color="0.3", ls="--"))
-    ax.text((at + cost) / 2, goal + 0.03, f"{1 - at / cost:.0%} saved", ha="center", fontsize=9)
-    ax.legend(frameon=False, fontsize=9, title="dots: finished", title_fontsize=8)
-    ax.set(ylim=(1.1, 2.5), xlim=(0, 43), xlabel="compute (TFLOP)", ylabel="validation loss")
-    ax.set_title("loss over compute", fontsize=10.5, fontweight="bold")
+def draw_family(ax, report):
+    """
+    Mean validation loss of each member of the family against the compute spent by then, as one run and
+    one by one, from the report of the study.
+    """
+    rows = [r for r in json.loads((ROOT / report).read_text())["families"]
+            if (r["family"], r["what"]) == ("masks", "reported")]
+    ends = []
+    for i, (label, color) in enumerate((("all out of one run that grows", NEW), ("one by one, from scratch", "0.5"))):
+        compute = np.cumsum([r["flops"][i] for r in rows]) / 1e12
+        loss = [r[("loss", "scratch")[i]][0] for r in rows]
+        ax.plot(compute, loss, "o-", color=color, lw=2, ms=7, label=label)
+        for r, x, y in zip(rows, compute, loss):
+            ax.annotate(f"{r['member'].split()[0]} layers", (x, y), (-9, -4) if i == 0 else (9, 2),
+                        textcoords="offset points", ha="right" if i == 0 else "left", fontsize=9, color=color)
+        ends.append(compute[-1])
+    at = loss[-1] - 0.022
+    ax.annotate("", (ends[0], at), (ends[1], at), arrowprops=dict(arrowstyle="<->", color="0.3"))
+    ax.text(sum(ends) / 2, at - 0.013, f"{1 - ends[0] / ends[1]:.0%} saved", ha="center", va="center", fontsize=9)
+    ax.margins(x=0.24, y=0.16)
+    ax.set_ylim(1.595, 1.9)  # with room for the legend
+    ax.set(xlabel="compute spent so far (TFLOP)", ylabel="validation loss")
+    ax.set_title("three models: loss over compute", fontsize=10.5, fontweight="bold")
+    ax.legend(frameon=False, fontsize=9)
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -77,7 +82,7 @@ def main():
     left, right = fig.subfigures(1, 2, width_ratios=[1.75, 1])
     for ax, frame in zip(left.subplots(1, len(FRAMES)), FRAMES):
         draw_frame(ax, *frame)
-    draw_losses(right.subplots(), "results/evidence/pystdlib_main/report.json")
+    draw_family(right.subplots(), "results/family/report.json")
     fig.savefig(ROOT / "docs/growing.png", dpi=130)
 
 
