@@ -107,7 +107,9 @@ class Loader:
             return int(np.random.Philox(key=seed, counter=[0, 0, r, it]).random_raw() % (tokens - self.T + 1))
         epoch, i = divmod(it * self.rows + r, self.windows())
         keys = np.random.Philox(key=seed, counter=[0, 1, 0, epoch]).random_raw(ROUNDS + 1).tolist()
-        offset = keys.pop() % (tokens - self.windows() * self.T + 1)  # to the very end
+        slack = tokens - self.windows() * self.T
+        offset = keys.pop() % min(self.T, slack + 1)
+        offset = slack - offset if epoch % 2 else offset  # from the start and from the end in turn: all is read
         return offset + shuffled(i, self.windows(), keys) * self.T
 
     def draw(self, split, keys):
