@@ -18,7 +18,7 @@ decays = [0.2, 0.35, 0.55, 0.75, 0.9]  # shares of the run
 rates = dict(muon_learning_rate=[0.005, 0.01, 0.02, 0.04, 0.08])
 sweep_at = 20
 tune_seeds = [1]
-seeds = [3, 4, 5, 6, 7, 8]  # with seed 2 a shorter family was tried: see docs/studies/family.md
+seeds = [3, 4, 5, 6, 7, 8, 9]  # with seed 2 a shorter family was tried: see docs/studies/family.md
 save_every = 48  # iterations, a twentieth of the run: growths and decays begin at multiples
 
 _sizes = dict(members=["2 x 32", "4 x 32", "8 x 32"], tokens=20)
