@@ -12,6 +12,7 @@ import io
 import json
 import lzma
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -82,6 +83,8 @@ def copy(folder, into):
         if isinstance(config.get("resolved"), dict):
             config["resolved"].pop("data_dir", None)
         files[name] = json.dumps(config, indent=1).encode()
+    for name in [n for n in files if os.path.basename(n) == "metrics.jsonl"]:
+        files[name] = re.sub(rb', "data_dir": "[^"]*"', b"", files[name])  # of starts, a folder of this machine
     for name, content in files.items():
         (into / name).parent.mkdir(parents=True, exist_ok=True)
         (into / name).write_bytes(content)

@@ -52,10 +52,13 @@ def test_runs_are_added_to_a_pack_and_none_is_overwritten(folder):
 
 def test_a_finished_study_is_copied_without_this_machines_folders(folder, tmp_path, monkeypatch, capsys):
     into = tmp_path / "results"
+    start = '{"event": "start", "torch": "2", "data_dir": "/home/me/data", "threads": 1}\n'
+    (folder / "a" / "seed_1" / "metrics.jsonl").write_text(start)
     monkeypatch.setattr(sys, "argv", ["packed", str(folder), str(into)])
     main()
     assert "3 runs" in capsys.readouterr().out and (into / "report.json").exists()
     config = json.loads((into / "a" / "seed_1" / "config.json").read_text())
+    assert (into / "a" / "seed_1" / "metrics.jsonl").read_text() == start.replace(', "data_dir": "/home/me/data"', "")
     assert config == dict(out_dir="seed_1", init_from="ckpt.pt", resolved={})
     assert (folder / "b" / "ckpt_0000010.pt").exists() and not list(into.rglob("*.pt"))
 
