@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from base.errors import exits_cleanly
+from base.errors import UserError, exits_cleanly, is_number
 from base.words import human, table
 from lab.branches import Branch, run_all
-from lab.campaign import slug
+from lab.campaign import check_keys, known, must_be, slug
 from lab.children import in_folder, many_parser
 from lab.costs import on_meta, vocab_of
 from lab.verdict import interval, picture, plus_minus
@@ -26,6 +26,8 @@ from lab.words import write_report
 from run.arguments import read_file
 from run.settings import from_dict
 
+EXPERIMENT = dict(settings=dict, small=dict, tokens=list, extras=list, larger=dict, target=str, rates=dict,
+                  peaks=list, tune_seed=int, seeds=list)
 ON, ALONE, ALL = "trained on", "from scratch, extra compute only", "from scratch, small + extra compute"
 
 
@@ -33,6 +35,7 @@ class Study:
     """An experiment's jobs. Losses are those of the last evaluation."""
 
     def __init__(self, experiment, out):
+        check_experiment(experiment)
         self.__dict__.update(experiment)
         self.out, self.names = out, [ON, *self.larger]
         self.cost, self.weights = {}, {}
@@ -105,6 +108,22 @@ class Study:
                    for job in self.jobs(seed, *cell).values() if job]
         for job in wanted:
             yield from (j for j in job.chain() if not j.done() and (j.after is None or j.after.done()))
+
+
+def check_experiment(experiment):
+    check_keys(experiment, EXPERIMENT)
+    if missing := EXPERIMENT.keys() - experiment.keys():
+        raise UserError(f"experiment: has no {min(missing)}: see lab/experiments/saturation.py")
+    known(experiment["target"], experiment["larger"], "experiment: target")
+    for sizes in experiment["larger"].values():
+        must_be(sizes, dict, "experiment: larger: ")
+    for key in ("tokens", "extras", "peaks", "seeds"):
+        for value in experiment[key] or [None]:
+            must_be(value, (int, float), f"experiment: {key}: ")
+            if not is_number(value, 0 if key == "seeds" else 1e-6, 1e9) or key == "seeds" and value != int(value):
+                raise UserError(f"experiment: {key}: {value}: must be a number above 0, or a seed")
+    for value in experiment["rates"].values():
+        must_be(value, (int, float), "experiment: rates: ")
 
 
 def results(study):

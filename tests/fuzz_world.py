@@ -48,6 +48,7 @@ SCRIPTS = {
     "lab/plan.py": ["base.py", *TINY_FLAGS],
     "lab/speedrun.py": ["speedrun.py", "--out=new/c", "--seeds=1,2", "--only=scratch"],
     "lab/frontier.py": ["frontier.py", "--out=new/f"],
+    "lab/saturation.py": ["saturation.py", "--plan", "--out=new/s"],
     "run/packed.py": ["campaign", "new/packed"],
     "lab/law.py": ["--params=7e9", "--tokens=35e9", "--law=law.json", "--small", "1e6", "2e6"],
     "tools/evaluate.py": ["run", "--tasks=ppl:x.txt,lambada:lambada.jsonl,choice:choice.jsonl", "--save=new/e.json"],
@@ -89,6 +90,7 @@ READS = [
          "--report", "--out=study"),
     case("law.json run/config.json run/metrics.jsonl", "lab/plan.py", "base.py", "--dry", "--flops=1e12", "--law=law.json",
          "--small=run"),
+    case("saturation.py", "lab/saturation.py", "saturation.py", "--plan", "--out=new/s"),
     case("packed/runs.tar.xz", "run/packed.py", "packed", "new/packed"),
     case("campaign/grown/seed_1/config.json", "run/packed.py", "campaign", "new/packed"),
     case("base.py", "train.py", "base.py", "--out_dir=new/out", "--data_dir=data"),
@@ -137,6 +139,9 @@ def make_world():
     Path("speedrun.py").write_text(python(CAMPAIGN))
     study = dict(STUDY, settings=dict(STUDY["settings"], data_dir="data"))
     Path("frontier.py").write_text(python(study))
+    Path("saturation.py").write_text(python(dict(
+        settings=study["settings"], small=dict(n_layer=1), tokens=[5, 10], extras=[0.5], larger={"two": dict(n_layer=2)},
+        target="two", rates=dict(learning_rate=1e-3), peaks=[0.5], tune_seed=1, seeds=[2])))
     play_all(Study(study, "study"))
     campaign = Campaign(CAMPAIGN, "campaign")
     runs = campaign.sweeps() + [r for seed in (1, 2) for c in campaign.contestants.values() for r in

@@ -63,8 +63,8 @@ def played(monkeypatch):
     """No network, no child, no training: what comes before and after is as it is."""
     def no(*args, **kwargs):
         raise UserError("played")
-    for name in ("train.train", "lab.speedrun.run_all", "lab.frontier.run_all", "lab.verdict.draw",
-                 "lab.frontier_report.draw"):
+    for name in ("train.train", "lab.speedrun.run_all", "lab.frontier.run_all", "lab.saturation.run_all", "lab.verdict.draw",
+                 "lab.frontier_report.draw", "lab.saturation.draw"):
         monkeypatch.setattr(name, lambda *args: None)
     for name in ("lab.plan.measure_all",
                  "data.shakespeare_char.prepare.fetch", "data.tokenizer._gpt2_encoding",

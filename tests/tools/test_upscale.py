@@ -250,8 +250,8 @@ BAD = [(["--n_layer=1"], "asked for n_layer=1, but the model has n_layer=2: mode
        (["--n_head=6"], "n_embd=32 is no multiple of n_head=6, which LlamaForCausalLM wants whatever head_dim "
         "is: grow n_embd to 36 or n_head to 8"),
        (["--n_embd=40", "--operator=stack"], "operator='stack' grows n_layer only, not n_embd"),
-       (["--n_inner=96", "--where=top"], "--where=top: is for new layers by zero_output"),
-       (["--n_layer=3", "--no-check", "--text=x"], "--text: there is nothing to compare with --no-check"),
+       (["--n_inner=96", "--where=top"], "--where: means something with --n_layer only"),
+       (["--n_layer=3", "--no-check", "--text=x"], "--text: means something with a comparison"),
        (["--n_layer=x"], "must be a whole number"), (["--n_layer=3", "--shard-size=big"], "shard-size")]
 
 
