@@ -7,7 +7,7 @@ block_size = 512
 head_dim = 64
 dropout = 0.1
 n_layer, n_embd, n_head, n_inner = 3, 512, 8, 768
-stages = [  # at 10, 20, 30, 40, 50 % of the run, ramps of 5 %
+stages = [  # growths at 10, 20, 30, 40, 50 % of the run, ramps of 5 %
     dict(at=20_000, n_inner=3072),
     dict(at=40_000, n_layer=6),
     dict(at=60_000, n_embd=768),

@@ -1,4 +1,4 @@
-# The baseline of bert_base_msg: Bert-base from the start, everything else the same.
+# The baseline of bert_base_msg: Bert-base from scratch, everything else the same.
 from config.bert_base_msg import *  # noqa: F403
 
 out_dir = "out/bert_base_scratch"

@@ -1,4 +1,4 @@
-# The baseline of bert_large_msg: Bert-large from the start, everything else the same.
+# The baseline of bert_large_msg: Bert-large from scratch, everything else the same.
 from config.bert_large_msg import *  # noqa: F403
 
 out_dir = "out/bert_large_scratch"

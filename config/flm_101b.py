@@ -1,6 +1,6 @@
-# A plan in the manner of FLM-101B (arXiv 2309.03852): 16B -> 51B -> 101B, 245, 40 and 27 billion
-# tokens. The last sizes are the published ones; those of the two smaller stages are derived from
-# their parameter counts, heads of 128. To be looked at: python -m lab.plan config/flm_101b.py --dry
+# A plan like FLM-101B's (arXiv 2309.03852): 16B -> 51B -> 101B, on 245, 40 and 27 billion tokens. The
+# last sizes are the published ones. The two smaller are derived from their parameter counts, with
+# heads of 128. To see it: python -m lab.plan config/flm_101b.py --dry
 data_dir = "data/text"
 out_dir = "out/flm_101b"
 

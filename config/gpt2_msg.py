@@ -16,7 +16,7 @@ stages = [  # the paper's order and places: 10, 20, 30, 40, 50 % of the run, ram
 ramp_iters = 5_000
 
 max_iters = 100_000
-batch_tokens = 491_520  # 0.5M, as GPT-2
+batch_tokens = 491_520  # 0.5M, as for GPT-2
 micro_batch = 12
 learning_rate = 6e-4
 schedule = "wsd"

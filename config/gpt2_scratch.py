@@ -1,4 +1,4 @@
-# The baseline of gpt2_msg: GPT-2 124M from the start, everything else the same.
+# The baseline of gpt2_msg: GPT-2 124M from scratch, everything else the same.
 from config.gpt2_msg import *  # noqa: F403
 
 out_dir = "out/gpt2_scratch"

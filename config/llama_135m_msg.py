@@ -1,4 +1,4 @@
-# A Llama of SmolLM2-135M's shape, grown in all four dimensions (for GPUs; on eight:
+# A Llama with SmolLM2-135M's sizes, grown in all four dimensions (for GPUs; on eight:
 # torchrun --standalone --nproc_per_node=8 train.py config/llama_135m_msg.py).
 # Data: data/text/prepare.py.
 model = "llama"
@@ -7,7 +7,7 @@ out_dir = "out/llama_135m_msg"
 
 vocab_size = 49_152
 block_size = 2048
-head_dim, kv_group = 64, 3  # of 9 query heads and 3 key/value heads: they grow by whole groups
+head_dim, kv_group = 64, 3  # 9 query heads and 3 key/value heads at the end; heads grow in whole groups
 rope_theta = 100_000.0
 n_layer, n_embd, n_inner, n_head = 8, 384, 512, 6
 stages = [  # the paper's order and places: 10, 20, 30, 40, 50 % of the run, ramps of 5 %

@@ -1,5 +1,5 @@
-# BERT on the same bytes as pystdlib_msg, grown in all four dimensions. About seven minutes on
-# one CPU core. A "sentence" of this data is a line, a document a file.
+# BERT on the same bytes as pystdlib_msg, grown in all four dimensions. Takes about seven minutes on
+# one CPU core. In this data a "sentence" is a line, and a document is a file.
 model = "bert"
 data_dir = "data/pystdlib"
 out_dir = "out/pystdlib_bert_msg"
@@ -18,7 +18,7 @@ batch_tokens = 2048
 micro_batch = 16
 optimizer = "muon"
 muon_learning_rate = 0.01
-learning_rate = 1e-3  # AdamW's, for embeddings, heads and vectors
+learning_rate = 1e-3  # of AdamW, for embeddings, heads and vectors
 warmup_iters = 100
 decay_frac = 0.5
 eval_interval = 100

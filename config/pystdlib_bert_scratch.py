@@ -1,4 +1,4 @@
-# The baseline of pystdlib_bert_msg: the same target from the start, for about as much compute.
+# The baseline of pystdlib_bert_msg: the same target from scratch, with about the same compute.
 from config.pystdlib_bert_msg import *  # noqa: F403
 
 out_dir = "out/pystdlib_bert_scratch"

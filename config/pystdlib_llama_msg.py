@@ -1,5 +1,5 @@
-# Llama on the bytes of the main job, grown in all four dimensions, at GPT's rates. SwiGLU has three
-# matrices: 512 wide it weighs what GPT's FFN does with 768.
+# Llama on the bytes of the main job, grown in all four dimensions, at GPT's learning rates. SwiGLU has
+# three matrices: at width 512 it has as many parameters as GPT's FFN at 768.
 from config.pystdlib_msg import *  # noqa: F403
 
 model = "llama"

@@ -1,4 +1,4 @@
-# The baseline of pystdlib_llama_msg: the same target from the start, the same optimizer and
+# The baseline of pystdlib_llama_msg: the same target from scratch, with the same optimizer and
 # schedule, and as many iterations as fit in about the same time.
 from config.pystdlib_llama_msg import *  # noqa: F403
 

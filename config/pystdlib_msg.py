@@ -1,5 +1,5 @@
-# The main job: a small GPT on the source text of Python's own standard library, byte by byte, that
-# has 2 layers for 650 of its 750 iterations and then 6. (gpt2_msg.py grows all four dimensions.)
+# The main job: a small GPT on the bytes of Python's own standard library. It has 2 layers for 650 of
+# its 750 iterations, then 6. (gpt2_msg.py grows all four dimensions.)
 data_dir = "data/pystdlib"
 out_dir = "out/pystdlib_msg"
 
@@ -13,10 +13,10 @@ ramp_iters = 20
 max_iters = 750
 batch_tokens = 4096
 micro_batch = 16
-sampling = "random"  # as when its numbers in docs/evidence.md were measured
+sampling = "random"  # the numbers in docs/evidence.md were measured so
 optimizer = "muon"
 muon_learning_rate = 0.04
-learning_rate = 2e-3  # AdamW's, for embeddings and vectors
+learning_rate = 2e-3  # of AdamW, for embeddings and vectors
 warmup_iters = 50
 decay_frac = 1 / 3
 eval_interval = 50

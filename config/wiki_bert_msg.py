@@ -1,12 +1,12 @@
-# A small BERT on real text, for trying it out on GLUE: 4 layers x 192 (3.4M parameters), grown in
-# all four dimensions. Less than an hour on one CPU core. The data: any English text, prepared with
+# A small BERT on real text, to try out on GLUE: 4 layers x 192 (3.4M parameters), grown in all four
+# dimensions. Takes less than an hour on one CPU core. Data: any English text, prepared with
 # --tokenizer=wordpiece and the first 8,192 entries of BERT's vocabulary.
 model = "bert"
 data_dir = "data/wiki"
 out_dir = "out/wiki_bert_msg"
 
-# short rows and twice BERT's share of masks: so small a model on so few tokens learns nothing but
-# how frequent words are for thousands of iterations when rows are longer
+# short rows and twice BERT's share of masks: with longer rows a model this small learns only word
+# frequencies for thousands of iterations
 block_size = 32
 mask_frac = 0.3
 n_layer, n_embd, n_inner, n_head, head_dim = 2, 128, 512, 4, 32
@@ -22,9 +22,9 @@ batch_tokens = 2048
 micro_batch = 64
 optimizer = "muon"
 muon_learning_rate = 0.02
-learning_rate = 2e-3  # AdamW's, for embeddings, heads and vectors
+learning_rate = 2e-3  # of AdamW, for embeddings, heads and vectors
 warmup_iters = 100
 decay_frac = 0.4
 eval_interval = 200
 eval_seqs = 1024
-keep_checkpoints = 60  # all of them, 2 GB: to compare runs at equal loss
+keep_checkpoints = 60  # all, 2 GB, to compare runs at equal loss

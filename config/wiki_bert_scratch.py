@@ -1,4 +1,4 @@
-# The baseline of wiki_bert_msg: the same target from the start, as many iterations.
+# The baseline of wiki_bert_msg: the same target from scratch, for as many iterations.
 from config.wiki_bert_msg import *  # noqa: F403
 
 out_dir = "out/wiki_bert_scratch"

@@ -1,6 +1,6 @@
 """
-Whether to grow, before a run: by a loss law, the user's own, the study's or a published one, and by
-what the studies measured nearest. lab.plan shows it.
+Advice before a run: is it worth growing? It comes from a loss law (the user's own, the study's or a
+published one) and from the nearest measurement of the studies. lab.plan shows it.
 """
 import argparse
 import math
@@ -21,8 +21,8 @@ from run.packed import PACK, unpacked
 from run.settings import from_dict, known_settings
 
 STUDIES = [os.path.join(ROOT, "results", name) for name in ("frontier", "frontier_gpu")]
-NEAR = 1.5  # times as many tokens per parameter, or parameters of a small one: so far a measurement counts
-NEAR_SIZE = 10  # times as many parameters
+NEAR = 1.5  # largest ratio of tokens per parameter, or of small models, at which a measurement counts
+NEAR_SIZE = 10  # the same for the target's parameters
 
 
 def run_point(out_dir):
@@ -38,7 +38,7 @@ def run_point(out_dir):
 
 
 def fit_ladder(runs, save):
-    """A law from finished runs of fixed sizes, written to `save`."""
+    """Fit a law to finished runs of fixed sizes and write it to `save`."""
     points, vocab = [], set()
     for out_dir in runs:
         rows, tokens, loss, size = run_point(out_dir)
@@ -59,7 +59,7 @@ def fit_ladder(runs, save):
 
 
 def find_law(path, vocab_size):
-    """A user's law, the first study's for its tokens, or a published one."""
+    """The user's law, else the first study's for the same tokens, else a published one."""
     ours = os.path.join(STUDIES[0], "law.json")
     if path:
         return read_law(path)
@@ -77,7 +77,7 @@ def small_one(text):
 
 
 def find_small(given, law, rows):
-    """(parameters, tokens) of a model that is there: as small_one() has it, else the config's start."""
+    """(parameters, tokens) of an existing model: from small_one(), else the config's start."""
     if type(given) is str:
         stages, tokens, _, _ = run_point(given)
         return law.counted(stages[-1]["params"], stages[-1]["weights"]), tokens
@@ -88,7 +88,7 @@ def find_small(given, law, rows):
 
 
 def measured():
-    """The rows of grown runs of all studies, each with its target's weights, vocab_size and folder."""
+    """Rows of all studies' grown runs, each with its target's weights, vocab_size and folder."""
     rows = []
     for path in filter(os.path.exists, (os.path.join(f, "report.json") for f in STUDIES)):
         report = read_json(path, rows=list, target=dict, law=(dict, type(None)))
@@ -99,15 +99,15 @@ def measured():
 
 
 def nearest(rows, N, ratio, key):
-    """The best row by row[key] at the budget nearest to `ratio` and, of these, the parameters nearest to N."""
+    """The best row by row[key], at the budget nearest to `ratio`, then the parameters nearest to N."""
     return max((r for r in rows if r[key]), default=None, key=lambda r: (
         -abs(math.log(r["budget"] / ratio)), -abs(math.log(r["weights"] / N)), r[key][0]))
 
 
 def advise_by(law, N, D, small=None, rows=()):
     """
-    law.advise(), and the nearest row of a study; by that where it is near in all that matters, of these
-    tokens, and the law no user's own.
+    law.advise(), and the nearest row of a study. The advice follows the row if it is near in all that
+    matters and has the same tokens, and the law is not the user's own.
     """
     keys = ("given_target", "given_best", "less_small") if small else ("target", "best")
     row = nearest(rows, N, D / N, keys[0])
@@ -120,7 +120,7 @@ def advise_by(law, N, D, small=None, rows=()):
 
 def family_by_law(law, N, members, costs, batch):
     """
-    [(a member's loss, the tokens that the trunk is worth where it gets that size)], if a growth wastes
+    [(a member's loss, tokens that the trunk is worth when it grows to that size)], if growing wastes
     nothing. N: parameters after each growth; costs: family.costs().
     """
     trunk, found = [], []
@@ -128,15 +128,15 @@ def family_by_law(law, N, members, costs, batch):
         own = [[N[stage], iters * batch] for stage, iters in enumerate(c["iters"]) if iters]
         worth = law.tokens(N[m.stage], law.grown_loss(trunk)) if trunk else 0
         found.append((law.grown_loss(trunk + own), worth))
-        own[-1][1] -= (m.end - m.at) * batch  # its decay is not the trunk's
+        own[-1][1] -= (m.end - m.at) * batch  # the trunk does not train on the decay's tokens
         trunk += own
     return found
 
 
 def show_family(config, rows, vocab_size, args):
     """
-    What each member of a family takes and comes to by the law, beside the same size from scratch on as many
-    tokens as the smallest sees. rows: stage_costs(), perhaps with seconds.
+    Cost and predicted loss of each member of a family, beside the same size from scratch on as many
+    tokens as the smallest sees. rows: stage_costs(), with or without seconds.
     """
     members, costs, law = family.members(config), family.costs(config, vocab_size), find_law(args.law, vocab_size)
     header, D = ["model", "parameters", "iterations", "tokens seen", "FLOPs", "from scratch"], costs[0]["seen"]
@@ -149,7 +149,7 @@ def show_family(config, rows, vocab_size, args):
     total, alone = (sum(c[k] for c in costs) for k in ("flops", "alone"))
     out = [f"the family takes {human(total, 'FLOP')}, one by one on {human(D)} tokens each it takes "
            f"{human(alone, 'FLOP')}: {1 - total / alone:.0%} less"]
-    if config.model != "bert":  # loss laws are of models that predict the next token
+    if config.model != "bert":  # loss laws hold for models that predict the next token
         N = [law.counted(r["params"], r["weights"]) for r in rows]
         found = family_by_law(law, N, members, costs, config.batch_tokens)
         header += ["loss by the law", "from scratch"]
@@ -162,7 +162,7 @@ def show_family(config, rows, vocab_size, args):
 
 
 def show_advice(config, rows, vocab_size, args):
-    """Whether to grow, with a small model to be trained and with one that is there, in a screen."""
+    """Show on one screen whether to grow, from a new small model and from an existing one."""
     if config.model == "bert":
         return "Whether to grow: loss laws are of models that predict the next token, not of BERT."
     law, last = find_law(args.law, vocab_size), rows[-1]

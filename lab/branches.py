@@ -1,6 +1,6 @@
 """
-Runs of train.py that branch off each other: trunks at a constant rate, trained piece by piece, and the
-decays and grown runs that start from their checkpoints. What was cut off goes on where it stopped.
+Runs of train.py that branch off each other. Trunks train piece by piece at a constant learning rate.
+Decays and grown runs start from their checkpoints. An interrupted run resumes where it stopped.
 """
 import os
 import time
@@ -15,8 +15,8 @@ LEAVES = {"config.json", "metrics.jsonl"}  # of a finished run
 
 class Branch(Job):
     """
-    A trunk's next piece, up to values["max_iters"], or a whole decay. after: the Branch whose
-    checkpoint it starts from; keep: the iterations whose checkpoints a trunk keeps.
+    The next piece of a trunk, up to values["max_iters"], or a whole decay. after: the Branch whose
+    checkpoint it starts from. keep: the iterations whose checkpoints a trunk keeps.
     """
 
     def __init__(self, out_dir, values, flops, after=None, keep=()):
@@ -44,7 +44,7 @@ class Branch(Job):
         return super().start(place)
 
     def diverged(self):
-        """Did it, or what it starts from? Of a trunk what came before that counts."""
+        """Did this run, or one it starts from, diverge? A trunk that reached its checkpoint did not."""
         if self.keep and os.path.exists(self.checkpoint()):
             return False
         return super().diverged() or bool(self.after and self.after.diverged())
@@ -55,11 +55,11 @@ class Branch(Job):
         return super().done()
 
     def chain(self):
-        """What must run before it, in order, and itself."""
+        """All runs that must come before this one, in order, then this one."""
         return [*(self.after.chain() if self.after else []), self]
 
     def tidy(self):
-        """Leave of a finished decay what was measured, of a trunk the checkpoints to branch from."""
+        """Keep only a finished decay's measurements, or a trunk's checkpoints to branch from."""
         if self.keep:
             for path in numbered(self.out_dir):
                 if int(path[-10:-3]) not in self.keep:
@@ -71,8 +71,8 @@ class Branch(Job):
 
 def outward(jobs):
     """
-    Of jobs along the values of a setting, for each value a list of them, those that tune it, as far as
-    is known: the middle one and its neighbours, then on while the best lies at an edge.
+    The jobs that tune a setting, as far as is known. jobs: a list of jobs for each value. Starts with
+    the middle value and its neighbours, and goes on while the best lies at an edge.
     """
     low, high = max(0, len(jobs) // 2 - 1), len(jobs) // 2 + 2
     while None not in (losses := [final(some) for some in jobs[low:high]]):
@@ -86,13 +86,13 @@ def outward(jobs):
 
 
 def final(jobs):
-    """The mean of their last validation losses, None before all have one."""
+    """The mean of the jobs' last validation losses; None until all have one."""
     losses = [job.final() for job in jobs]
     return None if None in losses else sum(losses) / len(losses)
 
 
 def run_all(ready, slots, minutes):
-    """Run what ready() yields, most wanted first, until it yields nothing, or for so many minutes."""
+    """Run the jobs of ready(), most important first, until none is left or the minutes are over."""
     until = time.monotonic() + 60 * minutes
 
     def following(running):

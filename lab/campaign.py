@@ -1,6 +1,6 @@
 """
-What a campaign is made of: contestants, the points of their sweeps, the runs these need, and what
-makes a comparison fair. speedrun.py runs it.
+The parts of a campaign: contestants, the points of their sweeps and the runs these need. It also checks
+that a comparison is fair. speedrun.py runs it.
 """
 import difflib
 import itertools
@@ -40,8 +40,8 @@ RATES = ("learning_rate", "muon_learning_rate")
 @dataclass
 class Contestant:
     """
-    values: its settings, of which it gave those in `fixed` itself; sweep: setting -> values to
-    try; against: the names of those it is compared with.
+    values: all its settings. fixed: those that its own entry gives. sweep: setting -> values to
+    try. against: names of the contestants it is compared with.
     """
     name: str
     values: dict
@@ -62,7 +62,7 @@ class Run(Job):
         self.point, self.config = point, config
 
     def command(self):
-        """train.py with every setting that is not at its default."""
+        """The train.py command, with every setting that differs from its default."""
         usual = asdict(TrainConfig())
         return [*TRAIN, *(f"--{k}={v}" for k, v in asdict(self.config).items() if v != usual[k])]
 
@@ -81,14 +81,14 @@ class Run(Job):
         return super().done()
 
     def tidy(self):
-        """Of a whole run the final checkpoint stays, ckpt.pt."""
+        """Keep only the final checkpoint, ckpt.pt, of a finished run."""
         for name in os.listdir(self.out_dir):
             if re.fullmatch(r"ckpt_\d+\.pt|best\.pt", name):
                 os.remove(self.path(name))
 
 
 class Campaign:
-    """The contestants, checked, and the runs that they need."""
+    """The checked contestants, and the runs they need."""
 
     def __init__(self, experiment, out, seeds=None, sweep=None, overrides=None, ablation=False,
                  only=None):
@@ -115,7 +115,7 @@ class Campaign:
         for c in self.contestants.values():
             self.check(c)
         configs = [from_dict(c.values) for c in self.contestants.values()]
-        for key in overrides or ():  # for some it may mean nothing, as ramp_iters from scratch
+        for key in overrides or ():  # it may have no effect for some: ramp_iters from scratch
             if all(key in idle(config) for config in configs):
                 refuse(configs[0], [key])
         if only:
@@ -158,8 +158,8 @@ class Campaign:
 
     def fit_to_budget(self, name, budget):
         """
-        Set max_iters so that the run costs `budget`: FLOPs, or as many as the contestant of that
-        name, or a share of them, (name, share).
+        Set max_iters so that the run costs `budget`: a number of FLOPs, a contestant's name (as many
+        as it costs), or (name, share) for a share of that.
         """
         def config(name, **more):
             point = dict(more, warmup_iters=0)
@@ -179,7 +179,7 @@ class Campaign:
     # -------------------------------------------------------------------------
 
     def sweep(self, c):
-        """The runs of a contestant's sweep."""
+        """All runs of a contestant's sweep."""
         return [self.run(c, point, self.seeds[0]) for point in c.points()]
 
     def sweeps(self):
@@ -187,8 +187,8 @@ class Campaign:
 
     def best_point(self, c):
         """
-        What the sweep found, its own or its baseline's, for settings that it does not set itself.
-        None while that sweep is not finished.
+        The best values of its own sweep or its baseline's, for settings that it does not set itself.
+        None until that sweep is finished.
         """
         tuned = c if c.sweep or not c.against else self.contestants[c.against[0]]
         if not tuned.sweep:
@@ -216,7 +216,7 @@ class Campaign:
                                 for r in self.finals(c)]
 
     def shorter(self):
-        """For each baseline: itself, only as long as the best of those compared with it took."""
+        """For each baseline: the same run, shortened to the time of the best run compared with it."""
         made = []
         for b in [] if self.ablation else self.contestants.values():
             rivals = [c for c in self.contestants.values() if b.name in c.against]
@@ -237,7 +237,7 @@ class Campaign:
         return made
 
     def report(self, extra=()):
-        """Table rows, curves and cautions, from what is finished."""
+        """Table rows, curves and cautions from the finished runs."""
         rows, curves, cautions = [], {}, []
         for c in [*self.contestants.values(), *extra]:
             runs = self.curves(c)
@@ -256,7 +256,7 @@ class Campaign:
         return rows, curves, cautions
 
     def not_accepted(self, b, extra):
-        """Why the baseline `b` is no fair one, or not yet; extra: what shorter() made."""
+        """Why the baseline `b` is not fair, or not yet. extra: the result of shorter()."""
         if (best := self.best_point(b)) is None or len(self.curves(b)) < len(self.seeds):
             return "its sweep or its seeds are not finished"
         edge = [k for k, tried in b.sweep.items() if best[k] in (min(tried), max(tried))]
@@ -268,7 +268,7 @@ class Campaign:
 
 
 def known(name, names, what):
-    """`name`, if it is one of `names`; else a UserError that begins with `what`."""
+    """`name` if it is one of `names`, else a UserError that begins with `what`."""
     if not isinstance(name, str) or name not in names:
         near = difflib.get_close_matches(str(name), names, 1)
         raise UserError(f"{what}: {name!r}: no such name" + (
@@ -277,13 +277,13 @@ def known(name, names, what):
 
 
 def check_keys(experiment, kinds, what="experiment"):
-    """UserError for a key that there is not, and for a value of another kind."""
+    """UserError for an unknown key or a value of the wrong type."""
     for key, value in experiment.items():
         must_be(value, kinds[known(key, kinds, what)], f"{what}: {key}")
 
 
 def check_experiment(experiment):
-    """UserError for what is no experiment; settings are checked when runs are made of them."""
+    """UserError if this is not an experiment. Settings are checked later, when runs are made."""
     check_keys(experiment, EXPERIMENT)
     if not experiment.get("contestants"):
         raise UserError("experiment: has no contestants = {name: dict(...), ...}")

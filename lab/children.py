@@ -1,6 +1,6 @@
 """
-Runs of train.py as child processes: where they run, how they start and stop, and what they say
-when they fail. None outlives its parent, not even one that is killed; each saves its state first.
+Runs of train.py as child processes: where they run, how they start and stop, and how failures are
+reported. No child outlives its parent, even if the parent is killed. Each saves its state first.
 """
 import argparse
 import ctypes
@@ -21,7 +21,7 @@ from run.runlog import read_metrics
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TRAIN = [sys.executable, os.path.join(ROOT, "train.py")]
-PATIENCE = 60       # seconds for the run of a killed parent to save itself and leave its folder
+PATIENCE = 60       # seconds for a killed parent's run to save its state and leave its folder
 PR_SET_PDEATHSIG = 1  # Linux's prctl: the signal to get when the parent dies
 
 
@@ -36,7 +36,7 @@ def slots(n):
         list(range(os.cpu_count()))
     if n > len(cores):
         raise UserError(f"parallel={n}: there are {len(cores)} CPU cores here, at least one a run")
-    if n == 1:  # as a run by itself is, OMP_NUM_THREADS of the user included
+    if n == 1:  # like a run started by hand: keep the user's OMP_NUM_THREADS
         return [({}, None, f"1 at once, {torch.get_num_threads()} thread(s) each")]
     each = len(cores) // n
     return [(dict(OMP_NUM_THREADS=str(each)), cores[i * each:(i + 1) * each],
@@ -44,23 +44,23 @@ def slots(n):
 
 
 class Child:
-    """`command` (TRAIN and its flags) at a place, at work in out_dir; its output goes to run.txt."""
+    """A running `command` (TRAIN and its flags) in out_dir, in a slot. Its output goes to run.txt."""
 
     def __init__(self, command, out_dir, place):
         environment, cores, _ = place
         wait_for(out_dir)
         self.log = os.path.join(out_dir, "run.txt")
         with open(self.log, "ab") as out:
-            self.said = out.tell()  # before it: what is in run.txt already
+            self.said = out.tell()  # run.txt may hold output of earlier starts
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **environment},
-                # a group of its own, for Ctrl-C is its parent's to hand on; not a session, for nice counts
-                # within one only
+                # its own group, because the parent hands on Ctrl-C; no session of its own, because
+                # nice counts only within one
                 process_group=0 if os.name == "posix" else None,
                 preexec_fn=prepare(cores) if os.name == "posix" else None)
 
     def reason(self):
-        """Why it failed, in a line: its last error since this start, else how it ended."""
+        """Why it failed, in one line: its last error since this start, else its exit status."""
         with open(self.log, "rb") as f:
             f.seek(self.said)
             lines = [s.strip() for s in re.split(r"[\r\n]+", f.read().decode(errors="replace"))]
@@ -75,8 +75,8 @@ class Child:
 
 class Job:
     """
-    A start of train.py that ends at iteration `last`, and what it leaves in its out_dir. Others say
-    its command(), and what of a finished one tidy() throws away.
+    A start of train.py that ends at iteration `last`, and the files in its out_dir. Subclasses define
+    its command(), and tidy(), which deletes what a finished run no longer needs.
     """
 
     def __init__(self, out_dir, last):
@@ -93,7 +93,7 @@ class Job:
         return Child(self.command(), self.out_dir, place)
 
     def end(self):
-        """The event of its last evaluation, or None before that."""
+        """The event of its last evaluation; None until then."""
         if not os.path.exists(self.path("metrics.jsonl")):
             return None
         evals = [e for e in read_metrics(self.out_dir) if e["event"] == "eval"]
@@ -106,18 +106,18 @@ class Job:
         return self.diverged() or self.end() is not None
 
     def final(self):
-        """Its last validation loss; infinite if that is no number, None before that."""
+        """Its last validation loss: infinite if it is NaN, None until there is one."""
         if self.diverged():
             return math.inf
         end = self.end()
-        loss = float(end["val_loss"]) if end else None  # "nan", for JSON has none
+        loss = float(end["val_loss"]) if end else None  # JSON has no NaN: it is the string "nan"
         return math.inf if end and not math.isfinite(loss) else loss
 
 
 def ended(child, job):
     """
-    Is it? Then look at how: a whole one is tidied; diverged.txt is left where a loss became infinite
-    or NaN; UserError for one that failed.
+    Has it ended? If so, a finished run is tidied. A loss that became infinite or NaN leaves
+    diverged.txt. A run that failed is a UserError.
     """
     if child.process.poll() is None:
         return False
@@ -135,7 +135,7 @@ def ended(child, job):
 
 
 def machines(jobs):
-    """What the runs of jobs say they ran on, wherever this is asked: "A, torch X or B, torch Y"."""
+    """The machines that the jobs ran on, from their own metrics: "A, torch X or B, torch Y"."""
     found = {}
     for job in jobs:
         for e in read_metrics(job.out_dir) if os.path.exists(job.path("metrics.jsonl")) else []:
@@ -145,7 +145,7 @@ def machines(jobs):
 
 
 def prepare(cores):
-    """What a child does before it starts: pin itself, and die (by SIGTERM, so saved) with us."""
+    """In the child, before it starts: pin it, and have it get SIGTERM (so it saves) if we die."""
     prctl, parent = getattr(ctypes.CDLL(None), "prctl", None), os.getpid()
 
     def run():
@@ -153,13 +153,13 @@ def prepare(cores):
             os.sched_setaffinity(0, cores)
         if prctl is not None and sys.platform == "linux":
             prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:  # it died before that was said
+            if os.getppid() != parent:  # the parent died before prctl was called
                 os._exit(1)
     return run
 
 
 def wait_for(out_dir):
-    """Until no run writes there; UserError if one still does after PATIENCE seconds."""
+    """Wait until no run writes there; UserError if one still does after PATIENCE seconds."""
     until = time.monotonic() + PATIENCE
     while True:
         try:
@@ -172,9 +172,9 @@ def wait_for(out_dir):
 
 def side_by_side(following, slots, go_on=lambda: True):
     """
-    Run Jobs in all slots until there are no more. following(jobs that run) -> the next one or None,
-    asked at first and whenever one is done. Whatever ends this, an error, an interrupt or go_on()
-    turning False: those that run save their state and stop.
+    Run Jobs in all slots until none is left. following(running jobs) -> the next job or None. It is
+    called at the start and whenever a job ends. On an error, an interrupt or go_on() == False, the
+    running jobs save their state and stop.
     """
     free, running = list(slots), []
     try:
@@ -196,9 +196,9 @@ def side_by_side(following, slots, go_on=lambda: True):
 
 
 def stop(children, grace=None):
-    """Ask them to save and stop, which train.py does after its step; kill after `grace` seconds."""
+    """Ask the runs to save and stop after their step; kill those left after `grace` seconds."""
     for c in children:
-        c.process.terminate()  # if it still runs
+        c.process.terminate()  # no effect if it has ended
     for c in children:
         try:
             c.process.wait(grace)
@@ -208,10 +208,10 @@ def stop(children, grace=None):
 
 
 # -----------------------------------------------------------------------------
-# the commands that run many
+# commands that start many runs
 
 def many_parser(prog, doc, what, **more):
-    """The arguments that they have; what: the keywords of the first."""
+    """The arguments that these commands share. what: keywords of the first one."""
     p = Parser(prog=f"python -m {prog}", description=doc, **more,
                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("what", type=os.path.expanduser, **what)
@@ -228,14 +228,14 @@ def many_parser(prog, doc, what, **more):
 
 
 def listed(kind, between=","):
-    """For argparse's `type`: values of a kind with commas between them."""
+    """For argparse's `type`: comma-separated values of one type."""
     return lambda text: [kind(part) for part in text.split(between)]
 
 
 def in_folder(out, n, work):
-    """work(slots of n runs) with the folder `out` locked. An interrupt is a UserError."""
+    """Call work(n slots) with the folder `out` locked. An interrupt becomes a UserError."""
     free = slots(n)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, for the children too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that the children stop too
     try:
         with make_out_dir(out):
             work(free)

@@ -1,6 +1,6 @@
 """
-What the stages of a run cost: by arithmetic, which takes no memory (models are made on the meta
-device), or measured here on random tokens.
+The cost of each stage of a run. It is computed without memory (models on the meta device), or measured
+on this machine with random tokens.
 """
 import functools
 import math
@@ -28,8 +28,8 @@ def has_dataset(config):
 
 def vocab_of(config, guess=False):
     """
-    The vocabulary of the run, padded as train.py pads it. guess: without a dataset the model's
-    own, where a UserError would say that there is none.
+    The run's vocabulary size, padded as train.py pads it. Without a dataset: a UserError, or with
+    `guess` the model's own.
     """
     if config.vocab_size:
         return config.vocab_size
@@ -45,8 +45,8 @@ def make_model(config, sizes, vocab_size, device="cpu"):
 
 def count(config, sizes, vocab_size):
     """
-    (parameters, FLOPs a token of a training step, bytes of weights, gradients and optimizer state
-    in float32; activations come on top, weights of the blocks' matrices) of a model of `sizes`.
+    (parameters, training FLOPs per token, bytes of state, weights of the blocks' matrices) of a model
+    of `sizes`. State: weights, gradients and optimizer state in float32, without activations.
     """
     model = on_meta(config, sizes, vocab_size)
     params = model.num_params()
@@ -56,7 +56,7 @@ def count(config, sizes, vocab_size):
 
 
 def on_meta(config, sizes, vocab_size):
-    """A model of `sizes` on the meta device; made once, for it is asked for often."""
+    """A model of `sizes` on the meta device, cached because it is needed often."""
     shape = asdict(replace(config.model_config(vocab_size), **sizes))
     return _on_meta(config.model, tuple(shape.items()))
 
@@ -70,10 +70,10 @@ def _on_meta(kind, shape):
 
 def split_over_processes(rows, config, vocab_size, processes, memory):
     """
-    Adds to each of stage_costs()'s rows what one of `processes` devices holds in bytes, `held`, and
-    how many devices of `memory` bytes that takes, `least`; 0: it never fits. shard="none": all of
-    the state. "fsdp": a share of it, and whole in float32 two blocks (one is fetched while the
-    other computes), the rest's weights, and the gradients of the larger of these.
+    Add two numbers to each row of stage_costs(). held: bytes on each of `processes` devices. least:
+    the number of devices of `memory` bytes needed, 0 if it never fits. With shard="none" a device holds
+    all of the state. With "fsdp" it holds a shard, and in full float32 two blocks (one is gathered while
+    the other computes), the other weights, and the gradients of the larger of these.
     """
     for r in rows:
         model = on_meta(config, r["sizes"], vocab_size)
@@ -88,9 +88,9 @@ def split_over_processes(rows, config, vocab_size, processes, memory):
 
 def stage_costs(config, vocab_size):
     """
-    What each stage costs by arithmetic: a list of dicts of sizes, params, weights (of the blocks'
-    matrices: what loss laws count), flops (a token of a training step), at and iters (iterations),
-    ramp (of them), tokens, state (bytes).
+    The computed cost of each stage, a list of dicts: sizes, params, weights (of the blocks' matrices,
+    which loss laws count), flops (training, per token), at and iters (iterations), ramp (iterations
+    with a mask), tokens, state (bytes).
     """
     starts = [0, *(s["at"] for s in config.stages)]
     ramps = [0, *(config.ramp_of(s) for s in config.stages)]
@@ -104,16 +104,16 @@ def stage_costs(config, vocab_size):
 
 
 def compute(config):
-    """The FLOPs of a whole run."""
+    """Total FLOPs of a run."""
     return sum(r["tokens"] * r["flops"] for r in stage_costs(config, vocab_of(config)))
 
 
 def totals(rows):
     """
-    Seconds of each stage, and the ceiling: the speedup over training the last stage's model from
-    scratch *for as many tokens*, which is all that growing can save if no token is wasted
-    (Amdahl: stages of cost r for a fraction f of the steps allow 1 / (f r + 1 - f)).
-    Without times it counts FLOPs. Returns (list of seconds or FLOPs, ceiling, scratch's).
+    Returns (seconds of each stage, ceiling, seconds from scratch); FLOPs where no times are measured.
+    Ceiling: the speedup over the last stage's model from scratch *on as many tokens*. Growing can save
+    no more, even if no token is wasted. (Amdahl: stages of cost r for a fraction f of the steps allow
+    1 / (f r + 1 - f).)
     """
     timed = "step_s" in rows[0]
     cost = [(r["iters"] - r["ramp"]) * r["step_s"] + r["ramp"] * r["ramp_s"] + r["compile_s"]
@@ -128,7 +128,7 @@ def totals(rows):
 # measured
 
 def batch(config, vocab_size, rows, device):
-    """Random tokens as the loader of config.model would give them, `rows` of them."""
+    """A batch of `rows` rows of random tokens, in the format of config.model's loader."""
     g, T, B = torch.Generator().manual_seed(0), config.block_size, rows
     idx = torch.randint(vocab_size, (B, T), generator=g)
     if config.model != "bert":
@@ -144,7 +144,7 @@ def batch(config, vocab_size, rows, device):
 
 
 class Step:
-    """A training step in its two parts, of which the first is done for every micro-batch."""
+    """A training step in two parts. The first is repeated for every micro-batch."""
 
     def __init__(self, model, optimizers, data, dtype, clip=1.0, micro_batches=1):
         self.model, self.optimizers, self.data, self.dtype = model, optimizers, data, dtype
@@ -169,7 +169,7 @@ class Step:
 
 
 def seconds_of(f, device):
-    """Seconds that f() takes, with all that it started on a GPU."""
+    """Seconds that f() takes, including the GPU work it starts."""
     synchronize(device)
     t0 = time.perf_counter()
     f()
@@ -178,7 +178,7 @@ def seconds_of(f, device):
 
 
 def median_seconds(f, device, seconds):
-    """Their median, run for about `seconds` but at least three times."""
+    """The median over about `seconds` of runs, at least three."""
     taken = []
     while len(taken) < 3 or sum(taken) < seconds:
         taken.append(seconds_of(f, device))
@@ -186,7 +186,7 @@ def median_seconds(f, device, seconds):
 
 
 def peak_memory(device, restart=False):
-    """High-water mark of memory in bytes (GPU's, or the process's); 0 where it cannot be had."""
+    """Peak memory in bytes, of the GPU or the process; 0 where it is not known."""
     if device.type == "cuda":
         if restart:
             torch.cuda.reset_peak_memory_stats()
@@ -203,9 +203,9 @@ def peak_memory(device, restart=False):
 
 def measure(config, vocab_size, sizes, before=None, processes=1, seconds=2.0):
     """
-    Seconds of a training step of `sizes` on this machine, on random tokens: a dict of step_s,
-    ramp_s (of a step while the growth from the sizes `before` is masked), compile_s (both graphs'
-    first steps beyond a step), peak (bytes). Between processes there is nothing to measure here.
+    Time a training step of `sizes` on this machine with random tokens. Returns a dict: step_s, ramp_s
+    (a step while the growth from the sizes `before` is masked), compile_s (extra time of both graphs'
+    first steps), peak (bytes). Communication between processes is not measured.
     """
     device = Ranks(config.device).device
     mode, _ = compiler.choose(config.compile, device)
@@ -230,17 +230,17 @@ def measure(config, vocab_size, sizes, before=None, processes=1, seconds=2.0):
 
 def make_step(config, vocab_size, sizes, before, device, processes=1):
     """
-    The Step of a model of `sizes`, one of `processes`; before: the sizes it is grown from, its mask
-    half risen, or None.
+    The Step of a model of `sizes` on one of `processes`. before: the sizes it grew from (its mask is
+    then half open), or None.
     """
-    rows = config.batch_tokens / config.block_size / processes  # a process's, an iteration
+    rows = config.batch_tokens / config.block_size / processes  # per process and iteration
     micro = int(min(config.micro_batch, max(1, rows)))
     model = make_model(config, before or sizes, vocab_size).to(device)
     optimizers = make_optimizers(config, model)
     if before:
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
-        for o in optimizers:  # so that there is optimizer state to move
+        for o in optimizers:  # creates the optimizer state that the growth moves
             o.step()
         model, _ = grow(model, optimizers, **{k: v for k, v in sizes.items() if v != before[k]})
         set_mask(model, 0.5)

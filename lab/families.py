@@ -1,6 +1,6 @@
 """
-Families in a study of lab/frontier.py: a trunk at a constant rate goes through several sizes, and off it
-branches for each size the decay that leaves a finished model. What each is compared with is its size
+Families in a study of lab/frontier.py. A trunk grows through several sizes at a constant learning rate.
+At each size a decay branches off it and leaves a finished model. Each is compared with the same size
 trained from scratch.
 """
 import itertools
@@ -12,13 +12,13 @@ from lab.campaign import check_keys, known, slug
 from lab.costs import stage_costs, vocab_of
 from model import GROWABLE
 
-RAMP = 0.02  # of the iterations that the target from scratch would have
+RAMP = 0.02  # share of the iterations of the target from scratch
 KEYS = dict(members=list, tokens=(int, float), trunk=list, decay=list, operator=str, ramp=(int, float),
             rate=(int, float), tuning=bool)
 
 
 class Family:
-    """An entry of an experiment's `families`, checked; its jobs and what they cost."""
+    """A checked entry of an experiment's `families`, its jobs and their costs."""
 
     def __init__(self, study, name, entry):
         what = f"family {name!r}"
@@ -45,19 +45,19 @@ class Family:
         self.stages = [dict(at=at, **{k: after[k] for k in GROWABLE if after[k] != before[k]},
                             ramp_iters=self.ramp, operator=self.operator)
                        for at, (before, after) in zip(self.ends, itertools.pairwise(sizes))]
-        study.config(self.members[0], stages=self.stages)  # or says what is wrong with it
+        study.config(self.members[0], stages=self.stages)  # raises UserError for a bad entry
 
     def costs(self):
-        """lab.costs.stage_costs() of the trunk, that never ends."""
+        """lab.costs.stage_costs() of the trunk, as if it never ended."""
         config = self.study.config(self.members[0], stages=self.stages)
         return stage_costs(config, vocab_of(config))
 
     def rate(self, i=1):
-        """Of member i: as given, but of the first one that of its size from scratch, as by default."""
+        """Learning rate of member i. Default, and always for the first: that of its size from scratch."""
         return i and self.given or self.study.rate(self.members[0])
 
     def iters(self, i):
-        """Iterations at the size of member i: of the trunk, and of the decay."""
+        """(iterations of the trunk, of the decay) at the size of member i."""
         return self.ends[i] - (self.ends[i - 1] if i else 0), self.decays[i]
 
     def flops(self, i, iters):
@@ -72,7 +72,7 @@ class Family:
                     max_iters=last, **more)
 
     def trunk(self, i, seed):
-        """The job that takes the trunk to the end of its part at the size of member i."""
+        """The job that trains the trunk to the end of its part at the size of member i."""
         if i == 0:
             return self.study.trunk(self.members[0], self.ends[0], seed)
         values = self.values(i, seed, self.ends[i], **self.study.trunk_values())
@@ -80,7 +80,7 @@ class Family:
                       self.trunk(i - 1, seed), tuple(self.ends[1:-1]))
 
     def leaf(self, i, seed):
-        """The job that finishes member i; the last one is the end of the trunk."""
+        """The job that finishes member i. The last member is the end of the trunk."""
         alone = self.baseline(i, seed)
         last = i == len(self.members) - 1
         values = self.values(i, seed, self.ends[i] + self.decays[i], schedule="wsd",
@@ -92,7 +92,7 @@ class Family:
                       self.trunk(i - last, seed))
 
     def baseline(self, i, seed):
-        """The job that ends member i's size from scratch, at the best rate and decay there is."""
+        """The job that ends member i's size from scratch, at its best learning rate and decay so far."""
         rate, decay = self.study.best(self.members[i], self.budget)
         return self.study.leaf(self.members[i], self.budget, seed, decay, rate)
 

@@ -1,4 +1,4 @@
-"""What the families of a study came to, size by size and whole, against each size trained from scratch."""
+"""The results of a study's families, per size and in total, against each size trained from scratch."""
 import math
 
 import numpy as np
@@ -10,7 +10,7 @@ from lab.verdict import interval
 
 
 def seconds_of(family, i, trunk, decay, speeds):
-    """Seconds of so many iterations at the size of member i: its ramp is in the trunk, if it has one."""
+    """Seconds of these iterations at the size of member i. A ramp belongs to the trunk."""
     study = family.study
     (after,), ramp = study.config(family.members[i]).sizes(), 0
     plain = speeds["step_s"][key(after)][0]
@@ -32,7 +32,7 @@ def costs(family, i, speeds):
 
 
 def finished(family, seeds):
-    """[{seed: (its loss, from scratch)} for each member], of the seeds on which both are finished."""
+    """[{seed: (its loss, loss from scratch)} for each member], for seeds where both are finished."""
     found = []
     for i in range(len(family.members)):
         pairs = {s: (family.leaf(i, s).final(), family.baseline(i, s).final()) for s in seeds}
@@ -41,12 +41,12 @@ def finished(family, seeds):
 
 
 def saved(grown, alone):
-    """1 - grown / alone, in percent; "-" where it was not measured."""
+    """1 - grown / alone in percent; "-" if not measured."""
     return f"{100 * (1 - grown / alone):.0f} %" if alone else "-"
 
 
 def family_rows(study, speeds, fitted=None):
-    """A dict for each family, seeds that tune or report, and member that is finished there."""
+    """A dict for each family, for tuning and for reported seeds, and for each finished member."""
     rows = []
     for family in study.families.values():
         for what, seeds in (("tuning", study.tune_seeds), ("reported", study.seeds)):
@@ -68,7 +68,7 @@ def family_rows(study, speeds, fitted=None):
 
 
 def parts(family, i):
-    """[(weights, tokens), ...] that member i trained at, one size after another."""
+    """[(weights, tokens), ...] that member i trained with, size after size."""
     ends = [*family.ends[:i], family.ends[i] + family.decays[i]]
     study = family.study
     return [(study.costs(m)[0]["weights"], (end - before) * study.batch)
@@ -76,7 +76,7 @@ def parts(family, i):
 
 
 def family_table(study, rows):
-    """The rows as Markdown, and under each whole family what it saves."""
+    """The rows as Markdown. Below each complete family stands what it saves."""
     lines = []
     for name, what in dict.fromkeys((r["family"], r["what"]) for r in rows):
         mine = [r for r in rows if (r["family"], r["what"]) == (name, what)]
@@ -96,7 +96,7 @@ def signed(pair, form):
 
 
 def shares(rows):
-    """Cells: FLOPs, from scratch, saved; seconds, from scratch, saved; "-" where none are measured."""
+    """Cells: FLOPs, from scratch, saved; the same for seconds, with "-" if not measured."""
     cells = []
     for what, unit, form in (("flops", 1e12, "{:.3g}"), ("seconds", 1, "{:.0f}")):
         known = [r[what] for r in rows if None not in r[what]]

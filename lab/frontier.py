@@ -1,15 +1,15 @@
 """
-When is it worth growing, against the lower envelope over from-scratch sizes? One command that can be
-stopped and goes on: sizes from scratch and grown runs at equal compute, tuned rates and decays, seeds.
+When is growing better than the best fixed size from scratch? Compares both at equal compute over several
+seeds, with tuned learning rates and decays. Stop it at any time: the same command resumes.
 
     python -m lab.frontier lab/experiments/frontier.py --plan
     python -m lab.frontier lab/experiments/frontier.py --out=out/frontier --minutes=60
     python -m lab.frontier lab/experiments/frontier.py --out=out/frontier --budgets=2.5,5 --seeds=1
     python -m lab.frontier lab/experiments/frontier.py --out=out/frontier --report
 
-A trunk is a run at a constant rate, one for each size, rate and seed. From its checkpoints branch off
-the decays of every budget, and the grown runs, which are trunks too. The cheapest that say something
-come first. docs/frontier.md says how to write an experiment and to read the report.
+A trunk is a run at a constant learning rate, one for each size, rate and seed. The decays of every budget
+branch off its checkpoints. So do the grown runs, which are trunks too. The cheapest useful runs come
+first. docs/frontier.md explains how to write an experiment and how to read the report.
 """
 import functools
 import itertools
@@ -34,12 +34,12 @@ EXPERIMENT = dict(settings=dict, ladder=dict, starts=dict, grown=dict, target=st
                   grown_at=list, decays=list, rates=dict, sweep_at=(int, float), seeds=list,
                   tune_seeds=list, families=dict, save_every=int)
 OPTIONAL = ("starts", "grown", "grown_at", "tune_seeds", "families", "save_every")
-START_S = 8  # seconds from a start of train.py to its first step, and of its evaluation
-TRUNK_SEQS = 512  # that a trunk evaluates on, at most: no result comes from there
-NO_SIZES = ("budgets", "rate", "settings", "tokens")  # what else a size's entry may have
+START_S = 8  # seconds that a start of train.py spends before its first step and on evaluation
+TRUNK_SEQS = 512  # at most, for a trunk's evaluation: it gives no result
+NO_SIZES = ("budgets", "rate", "settings", "tokens")  # other keys of a size's entry
 
 class Study:
-    """An experiment, checked; its jobs, in order. budgets, seeds, only: run these (None: all)."""
+    """A checked experiment and its jobs, in order. budgets, seeds, only: run these (None: all)."""
 
     def __init__(self, experiment, out, budgets=None, seeds=None, only=None):
         check_experiment(experiment)
@@ -58,14 +58,14 @@ class Study:
                 raise UserError(f"--{what}: {min(extra):g} is none of the experiment's {every}")
         self.run_budgets = [b for b in self.budgets if b in (budgets or self.budgets)]
         self.run_seeds = [s for s in self.every_seed if s in (seeds or self.seeds) or s in self.tune_seeds]
-        for f in ("costs", "stages", "branch", "leaves", "points"):  # arithmetic that is asked for often
+        for f in ("costs", "stages", "branch", "leaves", "points"):  # cached: needed often
             setattr(self, f, functools.cache(getattr(self, f)))
         self.names = [*self.ladder, *self.grown]
         every = [*self.names, *self.families]
         asked = {known(n, every, "--only") for n in only or every}
         asked.update(*(self.families[n].get("members", []) for n in asked & set(self.families)))
         self.run_names = [n for n in every if n in asked]
-        self.decay = self.decays[len(self.decays) // 2]  # of sweeps, and where none is known yet
+        self.decay = self.decays[len(self.decays) // 2]  # for sweeps, and until the best is known
         self.batch = self.config(self.target).batch_tokens
         self.weights = self.costs(self.target)[0]["weights"]
         for name, g in self.grown.items():
@@ -80,7 +80,7 @@ class Study:
                 check_ramps(self.config(name, stages=self.stages(name, budget),
                                         max_iters=self.branch(name, budget, 0)[1]))
         for name, rate in self.given.items():
-            self.config(name, **{self.rate_key: rate})  # or says what is wrong with it
+            self.config(name, **{self.rate_key: rate})  # raises UserError for a bad entry
         for name in self.names:
             refuse(self.config(name, stages=self.stages(name, self.budgets[0])), self.own(name))
             if self.config(name).batch_tokens != self.batch:
@@ -100,24 +100,24 @@ class Study:
         return from_dict({**self.settings, **self.own(name), "max_iters": 10**9, **more})
 
     def own(self, name):
-        """A contestant's own settings: sizes at the start, and what else it has."""
+        """A contestant's own settings, with the sizes it starts at."""
         return {**self.sizes[self.start(name)], **self.grown.get(name, {}).get("settings", {})}
 
     def cost(self, name):
-        """FLOPs a token of training a size."""
+        """Training FLOPs per token of a size."""
         return self.costs(name)[0]["flops"]
 
     def costs(self, name, budget=None):
-        """costs.stage_costs() of a size, or of a grown contestant at a budget, that never ends."""
+        """costs.stage_costs() of a size or a grown contestant at a budget, as if it never ended."""
         config = self.config(name, stages=self.stages(name, budget))
         return stage_costs(config, vocab_of(config))
 
     def flops(self, budget):
-        """The compute of the target on `budget` tokens per parameter."""
+        """FLOPs of the target at `budget` tokens per parameter."""
         return budget * self.weights * self.cost(self.target)
 
     def iterations(self, rows, flops):
-        """After how many iterations a run of these stage costs has cost `flops`."""
+        """The iterations after which a run with these stage costs has used `flops`."""
         for row in rows:
             each = row["flops"] * self.batch
             if flops <= each * row["iters"]:
@@ -131,7 +131,7 @@ class Study:
                    for r in self.costs(name, budget))
 
     def stages(self, name, budget):
-        """A grown contestant's stages, placed by shares of the budget's compute; [] from scratch."""
+        """A grown contestant's stages, at shares of the budget's compute; [] from scratch."""
         stages, entry = [], self.grown.get(name, dict(growths=[]))
         for at, sizes in entry["growths"]:
             config, C = self.config(name, stages=list(stages)), self.flops(budget)
@@ -141,18 +141,18 @@ class Study:
         return stages
 
     def branch(self, name, budget, decay):
-        """(iteration at which the decay begins, at which it ends); what grows later grows within it"""
+        """(first, last iteration of the decay). Later growths happen during the decay."""
         rows, C = self.costs(name, budget), self.flops(budget)
         if share := self.ladder.get(name, {}).get("tokens"):
             C *= share * self.cost(name) / self.cost(self.target)
         return self.on_grid(self.iterations(rows, (1 - decay) * C)), self.iterations(rows, C)
 
     def on_grid(self, iters):
-        """The nearest iteration at which a trunk leaves a checkpoint to branch off from."""
+        """The nearest iteration at which a trunk saves a checkpoint to branch off."""
         return round(iters / self.save_every) * self.save_every if self.save_every else round(iters)
 
     def leaves(self, name, budget, decay):
-        """The iteration at which a decay's run leaves the trunk: where it begins, or before a ramp there."""
+        """The iteration at which a decay leaves the trunk: its start, or that of a ramp still open there."""
         at, config = self.branch(name, budget, decay)[0], self.config(name)
         return min([at, *(s["at"] for s in self.stages(name, budget) if s["at"] < at < s["at"] + config.ramp_of(s))])
 
@@ -161,8 +161,8 @@ class Study:
 
     def points(self, name, budget=None):
         """
-        The iterations at which something branches off a trunk: a size's, or that of a grown
-        contestant at a budget.
+        The iterations at which runs branch off a trunk, that of a size or of a grown contestant
+        at a budget.
         """
         if name in self.grown:
             return {self.leaves(name, budget, d) for d in self.decays}
@@ -180,30 +180,30 @@ class Study:
     # -- jobs
 
     def trunk(self, name, at, seed, rate=None, budget=None):
-        """The job that takes a trunk to iteration `at`, with all before it."""
+        """The job that trains a trunk to iteration `at`, linked to all jobs before it."""
         stages, rate = self.stages(name, budget), self.rate(name) if rate is None else rate
         begin = stages[0]["at"] if stages else 0
         job = self.trunk(self.start(name), min(begin, at), seed) if stages else None
         out_dir = os.path.join(self.folder(name, budget, seed, rate), "trunk")
         points = sorted(p for p in self.points(name, budget) if p > begin)
         pieces = [begin, *(p for p in points if p <= at)]
-        if self.save_every:  # in one go: wherever something may branch off is a checkpoint
+        if self.save_every:  # trains in one run: each possible branch point has a checkpoint
             pieces, points = [begin, at], range(0, 10**9, self.save_every)
         for before, p in itertools.pairwise(pieces):
             flops = self.spent(name, budget, p) - self.spent(name, budget, before)
-            grown = [s for s in stages if s["at"] < p]  # a growth at p is the branch's
+            grown = [s for s in stages if s["at"] < p]  # a growth at p belongs to the branch
             values = dict(self.values(name, grown, seed, rate), max_iters=p, **self.trunk_values())
             job = Branch(out_dir, values, flops, job, points)
         return job
 
     def trunk_values(self):
-        """The settings that all trunks have."""
+        """Settings shared by all trunks."""
         save = {"save_interval": self.save_every} if self.save_every else {}
         return dict(schedule="constant", keep_checkpoints=10**6, **save,
                     eval_seqs=min(self.config(self.target).eval_seqs, TRUNK_SEQS))
 
     def leaf(self, name, budget, seed, decay, rate=None):
-        """The job that ends a contestant at a budget: the decay, branched off its trunk."""
+        """The job that finishes a contestant at a budget: the decay that branches off its trunk."""
         (begin, end), at = self.branch(name, budget, decay), self.leaves(name, budget, decay)
         own = self.rate(name) if rate is None else rate
         values = dict(self.values(name, self.stages(name, budget), seed, own), schedule="wsd",
@@ -223,20 +223,20 @@ class Study:
         return os.path.join(self.out, *parts, f"rate_{rate:g}", f"seed_{seed}")
 
     def swept(self, names):
-        """Those of the contestants that have a sweep of their rate."""
+        """The contestants whose learning rate is swept."""
         return [n for n in names if self.sweep_at in self.budgets_of(n) and n not in self.given]
 
     def at_rates(self, name):
-        """The jobs of a sweep over all rates, of each one a list: a job for each seed that tunes."""
+        """The jobs of a sweep over all learning rates: for each a list, one job per tuning seed."""
         return [[self.leaf(name, self.sweep_at, s, self.decay, r) for s in self.tune_seeds]
                 for r in self.rate_values] if self.sweep_at in self.budgets_of(name) else []
 
     def sweep(self, name):
-        """Those that tune its rate."""
+        """The jobs that tune its learning rate."""
         return sum(outward(self.at_rates(name)), [])
 
     def best_rate(self, name):
-        """As given, or by its own sweep; None where that is not done, or there is none."""
+        """Its learning rate as given, or from its own sweep; None if there is none or it is unfinished."""
         if name not in self.tuned:
             losses = {jobs[0].values[self.rate_key]: final(jobs) for jobs in
                       (outward(self.at_rates(name)) if self.swept([name]) else [])}
@@ -248,15 +248,15 @@ class Study:
         return self.tuned[name]
 
     def rate(self, name):
-        """Its best, else that of the size from scratch that costs most nearly what it ends at."""
+        """Its best learning rate, else that of the from-scratch size nearest in cost to its last size."""
         here = math.log(self.cost(self.target if name in self.grown else name))
         near = sorted(self.ladder, key=lambda n: abs(math.log(self.cost(n)) - here))
         found = (self.best_rate(n) for n in [name, *near])
-        # the middle one is for plans; nothing runs at it
+        # only plans use the middle one; no run does
         return next((r for r in found if r), self.rate_values[len(self.rate_values) // 2])
 
     def tried(self, name, budget, seed):
-        """Of a seed that tunes those that tune its decay at its best rate, of others the best there is."""
+        """A tuning seed: the jobs that tune the decay at the best rate. Other seeds: the best so far."""
         if seed in self.tune_seeds:
             i, tuners = self.tune_seeds.index(seed), self.tune_seeds
             return [jobs[i] for jobs in outward(
@@ -265,12 +265,12 @@ class Study:
         return [self.leaf(name, budget, seed, decay, rate)]
 
     def best(self, name, budget):
-        """(rate, decay) by all that the seeds that tune have finished at this budget."""
+        """The best (rate, decay) so far on the tuning seeds at this budget."""
         losses = self.finished(name, budget)
         return min(losses, key=losses.get) if losses else (self.rate(name), self.decay)
 
     def finished(self, name, budget):
-        """{(rate, decay): loss} of all that the seeds that tune have finished at this budget."""
+        """{(rate, decay): loss} of the tuning seeds' finished jobs at this budget."""
         rates = [self.given[name]] if name in self.given else [
             r for r in self.rate_values if os.path.isdir(self.folder(name, budget, self.tune_seeds[0], r))]
         jobs = {(r, d): [self.leaf(name, budget, s, d, r) for s in self.tune_seeds]
@@ -279,8 +279,8 @@ class Study:
 
     def wanted(self, guess=True):
         """
-        (what for, decay) of all jobs, in order of their worth. guess: also those whose rate or decay
-        depends on runs that are not done, as far as it is known.
+        (purpose, decay) of all jobs, most important first. guess: include jobs whose rate or decay
+        depends on unfinished runs, at the best values so far.
         """
         grown = [n for n in self.run_names if n in self.grown]
 
@@ -289,7 +289,7 @@ class Study:
                     for job in self.sweep(name))
         yield from sweeps(self.ladder)
         if not guess and None in map(self.best_rate, self.swept(self.ladder)):
-            return  # a grown run starts with its start's best rate
+            return  # a grown run starts at the best rate of the size it starts from
         yield from sweeps(grown)
         for budget, seed in sorted(((b, s) for b in self.run_budgets for s in self.run_seeds),
                                    key=lambda p: (p[0] * 2**self.every_seed.index(p[1]), p)):
@@ -308,14 +308,14 @@ class Study:
                     yield from (((kind, budget, seed), j) for j in self.tried(name, budget, seed))
 
     def is_tuned(self, names, budget):
-        """Is all done that tunes these at this budget?"""
+        """Is the tuning of these at this budget finished?"""
         return all(j.done() for n in names for s in self.tune_seeds for j in self.tried(n, budget, s))
 
     def ready(self):
-        """The jobs that can start now, in order of their worth."""
+        """The jobs that can start now, most important first."""
         for _, leaf in self.wanted(guess=False):
             if leaf.done():
-                continue  # whether its trunk is still there or not: results/ has none
+                continue  # even without its trunk: results/ keeps no trunks
             yield from (job for job in leaf.chain()
                         if not job.done() and (job.after is None or job.after.done()))
 
@@ -351,7 +351,7 @@ def check_experiment(experiment):
 
 
 def plan(study, speed):
-    """Markdown: the phases, in order, and what they cost at `speed` FLOP/s; what is done left out."""
+    """Markdown: the phases in order and their cost at `speed` FLOP/s, without finished jobs."""
     phases, seen = {}, set()
     for what, leaf in study.wanted():
         for job in leaf.chain():

@@ -1,4 +1,4 @@
-"""What the study of lab/frontier.py found so far: a table, a picture, a loss law, in its folder."""
+"""The results so far of a study of lab/frontier.py, in its folder: a table, a picture, a loss law."""
 import math
 import os
 from dataclasses import asdict, replace
@@ -21,10 +21,10 @@ from lab.verdict import interval, picture, plus_minus, ratio_interval, times
 
 def results(study):
     """
-    Of what is finished, {(contestant, budget): dict of rate, decay (as asked for), share (of the compute
-    that it was), small (FLOPs before the first growth), parts ([(parameters, tokens), ...]), seeds
-    ({seed: dict(loss, flops, seconds)}), and of a grown run recipe and config (its first seed's)}.
-    Seconds are iterations at the speeds of lab.speeds; absent where those are not measured.
+    The finished runs: {(contestant, budget): dict of rate, decay (as set), share (the decay's actual share
+    of the compute), small (FLOPs before the first growth), parts ([(parameters, tokens), ...]), seeds
+    ({seed: dict(loss, flops, seconds)}); for grown runs also recipe and config (of the first seed)}.
+    Seconds are iterations at the speeds of lab.speeds, and absent if those are not measured.
     """
     found, speeds = {}, read_speeds(study)
     for name in study.names:
@@ -43,7 +43,7 @@ def results(study):
 
 
 def summary(study, name, budget, decay, speeds):
-    """Of a contestant at a budget: what needs no run, and its seconds by the speeds, as dicts."""
+    """Two dicts for a contestant at a budget: what is known without a run, and its seconds."""
     at, end = study.branch(name, budget, decay)
     stages = study.stages(name, budget)
     config = study.config(study.start(name), stages=stages, max_iters=end)
@@ -63,7 +63,7 @@ def mean_loss(result):
 
 
 def envelope(study, found):
-    """{budget: the size from scratch with the lowest loss, over the seeds that all sizes there have}"""
+    """{budget: the best fixed size, by mean loss over the seeds that all sizes there have}"""
     best = {}
     for b in study.budgets:
         if ran := {n: found[n, b]["seeds"] for n in study.ladder if (n, b) in found}:
@@ -73,7 +73,7 @@ def envelope(study, found):
 
 
 def curve(found, names, seed, cost):
-    """[(cost, loss)] of a seed, for {budget: size}; the mean of all seeds where it has not run."""
+    """[(cost, loss)] of a seed, for {budget: size}; where that seed has not run, the mean of all."""
     points = []
     for budget, name in sorted(names.items()):
         seeds = found[name, budget]["seeds"]
@@ -84,9 +84,9 @@ def curve(found, names, seed, cost):
 
 def cost_of(points, loss):
     """
-    (what a loss costs on a curve [(cost, loss), ...], log-log interpolated; 0). Beyond an end of the
-    curve the cost there, and 1 if the loss costs more, -1 if less. None from fewer than two points that
-    go down.
+    (cost of a loss on a curve [(cost, loss), ...], interpolated log-log; 0). Beyond an end of the curve:
+    (cost at that end; 1 if the loss costs more, -1 if less). None for fewer than two points that go
+    down.
     """
     down = [p for i, p in enumerate(points) if all(p[1] < q[1] for q in points[:i])]
     if len(down) < 2:
@@ -98,9 +98,9 @@ def cost_of(points, loss):
 
 def multiplier(found, result, names, cost, given=0.0):
     """
-    (mean, low, high) over seeds: what the loss costs on the baseline's curve over what it cost here,
-    less what was `given`. Where the curve of a seed ends before that loss, (x, x, None): more than x,
-    that of the curve's end; where it begins after it, (x, None, x): less. None without a curve.
+    Compute multiplier (mean, low, high) over seeds: the loss's cost on the baseline's curve, over its
+    cost here less `given`. If a seed's curve ends before that loss: (x, x, None), more than x, the
+    multiplier at that end. If it begins after it: (x, None, x), less than x. None without a curve.
     """
     ratios, beyond = [], set()
     for seed, r in result["seeds"].items():
@@ -116,7 +116,7 @@ def multiplier(found, result, names, cost, given=0.0):
 
 
 def fit_law(study, found):
-    """The Law of all runs from scratch, or why there is none yet."""
+    """The Law fitted to all runs from scratch, or why there is none yet."""
     points = [(*found[n, b]["parts"][0], r["loss"]) for n, b in found if n in study.ladder
               for r in found[n, b]["seeds"].values()]
     config = study.config(study.target)
@@ -128,7 +128,7 @@ def fit_law(study, found):
 
 
 def make_rows(study, found, best, fitted):
-    """A dict for each contestant at each budget: what the table says, in numbers."""
+    """A dict for each contestant at each budget: the table's numbers."""
     target = {b: study.target for b in study.budgets_of(study.target) if (study.target, b) in found}
     rows, timed = [], any("seconds" in v for r in found.values() for v in r["seeds"].values())
     for budget in study.budgets:
@@ -152,7 +152,7 @@ def make_rows(study, found, best, fitted):
 
 
 def less(result, other):
-    """The loss of a result less another's, the mean over the seeds that both have; None without any."""
+    """Mean difference of two results' losses over the seeds that both have; None without any."""
     seeds = result["seeds"].keys() & (other or dict(seeds={}))["seeds"].keys()
     return float(np.mean([result["seeds"][s]["loss"] - other["seeds"][s]["loss"] for s in seeds])) \
         if seeds else None
@@ -172,7 +172,7 @@ def make_table(rows, best):
 
 
 def finished(study, found):
-    """What of the study is there: a line."""
+    """One line: how much of the study is finished."""
     said = []
     for budget in study.budgets:
         names = [n for n in study.names if budget in study.budgets_of(n)]
@@ -182,7 +182,7 @@ def finished(study, found):
 
 
 def rates_tried(study, name):
-    """{rate: loss} of a contestant's finished runs at the sweep's budget, decay and seed."""
+    """{learning rate: loss} of a contestant's finished runs at the sweep's budget, decay and seed."""
     return {jobs[0].values[study.rate_key]: final(jobs) for jobs in study.at_rates(name)
             if final(jobs) is not None}
 
@@ -210,7 +210,7 @@ def cautions(study, found, best):
         for key, had, could in zip(("rate", "decay"), tried, (study.rate_values, study.decays)):
             setting = study.rate_key if key == "rate" else key
             if key == "rate" and name in study.given or len(could) == 1:
-                continue  # said above, or there is no other
+                continue  # said above, or it is the only one
             if len(set(had)) == 1 < len(could):
                 what = f"one {setting} ran"
             elif r[key] in (min(had), max(had)):
@@ -224,7 +224,7 @@ def cautions(study, found, best):
 
 
 def write_report(study):
-    """report.md, report.json, law.json and frontier.png in the study's folder. Returns the text."""
+    """Write report.md, report.json, law.json and frontier.png to the study's folder. Returns the text."""
     found = results(study)
     speeds = read_speeds(study)
     families = family_rows(study, speeds, fit_law(study, found)[0])
@@ -259,7 +259,7 @@ def write_report(study):
 
 
 def draw(study, found, best, rows, save):
-    """Left: final loss over compute, sizes, envelope and grown runs. Right: against the envelope."""
+    """Left: final loss over compute of sizes, envelope and grown runs. Right: relative to the envelope."""
     hues = dict(zip(study.names, colormaps["turbo"](np.linspace(0.05, 0.95, len(study.names)))))
     budgets = sorted({b for _, b in found})
     with picture(save, 2, (5.4,)) as axes:

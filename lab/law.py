@@ -1,16 +1,16 @@
 """
-What growing can save in principle, by a loss law: L(N, D) = E + A N^-a + B D^-b for N parameters
-(embeddings left out) trained on D tokens, at a compute of C = 6 N D FLOPs.
+What growing can save in theory, by a loss law: L(N, D) = E + A N^-a + B D^-b for N parameters
+(without embeddings) trained on D tokens, which costs C = 6 N D FLOPs.
 
     python -m lab.law --params=7e9 --tokens=35e9
     python -m lab.law --params=7e9 --tokens=35e9 --small 1e9 100e9 --law=out/frontier/law.json
 
-A grown model is taken to be worth its loss and nothing more: after a growth it learns like a native
-model of its new size at that loss. Write R = L - E and alpha = A N^-a / R, the share of R that size
-leaves. Then N = (alpha R / A)^(-1/a) and D = ((1 - alpha) R / B)^(-1/b), and
-- a loss costs least from scratch where N D is smallest:             alpha = 1 / (1 + a / b);
-- -dR/dC = b (1 - alpha) R / (6 N D) is largest, at that loss, where alpha = 1 / (1 + a (1 + 1/b)):
-  a larger model. An ideal growth is that size all along, but no larger than its target.
+Assumption: only its loss counts for a grown model. After a growth it learns like a model of the new size,
+trained from scratch to that loss. Write R = L - E, and alpha = A N^-a / R for the share of R due to size.
+Then N = (alpha R / A)^(-1/a) and D = ((1 - alpha) R / B)^(-1/b).
+- From scratch a loss costs least where N D is smallest:             alpha = 1 / (1 + a / b).
+- At that loss, -dR/dC = b (1 - alpha) R / (6 N D) is largest where alpha = 1 / (1 + a (1 + 1/b)):
+  a larger model. An ideal growth always has that size, up to its target's.
 """
 import argparse
 import os
@@ -23,14 +23,14 @@ from base.errors import Parser, UserError, exits_cleanly, library, number
 from base.reading import need, read_json
 from base.words import human, table
 
-WORTH = 1.15  # less than this is not worth a growth: seeds differ by as much
+WORTH = 1.15  # below this a growth is not worth it: seeds differ by as much
 
 
 @dataclass
 class Law:
     """
-    of: what it was fitted to; vocab_size: of the tokenizer whose tokens it is about, 0 if another's;
-    embeddings: does N count them?
+    of: what it was fitted to. vocab_size: of its tokenizer, 0 if that is none of ours. embeddings: does
+    N count them?
     """
     E: float
     A: float
@@ -45,49 +45,49 @@ class Law:
         return ", ".join(f"{k} = {getattr(self, k):.4g}" for k in "EABab")
 
     def loss(self, N, D):
-        """Nats a token of N parameters after D tokens."""
+        """Loss of N parameters after D tokens, in nats per token."""
         return self.E + self.A * N**-self.a + self.B * D**-self.b
 
     def tokens(self, N, loss):
-        """The tokens that take N parameters to a loss; infinite if they never come there."""
+        """The tokens that N parameters need to reach a loss; infinite if they never do."""
         with np.errstate(divide="ignore"):
             return (np.maximum(loss - self.E - self.A * N**-self.a, 0) / self.B)**(-1 / self.b)
 
     def size(self, loss, alpha):
-        """The parameters that leave the share alpha of loss - E."""
+        """The parameters at which size accounts for the share alpha of loss - E."""
         return (alpha * (loss - self.E) / self.A)**(-1 / self.a)
 
     def best_size(self, loss):
-        """The parameters that reach a loss from scratch with the least compute."""
+        """The parameters that reach a loss from scratch with least compute."""
         return self.size(loss, 1 / (1 + self.a / self.b))
 
     def growth_size(self, loss):
-        """The parameters that take most loss off per FLOP for a model at that loss."""
+        """The parameters that lower the loss most per FLOP, for a model at that loss."""
         return self.size(loss, 1 / (1 + self.a * (1 + 1 / self.b)))
 
     def best_for(self, C):
-        """The parameters that come to the lowest loss with C FLOPs, from scratch."""
+        """The parameters that reach the lowest loss from scratch with C FLOPs."""
         return (self.a * self.A / (self.b * self.B) * (C / 6)**self.b)**(1 / (self.a + self.b))
 
     def balanced_tokens(self, N):
-        """The tokens for which N parameters are neither too many nor too few."""
+        """The tokens for which N is the best fixed size."""
         return (self.b * self.B * N**self.a / (self.a * self.A))**(1 / self.b)
 
     def growth_compute(self, loss, largest, start=None):
         """
-        The FLOPs of an ideal growth to `loss`, up to `largest` parameters; from nothing, or from start =
-        (N, D), a model that is there.
+        The FLOPs of an ideal growth to `loss`, up to `largest` parameters. It begins from scratch, or
+        from an existing model, start = (N, D).
         """
         smallest, high = (start[0], self.loss(*start)) if start else (0, np.inf)
         share, k = 1 / (1 + self.a * (1 + 1 / self.b)), 1 / self.a + 1 / self.b
 
-        def fixed(N):  # the FLOPs to a loss, as N parameters
+        def fixed(N):  # FLOPs to a loss with N parameters
             return lambda loss: 6 * N * self.tokens(N, loss)
 
-        def ideal(loss):  # the same, as growth_size() all along
+        def ideal(loss):  # the same, always at growth_size()
             return 0 if loss == np.inf else fixed(self.growth_size(loss))(loss) / (
                 self.b * (1 - share) * k)
-        spent = 0.0  # as what is there, while that is larger than the ideal; as the ideal; as the target
+        spent = 0.0  # the existing model while larger than the ideal; the ideal; the target
         for cost, N in ((fixed(smallest), smallest), (ideal, largest), (fixed(largest), np.inf)):
             low = max(loss, self.E + (self.A * N**-self.a / share if N else np.inf))
             if low < high:
@@ -95,7 +95,7 @@ class Law:
         return float(spent)
 
     def grown_loss(self, stages):
-        """The loss of [(N, tokens it trains on as N parameters), ...] if each is worth its loss alone."""
+        """The final loss of [(N, tokens trained on at this N), ...], if only the loss counts."""
         seen = 0.0
         for i, (N, D) in enumerate(stages):
             if i:
@@ -105,11 +105,11 @@ class Law:
 
     def savings(self, N, D, small=None):
         """
-        For a target of N parameters on D tokens, a dict: best_size for its loss; oversize (N / that) and
-        for_budget (N / best size for its compute); against_target and against_best (FLOPs of the
-        target from scratch, and of the best fixed size, over those of an ideal growth to the same
-        loss). small: (parameters, tokens) of a model that is there already; then against_small, too, that
-        of training it on.
+        A dict for a target of N parameters on D tokens. best_size: for its loss. oversize: N / best_size.
+        for_budget: N / best size for its compute. against_target, against_best: FLOPs of the target from
+        scratch, and of the best fixed size, over those of an ideal growth to the same loss. With small,
+        (parameters, tokens) of an existing model, also against_small: the same for training that one
+        on.
         """
         if small and small[0] >= N:
             raise UserError(f"the small model has {human(small[0])} parameters, the target {human(N)}: "
@@ -127,13 +127,13 @@ class Law:
 
     def one_growth(self, N, D, small=None):
         """
-        The best single growth to N parameters and to their loss after D tokens: dict of saves (times less
-        FLOPs than theirs), small (the parameters it starts with), at (share of its FLOPs). small: as above.
+        The best single growth to N parameters and to their loss after D tokens, a dict. saves: their FLOPs
+        over its own. small: the parameters it starts with. at: share of its FLOPs. Argument small: as above.
         """
         goal = self.loss(N, D) - self.E
         top = self.loss(*small) - self.E if small else 30 * goal
         n, had = (np.array([small[0]]), small[1]) if small else (N / np.geomspace(1.2, 100, 60), 0)
-        loss = self.E + np.geomspace(goal, max(goal, top), 300)[:, None]  # where it grows
+        loss = self.E + np.geomspace(goal, max(goal, top), 300)[:, None]  # losses at which it may grow
         first = 6 * n * np.maximum(self.tokens(n, loss) - had, 0)
         total = first + 6 * N * (D - self.tokens(N, loss))
         i, j = np.unravel_index(np.argmin(total), total.shape)
@@ -141,17 +141,17 @@ class Law:
                     at=float(first[i, j] / total[i, j]))
 
     def counted(self, params, weights):
-        """This law's N of a model with so many parameters, of them so many in its blocks' matrices."""
+        """The N that this law counts for a model: all parameters, or those in its blocks' matrices."""
         return params if self.embeddings else weights
 
 
 def advise(law, N, D, small=None, measured=None):
     """
-    Is it worth growing to N parameters that would train on D tokens from scratch? small: (parameters, tokens)
-    of a model that is there. measured: the compute that growing saved there, (mean, low, high) against
-    the target and against the best fixed size, and with a small model the loss less that of training it
-    on, instead of the most that the law allows. A dict: the law's savings(), one (one_growth()), fits
-    and words (sentences).
+    Is it worth growing to N parameters, for a target trained on D tokens? small: (parameters, tokens) of an
+    existing model. measured: used instead of the law's upper bound. It holds the compute multipliers
+    (mean, low, high) against the target and the best fixed size; with a small model, the loss less that
+    of training it on. Returns a dict: the law's savings(), one (one_growth()), fits and words
+    (sentences).
     """
     s = law.savings(N, D, small)
     there = s["against_target"] == np.inf
@@ -161,7 +161,7 @@ def advise(law, N, D, small=None, measured=None):
     if small and s["against_small"] <= gain:
         instead, gain = "train the small one on", s["against_small"]
     against = f"{gain:.3g}x against that"
-    better = False  # than all else? The most that a law allows is no promise
+    better = False  # than everything else? The law gives only an upper bound
     if measured:
         (saves, low, _), best, *lost = measured
         sure, how = low is not None and low >= 1, "measured"
@@ -188,24 +188,24 @@ def advise(law, N, D, small=None, measured=None):
     return dict(s, one=None if there else law.one_growth(N, D, small), fits=fits, words=words)
 
 
-# Chinchilla's runs, fitted again: "Chinchilla Scaling: A replication attempt", arXiv 2404.10102
+# A new fit of Chinchilla's runs: "Chinchilla Scaling: A replication attempt", arXiv 2404.10102
 BESIROGLU = Law(E=1.8172, A=482.01, B=2085.43, a=0.3478, b=0.3658, embeddings=True,
                 of="Besiroglu et al. 2024, Chinchilla's runs on English web text")
 
 
 def enough(points):
-    """Are there points for all five numbers of a law?"""
+    """Are there enough points to fit all five numbers of a law?"""
     return len(points) >= 5 and all(len({p[i] for p in points}) >= 3 for i in (0, 1))
 
 
 def fit(points):
-    """The Law of points [(N, D, loss), ...]: Huber's loss on log residuals, as in arXiv 2203.15556."""
+    """Fit a Law to [(N, D, loss), ...]: Huber loss on log residuals, as in arXiv 2203.15556."""
     N, D, L = (np.array(v, dtype=float) for v in zip(*points)) if points else ([], [], [])
     if not enough(points):
         raise UserError(f"a loss law has 5 numbers, and cannot be had from {len(points)} points of "
                         f"{len(set(N))} sizes and {len(set(D))} token counts: finish more runs")
     least_squares = library("scipy.optimize", "scipy").least_squares
-    n, d = np.exp(np.log(N).mean()), np.exp(np.log(D).mean())  # A and B there are of order 1
+    n, d = np.exp(np.log(N).mean()), np.exp(np.log(D).mean())  # relative to these, A and B are of order 1
 
     def residuals(p):
         E, A, B, a, b = p
@@ -219,7 +219,7 @@ def fit(points):
 
 
 def fit_three(points, like):
-    """The Law of points too few for fit(): E, A, B by least squares, with the exponents of `like`."""
+    """A Law from too few points for fit(): E, A, B by least squares, exponents from `like`."""
     N, D, L = (np.array(v, dtype=float) for v in zip(*points))
     if len(points) < 3 or len(set(N)) < 2 or len(set(D)) < 2:
         raise UserError(f"{len(points)} runs of {len(set(N))} sizes and {len(set(D))} token counts are "
@@ -234,7 +234,7 @@ def fit_three(points, like):
 
 
 def read_law(path):
-    """A Law from a JSON file of its five numbers, as lab.frontier and lab.plan --fit write one."""
+    """Read a Law from a JSON file of its five numbers, as written by lab.frontier or lab.plan --fit."""
     found = read_json(path, **dict.fromkeys("EABab", (int, float)))
     five = {k: float(found[k]) for k in "EABab"}
     if not all(0 <= v < np.inf for v in five.values()) or not all(five[k] for k in "ABab"):

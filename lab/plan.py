@@ -1,12 +1,12 @@
 """
-Know before training what to grow, when, and what it will save.
+Plan before you train: what to grow, when, and how much it saves.
 
     python -m lab.plan config/pystdlib_msg.py                       # costs of each stage, measured here
     python -m lab.plan config/flm_101b.py --dry --flops=312e12 --mfu=0.5 --processes=192
     python -m lab.plan --fit RUN RUN ... --law=mine.json            # a law of your own ladder
 
---key=value: a setting of train.py, as there. The table needs no dataset, and with --dry no memory
-either; below it, whether to grow at all, and the best place for a single growth.
+--key=value is a setting of train.py. The table needs no dataset, and with --dry no memory for the model.
+Below it stands whether to grow at all, and the best place for a single growth.
 """
 import argparse
 import os
@@ -24,11 +24,11 @@ from run.packed import unpacked
 from run.parallel.ranks import Ranks
 from run.precision import known_peak
 
-WORTH_IT = 1.05  # a ceiling on the speedup below this is within the noise of any comparison
+WORTH_IT = 1.05  # a speedup below this is within the noise of any comparison
 
 
 def show(rows, config):
-    """The table of the stages, and the verdict below it."""
+    """Show the table of stages and the verdict."""
     timed, cost, ceiling, scratch = "step_s" in rows[0], *totals(rows)
     sizes, lines = "{n_layer} / {n_embd} / {n_head} / {n_inner}", []
     for r, c in zip(rows, cost):
@@ -52,7 +52,7 @@ def show(rows, config):
 
 
 def verdict(rows, config, ceiling, saved, unit):
-    """What growing can save at best, and whether it can at all."""
+    """Can growing save anything, and how much at best?"""
     if len(rows) == 1:
         return ["from scratch: nothing grows, so there is nothing to save"]
     last = rows[-1]
@@ -77,7 +77,7 @@ def verdict(rows, config, ceiling, saved, unit):
 
 
 def measure_all(rows, config, vocab_size, args):
-    """Adds measured times to the rows; UserError for what does not fit in memory."""
+    """Add measured times to the rows; UserError if a stage does not fit in memory."""
     for before, r in zip([None, *(r["sizes"] for r in rows)], rows):
         try:
             r.update(measure(config, vocab_size, r["sizes"], before, args.processes, args.seconds))
@@ -116,7 +116,7 @@ def show_plan(config, args):
 
 
 def parse(argv):
-    """(options, what is left for train.py's settings)."""
+    """(options, remaining arguments: train.py's settings)."""
     dry = "--dry", lambda a: a.dry
     p = Parser(prog="python -m lab.plan", description=__doc__, allow_abbrev=False,
                means=dict(flops=dry, mfu=dry, memory=dry, seconds=("measurements, so without --dry", lambda a: not a.dry)),

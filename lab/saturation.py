@@ -1,14 +1,14 @@
 """
-Upscale a trained model, or train it on? A small model is trained to its end on so many tokens per
-parameter, and then gets some extra compute: as it is, or upscaled first. Both begin at its last
-checkpoint with a new warmup and a new decay.
+Upscale a trained model, or train it on? A small model is first fully trained on a number of tokens per
+parameter. Then it gets extra compute, either as it is or upscaled first. Both start from its last
+checkpoint, with a new warmup and a new decay.
 
     python -m lab.saturation lab/experiments/saturation.py --plan
     python -m lab.saturation lab/experiments/saturation.py --out=out/saturation --seeds=11
     python -m lab.saturation lab/experiments/saturation.py --out=out/saturation --report
 
-The peak rate is tuned for every contestant on a seed that is not reported. Stop it when you like: the same
-command goes on.
+The peak learning rate of every contestant is tuned on a seed that is not reported. Stop it at any time:
+the same command resumes.
 """
 import os
 from pathlib import Path
@@ -32,7 +32,7 @@ ON, ALONE, ALL = "trained on", "from scratch, extra compute only", "from scratch
 
 
 class Study:
-    """An experiment's jobs. Losses are those of the last evaluation."""
+    """The jobs of an experiment. Losses come from the last evaluation."""
 
     def __init__(self, experiment, out):
         check_experiment(experiment)
@@ -42,17 +42,17 @@ class Study:
         for name, sizes in {ON: {}, **self.larger}.items():
             config = from_dict({**self.settings, **self.small, **sizes})
             model = on_meta(config, config.sizes()[0], vocab_of(config))
-            self.cost[name] = model.flops_per_token() * config.batch_tokens  # an iteration
+            self.cost[name] = model.flops_per_token() * config.batch_tokens  # per iteration
             self.weights[name] = sum(p.numel() for n, p in model.named_parameters()
                                      if n.startswith("blocks.") and p.dim() == 2)
         self.batch = config.batch_tokens
 
     def length(self, tokens):
-        """Iterations of the small model's own training."""
+        """Iterations of the small model's first training."""
         return round(tokens * self.weights[ON] / self.batch)
 
     def iterations(self, name, tokens, extra):
-        """Iterations that a contestant has for the extra compute."""
+        """Iterations that the extra compute buys a contestant."""
         return max(1, round(extra * self.length(tokens) * self.cost[ON] / self.cost[name]))
 
     def folder(self, *parts):
@@ -75,7 +75,7 @@ class Study:
         return Branch(out, values, n * self.cost[name], small)
 
     def scratch(self, name, tokens, extra, seed):
-        """The target from scratch, on the extra compute alone or on all of it."""
+        """The target from scratch, on the extra compute alone or on the total."""
         n = self.iterations(self.target, tokens, extra + (name == ALL))
         values = dict(self.settings, **{**self.small, **self.larger[self.target]}, **self.rates, seed=seed,
                       max_iters=n, warmup_iters=min(30, max(1, n // 10)), decay_frac=0.55)
@@ -83,7 +83,7 @@ class Study:
                       n * self.cost[self.target])
 
     def tuning(self, name):
-        """The jobs that tune a contestant's peak: at the middle of the tokens and of the extras."""
+        """The jobs that tune a contestant's peak rate, at the middle value of tokens and of extras."""
         at = self.tokens[len(self.tokens) // 2], self.extras[len(self.extras) // 2]
         return [self.branch(name, *at, peak, self.tune_seed) for peak in self.peaks]
 
@@ -92,17 +92,17 @@ class Study:
         return None if None in found else self.peaks[found.index(min(found))]
 
     def jobs(self, seed, tokens, extra):
-        """{contestant: its job, or None while its peak is not known}."""
+        """{contestant: its job, or None until its peak rate is known}."""
         peaks = {name: self.peak(name) for name in self.names}
         return {**{name: peak and self.branch(name, tokens, extra, peak, seed) for name, peak in peaks.items()},
                 **{name: self.scratch(name, tokens, extra, seed) for name in (ALONE, ALL)}}
 
     def cells(self):
-        """(tokens, extra) in the order of what they cost."""
+        """(tokens, extra), cheapest first."""
         return sorted(((t, e) for t in self.tokens for e in self.extras), key=lambda c: c[0] * (1 + c[1]))
 
     def ready(self):
-        """The jobs that can start now, in their order."""
+        """The jobs that can start now, in order."""
         wanted = [job for name in self.names for job in self.tuning(name)]
         wanted += [job for seed in self.seeds for cell in self.cells()
                    for job in self.jobs(seed, *cell).values() if job]
@@ -128,8 +128,8 @@ def check_experiment(experiment):
 
 def results(study):
     """
-    A dict for every cell and contestant that has run: its losses by seed, and those less the trained-on
-    model's of the same seed.
+    A dict for every cell and finished contestant: its losses by seed, and their differences from the
+    trained-on model with the same seed.
     """
     found = []
     for tokens, extra in study.cells():
@@ -168,7 +168,7 @@ def report(study):
 
 
 def draw(study, found):
-    """saturation.png: loss less the trained-on model's, over the extra compute, a panel for each saturation."""
+    """saturation.png: loss minus the trained-on model's over extra compute, a panel for each tokens value."""
     with picture(os.path.join(study.out, "saturation.png"), len(study.tokens)) as axes:
         for ax, tokens in zip(axes[0], study.tokens):
             for name in [*study.larger, ALONE, ALL]:

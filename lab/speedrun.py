@@ -1,21 +1,21 @@
 """
-Is growing faster? One command runs contestants x seeds, tunes the baselines, picks up what was
-interrupted, and reports wall-clock and compute to the baseline's final loss, with intervals.
+Is growing faster? One command runs contestants x seeds, tunes the baselines and resumes interrupted
+runs. It reports wall-clock time and compute to the baseline's final loss, with intervals.
 
     python -m lab.speedrun lab/experiments/pystdlib_evidence.py --parallel=2
     python -m lab.speedrun config/pystdlib_scratch.py "config/pystdlib_msg.py operator=stack" \\
         --seeds=1,2,3 --sweep=muon_learning_rate:0.02,0.04,0.08 --out=out/mine
 
-An experiment file is plain Python, like those in config/: `contestants`, a dict of name -> settings
-(those of run/settings.py, and four more: `config`, a file to start from; `against`, whom to compare
-it with; `sweep`; `flops`, what it may cost, in FLOPs or as (name of another, share)); `settings`
-and `config` for all; `seeds`; `ablation = True` for arms at one learning rate, compared with the
+An experiment file is plain Python, like those in config/. `contestants` is a dict of name -> settings
+of run/settings.py, with four more keys: `config`, a file to start from; `against`, the baselines;
+`sweep`; `flops`, its budget, in FLOPs or as (another's name, share). `settings` and `config` apply to
+all. `seeds` lists the seeds. `ablation = True`: all have one learning rate and are compared with the
 first.
 
-A contestant without `against` is a baseline, and must bring a `sweep` of its learning rate with at
-least three values. The others train with the rate their baseline found unless they bring a sweep
-of their own, which may not be larger than the baseline's. Beside each baseline that is compared
-with runs the same for only as long as the best grown run took ("shorter").
+A contestant without `against` is a baseline. It needs a `sweep` of its learning rate with at least
+three values. The others use their baseline's best rate, or a sweep of their own that is no larger
+than the baseline's. Each baseline also runs a second time, shortened to the time of the best grown
+run ("shorter").
 """
 import argparse
 import os
@@ -34,13 +34,13 @@ from run.settings import from_dict, refuse
 
 
 def run_all(runs, slots):
-    """Run what is not done yet, as many at once as there are slots. An interrupt saves them all."""
+    """Run all unfinished runs, one per slot at a time. An interrupt saves them all."""
     waiting = iter([r for r in {r.out_dir: r for r in runs}.values() if not r.done()])
     side_by_side(lambda running: next(waiting, None), slots)
 
 
 def plan(campaign):
-    """What will run and what it costs, as a markdown table."""
+    """A markdown table of the runs to come and their costs."""
     rows, cost, runs, total = [], {}, 0, 0.0
     for c in campaign.contestants.values():
         config = campaign.run(c, c.points()[0], campaign.seeds[0]).config
@@ -55,7 +55,7 @@ def plan(campaign):
 
 
 def write_report(campaign):
-    """report.md, report.json and loss.png in the campaign's folder. Returns the text."""
+    """Write report.md, report.json and loss.png to the campaign's folder. Returns the text."""
     extra = campaign.shorter()
     rows, curves, cautions = campaign.report(extra)
     if not rows:
@@ -87,8 +87,8 @@ def write_report(campaign):
 
 def read_experiment(what, overrides=()):
     """
-    One experiment file; or configs, each with `key=value`s after it, the first the baseline. overrides:
-    settings of all, as a dict.
+    Read one experiment file, or configs, each followed by `key=value`s. The first config is the baseline.
+    overrides: a dict of settings for all.
     """
     if len(what) == 1 and os.path.isfile(what[0]):
         names = read_file(what[0])
@@ -107,7 +107,7 @@ def read_experiment(what, overrides=()):
 
 
 def split(text):
-    """A path, which may hold spaces, and the key=value strings behind it."""
+    """(path, which may contain spaces; the key=value strings after it)."""
     path, pairs = re.fullmatch(r"(.*?)((?:\s+\w+=\S*)*)\s*", text, re.DOTALL).groups()
     return path, pairs.split()
 

@@ -1,7 +1,7 @@
 """
-Seconds of a training step of every size of a study, plain and while a mask rises, on this machine:
-side by side in rounds, so that what disturbs the machine disturbs all of them. A study's seconds are
-its iterations at these speeds, whatever else ran while it trained.
+Seconds per training step for every size of a study on this machine, with and without a mask. All are
+timed in turn, in rounds, so that a disturbance affects all of them. A study's seconds are its
+iterations at these speeds, whatever else ran during its training.
 """
 import os
 import statistics
@@ -17,17 +17,17 @@ from run import compiler
 from run.parallel.ranks import Ranks, machine
 
 ROUNDS = 9
-SECONDS = 0.5  # of each size in a round
+SECONDS = 0.5  # per size and round
 
 
 def key(sizes, before=None):
-    """The name of a size in speeds.json; before: of a step while the growth from there is masked."""
+    """A size's name in speeds.json. before: the sizes it grew from, for a step with a mask."""
     name = "{n_layer}L_{n_embd}_{n_head}h_{n_inner}".format_map
     return name(sizes) + (" from " + name(before) if before else "")
 
 
 def sizes_of_study(study):
-    """{key: (sizes, before)} of everything that a study trains."""
+    """{key: (sizes, before)} of all that a study trains."""
     found = {}
     runs = [(n, None) for n in study.sizes] + [(n, study.budgets_of(n)[0]) for n in study.grown]
     runs = [study.costs(*run) for run in runs] + [f.costs() for f in study.families.values()]
@@ -47,7 +47,7 @@ def whole_step(config, sizes, before, device):
 
 
 def measure_speeds(study):
-    """Measures and writes speeds.json in the study's folder; returns a table of it."""
+    """Measure, write speeds.json to the study's folder and return it as a table."""
     config = study.config(study.target)
     device = Ranks(config.device).device
     steps = {k: whole_step(config, *v, device) for k, v in sizes_of_study(study).items()}
@@ -67,13 +67,13 @@ def measure_speeds(study):
 
 
 def read_speeds(study):
-    """What speeds.json has, or None."""
+    """The contents of speeds.json, or None."""
     path = os.path.join(study.out, "speeds.json")
     return read_json(path, machine=str, step_s=dict) if os.path.exists(path) else None
 
 
 def seconds_of_run(rows, speeds):
-    """Of a run of these stage costs; growing itself and compiling are left out."""
+    """Seconds of a run with these stage costs, without growing itself and compiling."""
     try:
         return sum((r["iters"] - r["ramp"]) * speeds["step_s"][key(r["sizes"])][0] + (
             r["ramp"] and r["ramp"] * speeds["step_s"][key(r["sizes"], before["sizes"])][0])

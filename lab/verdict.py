@@ -1,6 +1,6 @@
 """
-What a campaign of runs says: time and compute to a loss, intervals over seeds, a table, a picture.
-speedrun.py is what runs the campaign and calls this.
+The results of a campaign: time and compute to a loss, intervals over seeds, a table and a picture.
+speedrun.py runs the campaign and calls this.
 """
 import contextlib
 import math
@@ -34,10 +34,10 @@ def ratio_interval(ratios, level=0.95):
 
 def compare(runs, baseline):
     """
-    runs, baseline: {seed: curve}. Pairs them by seed: for each, the seconds and the compute until
-    the baseline's final validation loss at their full size, and how many times less than the
-    baseline needed (its own first time at that loss; it is timed by the same rule). Ratios only if
-    all seeds get there. final_ratio: how the final losses compare.
+    Pairs runs with the baseline by seed; both are {seed: curve}. For each: seconds and compute until it
+    has the baseline's final validation loss at full size, and the baseline's over these. The baseline
+    is timed by the same rule, at its own first time at that loss. Ratios only if all seeds get there.
+    final_ratio: ratio of the final losses.
     """
     pairs = [(runs[s], baseline[s]) for s in sorted(runs) if s in baseline]
     result = dict(seeds=len(pairs), reached=0, final_ratio=ratio_interval(
@@ -54,15 +54,15 @@ def compare(runs, baseline):
 
 def plus_minus(pair, digits=None):
     mean, half = pair
-    if digits is None:  # seconds: three figures
+    if digits is None:  # seconds: three significant digits
         digits = max(0, 2 - int(math.log10(max(mean, 0.01))))
     return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
 
 def times(ratio, form="{:.2f}x ({:.2f} to {:.2f})"):
     """
-    A (mean, low, high) ratio; without the range where there is none, "> 1.20x" of one that has no high,
-    "< 1.20x" of one that has no low, "-" for None.
+    A (mean, low, high) ratio as text. Without high and low: the mean alone. Without high only: "> 1.20x".
+    Without low only: "< 1.20x". None: "-".
     """
     if ratio is None:
         return "-"
@@ -74,13 +74,13 @@ def times(ratio, form="{:.2f}x ({:.2f} to {:.2f})"):
 
 
 def percent(ratio):
-    """How far a (mean, low, high) ratio is from one."""
+    """How far a (mean, low, high) ratio is from 1, in percent."""
     away = ratio and [None if r is None else 100 * (r - 1) for r in ratio]
     return times(away, "{:+.1f} % ({:+.1f} to {:+.1f})")
 
 
 def table(rows):
-    """A markdown table of rows as speedrun.py's report makes them."""
+    """A markdown table of the rows of speedrun.py's report."""
     lines = []
     for r in rows:
         cells = [r["name"], r["point"] or "-", len(r["seeds"]), plus_minus(r["final"], 4),
@@ -97,7 +97,7 @@ def table(rows):
 
 @contextlib.contextmanager
 def picture(save, columns, heights=(4.8,)):
-    """Axes (rows, columns) to draw on, written to `save` in the end."""
+    """Axes (rows, columns) to draw on, saved to `save` at the end."""
     fig = Figure(figsize=(12, sum(heights)))
     axes = fig.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
     yield axes
@@ -111,9 +111,9 @@ def picture(save, columns, heights=(4.8,)):
 
 def draw(rows, curves, save):
     """
-    A row of panels for each baseline and those compared with it. Left: loss against seconds, mean
-    and range over the seeds. Right: the final loss of each seed. rows: as table() has them;
-    curves: {name: {seed: curve}}.
+    A row of panels for each baseline and the contestants compared with it. Left: loss over seconds,
+    mean and range over seeds. Right: final loss of each seed. rows: as in table(). curves:
+    {name: {seed: curve}}.
     """
     against = {r["name"]: r["against"] for r in rows}
     groups = [[name, *(n for n in against if name in against[n])] for name in against
@@ -121,25 +121,25 @@ def draw(rows, curves, save):
     with picture(save, 2, [max(3.4, 0.25 * len(names) + 1) for names in groups]) as axes:
         for (left, right), names in zip(axes, groups):
             hues = colormaps["turbo"](np.linspace(0.05, 0.95, len(names)))
-            colors = ["k", *0.8 * hues[:-1, :3]]  # darker: they are read, too
+            colors = ["k", *0.8 * hues[:-1, :3]]  # darker, because text has these colors too
             runs = [list(curves[n].values()) for n in names]
             draw_losses(left, runs, colors)
             draw_finals(right, [f"{n} ({len(r)})" for n, r in zip(names, runs)], runs, colors)
 
 
 def draw_losses(ax, runs, colors):
-    """Loss against seconds: mean and range of each list of curves, the first a baseline's."""
+    """Loss over seconds: mean and range of each list of curves, the baseline's first."""
     longest = max(c["train_s"][-1] for cs in runs for c in cs)
     unit, scale = ("s", 1) if longest < 600 else ("min", 60) if longest < 7200 else ("h", 3600)
     ends = [c["val_loss"][-1] for cs in runs for c in cs]
     goal = np.mean(ends[:len(runs[0])])
     for cs, color in zip(runs, colors):
-        n = min(len(c["iter"]) for c in cs)  # evaluations that all have
+        n = min(len(c["iter"]) for c in cs)  # evaluations that all curves have
         seconds, losses = (np.array([c[k][:n] for c in cs]) for k in ("train_s", "val_loss"))
         x, mean = seconds.mean(0) / scale, losses.mean(0)
         ax.plot(x, mean, lw=2 if cs is runs[0] else 1.4, color=color)
         ax.fill_between(x, losses.min(0), losses.max(0), alpha=0.15, lw=0, color=color)
-        if cs is runs[0]:  # the long fall from the first evaluation says little
+        if cs is runs[0]:  # leave out the uninformative fall from the first evaluation
             top = max(mean[n // 3], goal + 0.01)
     ax.axhline(goal, color="k", ls=":", lw=1)
     ax.set(xlabel=f"training time ({unit}; growth and compilation included, evaluation not)",

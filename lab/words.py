@@ -1,11 +1,11 @@
-"""How the commands of lab/ say what they found: reports, times."""
+"""Shared output of the commands of lab/: reports, times."""
 import os
 
 from base.disk import write_json, written
 
 
 def write_report(folder, text, report):
-    """text as report.md, the dict as report.json."""
+    """Write text to report.md and the dict to report.json."""
     with written(os.path.join(folder, "report.md")) as f:
         f.write(text + "\n")
     write_json(os.path.join(folder, "report.json"), report)

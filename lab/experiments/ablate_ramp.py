@@ -1,4 +1,4 @@
-# How long should the ramp be? 1 x 128 to 4 x 192 in one jump, after 300 of 400 iterations.
+# How long should the ramp be? From 1 x 128 to 4 x 192 in one growth, after 300 of 400 iterations.
 from lab.experiments import common as _c
 
 ablation = True

@@ -1,4 +1,4 @@
-# When to grow? One layer to six (of 128), all with the compute of 250 iterations of six.
+# When to grow? From 1 to 6 layers x 128. All get the compute of 250 iterations of 6 layers.
 from lab.experiments import common as _c
 
 ablation = True

@@ -1,6 +1,6 @@
-# The question of frontier.py at 80 tokens per parameter with a second size: a target of 6 layers x 96 (0.66M
-# parameters without embeddings) on bytes of English text, 53M of them, each seen about once. One rate and
-# one decay, those that were best for 6 x 64 at 80. The text, 100 MB at least, is yours:
+# frontier.py at 80 tokens per parameter with a larger target: 6 layers x 96 (0.66M parameters without
+# embeddings), on 53M bytes of English text, each seen about once. The learning rate and the decay are the
+# best of 6 x 64 at 80. Bring your own text, at least 100 MB:
 #
 #     python data/text/prepare.py --input FILES --out=data/english --val FILE
 settings = dict(

@@ -1,4 +1,4 @@
-# frontier.py at one budget with AdamW, at rates of its own.
+# frontier.py at one budget with AdamW, at its own learning rates.
 from lab.experiments import frontier as _f
 
 settings = dict(_f.settings, optimizer="adamw")

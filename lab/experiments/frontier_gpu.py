@@ -1,6 +1,6 @@
-# frontier.py's question with 36 times the parameters, for one GPU: a target of 6 layers x 384 (10.6M parameters
-# without embeddings) on bytes of English text, bfloat16, a batch 32 times as large, so that the runs have
-# about as many steps. One decay, the best one there. The text, 80 MB at least, is yours:
+# frontier.py with 36 times the parameters, for one GPU: the target has 6 layers x 384 (10.6M parameters
+# without embeddings). Bytes of English text, bfloat16. The batch is 32 times as large, so that runs have
+# about as many steps. The one decay is frontier.py's best. Bring your own text, at least 80 MB:
 #
 #     python data/text/prepare.py --input=FILE_OR_FOLDER --out=data/english
 settings = dict(

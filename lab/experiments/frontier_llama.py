@@ -1,4 +1,4 @@
-# frontier.py at one budget with Llama's parts (RMSNorm, rotary embedding, SwiGLU) with as many parameters.
+# frontier.py at one budget with Llama's parts (RMSNorm, rotary embedding, SwiGLU), at equal parameters.
 from lab.experiments import frontier as _f
 
 settings = dict(_f.settings, model="llama", n_inner=172)

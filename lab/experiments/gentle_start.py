@@ -1,12 +1,12 @@
-# Long runs: is it growing that wins, or a gentle start? A target of 6 layers x 64 (0.29M weights) as in frontier.py,
-# at 20 and 80 tokens per parameter. Beside early growth: gates on all layers that open during the first part of the
-# run, together or one after another (Progressive Residual Warmup, arXiv 2603.05369), and output projections that
-# start at 0. Every text once; rates and decays tuned on a seed that is not reported.
+# Long runs: is it growing that helps, or a gentle start? The target of frontier.py, 6 layers x 64 (0.29M
+# weights), at 20 and 80 tokens per parameter. Early growth is compared with output projections that start
+# at 0, and with gates on all layers that open early in the run, together or one by one (Progressive Residual
+# Warmup, arXiv 2603.05369). No text is seen twice. Rates and decays are tuned on a seed that is not reported.
 from lab.experiments import frontier as _f
 
-settings = dict(_f.settings, sampling="epochs", eval_interval=100_000, eval_seqs=14_100)  # all of the validation set
+settings = dict(_f.settings, sampling="epochs", eval_interval=100_000, eval_seqs=14_100)  # the whole validation set
 target = "6 x 64"
-_six, _to_80 = dict(n_layer=6), 11_520  # iterations of the target at 80
+_six, _to_80 = dict(n_layer=6), 11_520  # the target's iterations at 80 tokens per parameter
 ladder = {
     "6 x 64": dict(_six, budgets=[20, 80, 160]),
     "3 x 64": dict(n_layer=3, budgets=[80]),

@@ -1,4 +1,4 @@
-# GPT-2 124M on OpenWebText, 2.5 billion tokens, for GPUs: --parallel=8 gives each run its own.
+# GPT-2 124M on 2.5 billion tokens of OpenWebText, for GPUs. --parallel=8 gives each run its own GPU.
 config = "config/gpt2_scratch.py"
 settings = dict(max_iters=5000, warmup_iters=250, ramp_iters=250, micro_batch=24, eval_interval=100,
                 decay_frac=0.25)

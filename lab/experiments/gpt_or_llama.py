@@ -1,5 +1,5 @@
-# GPT or Llama, which to start a new run with? Both from scratch, 4 layers of 128 with equally many
-# parameters in them, the same batches, the rate tuned alike: on Python's standard library, byte by byte,
+# GPT or Llama for a new run? Both train from scratch, 4 layers x 128 with equal parameters in the layers,
+# on the same batches, with learning rates tuned the same way. Bytes of Python's standard library,
 # 500 iterations of 4,096 bytes, float32.
 settings = dict(
     data_dir="data/pystdlib", block_size=256, head_dim=32, batch_tokens=4096, micro_batch=16,

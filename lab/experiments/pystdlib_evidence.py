@@ -1,45 +1,45 @@
-# The main comparison: is growing faster than training from scratch, with both optimizers tuned,
-# and than the other ways to grow? About three hours on two CPU cores.
+# The main comparison: is growing faster than training from scratch, and than other ways to grow?
+# Both optimizers are tuned. Takes about three hours on two CPU cores.
 from lab.experiments import common as _c
 
 settings, seeds = _c.settings, _c.seeds
 _muon = dict(optimizer="muon", learning_rate=2e-3)
-# AdamW needs twice the iterations to come to a loss where a comparison means anything
+# AdamW needs twice the iterations to reach a loss where a comparison means something
 _adamw = dict(optimizer="adamw", max_iters=1000, warmup_iters=50, ramp_iters=50, eval_interval=50)
 
 
 def _against(baseline, *settings, share=0.5, **more):
-    """A grown run that may cost `share` of the baseline's compute."""
+    """A grown run with `share` of the baseline's compute."""
     given = {k: v for s in settings for k, v in s.items()}
     return dict(given, **more, against=baseline, flops=(baseline, share))
 
 
 def _paper(every):
-    """As the paper grows Bert-base: order, places (10, 20, 30, 40, 50 %), proportions."""
+    """The paper's schedule for Bert-base: its order, places (10, 20, 30, 40, 50 %), proportions."""
     grown = (dict(n_inner=768), dict(n_layer=4), dict(n_embd=192), dict(n_head=6), dict(n_layer=7))
     return dict(n_layer=2, n_embd=128, n_inner=192, n_head=4,
                 stages=[dict(at=every * (i + 1), **sizes) for i, sizes in enumerate(grown)])
 
 
 def _best(at, then):
-    """The best found (pystdlib_schedules.py): one layer, three, seven."""
+    """The best schedule found (pystdlib_schedules.py): 1, 3, then 7 layers."""
     return dict(_c.one_layer, stages=[dict(at=at, n_layer=3), dict(at=then, n_layer=7)])
 
 
 def _late(baseline, *settings, **more):
-    """The tiny model nearly to the end, then all dimensions at once: a fifth of the compute."""
+    """The tiny model almost to the end, then all dimensions at once. A fifth of the compute."""
     return _against(baseline, *settings, _c.tiny, more, share=0.2)
 
 
 def _two(width, depth):
-    """2 x 128, then wider, then deeper: the same schedule for every operator."""
+    """2 x 128, then wider, then deeper. Every operator has this schedule."""
     return _against("scratch Muon", _muon, _c.small, stages=[
         dict(at=300, n_embd=192, n_inner=768, n_head=6, operator=width),
         dict(at=400, n_layer=7, operator=depth)])
 
 
 def _one(**more):
-    """One layer, or none, then all of them at once."""
+    """One layer or none, then all layers at once."""
     return _against("scratch Muon", _muon, _c.one_layer, more, stages=[dict(at=450, n_layer=7)])
 
 
@@ -47,7 +47,7 @@ contestants = {
     "scratch AdamW": dict(_c.target, **_adamw, sweep=dict(learning_rate=[1e-3, 2e-3, 4e-3, 8e-3])),
     "scratch Muon": dict(_c.target, **_muon,
                          sweep=dict(muon_learning_rate=[0.01, 0.02, 0.04, 0.08])),
-    # as long as the best found with half the compute take
+    # as long as the best schedule found at half the compute
     "scratch AdamW, shorter (540 iterations)": dict(_c.target, **{**_adamw, "max_iters": 540},
                                                     against="scratch AdamW"),
     "scratch Muon, shorter (284 iterations)": dict(_c.target, **_muon, max_iters=284,

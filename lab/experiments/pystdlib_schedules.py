@@ -1,6 +1,6 @@
-# Which schedule? One seed, half the compute of the run from scratch or a fifth: one growth or more,
-# earlier or later; and small models that never grow. How the best of pystdlib_evidence were looked
-# for.
+# Which schedule? One growth or more, earlier or later, and small models that never grow. One seed, with
+# half or a fifth of the compute from scratch. This is how the best schedules of pystdlib_evidence were
+# found.
 from lab.experiments import common as _c
 
 ablation = True
@@ -9,13 +9,13 @@ _muon = dict(_c.muon, muon_learning_rate=0.02, against="scratch", flops=("scratc
 
 
 def _layers(*stages, start=1):
-    """Layers only: (at, n_layer) pairs."""
+    """Grow layers only: (at, n_layer) pairs."""
     return dict(_c.target, **_muon, n_layer=start,
                 stages=[dict(at=at, n_layer=n) for at, n in stages])
 
 
 def _late(at, operator="zero_output", rate=0.04, start=_c.tiny, **more):
-    """From a small model to the target in one jump, a fifth of the compute."""
+    """From a small model to the target in one growth, with a fifth of the compute."""
     return {**_muon, "flops": ("scratch", 0.2), **start, "operator": operator, "ramp_iters": 10,
             "muon_learning_rate": rate, "stages": [dict(at=at, **_c.target)], **more}
 
