@@ -1,6 +1,6 @@
 """
-How settings are given: a file of plain Python assignments, then --key=value overrides; or --resume
-and the run's folder. Whatever is wrong ends in one line.
+Read settings: a file of plain Python assignments, then --key=value overrides; or --resume and the
+run's folder. Bad input ends in one line.
 """
 import ast
 import contextlib
@@ -33,9 +33,9 @@ from run.settings import (
 
 def from_args(argv):
     """
-    argv: at most one config file, then --key=value ... . With --resume (a run's folder may stand in
-    the place of the config file) the settings are those that the run recorded, and only the command
-    line changes them. Returns a checked TrainConfig.
+    argv: at most one config file, then --key=value ... . --resume takes the settings that the run
+    recorded, and only the command line changes them. A run's folder may then replace the config file.
+    Returns a checked TrainConfig.
     """
     if help := [a for a in argv if a == "-h" or a.startswith("--help")]:
         print(describe_settings(help[0].partition("=")[2]))
@@ -47,7 +47,7 @@ def from_args(argv):
     if "--resume" in argv:
         config = from_dict({**recorded(files, given), **given, "init_from": "resume"})
         refuse(config, given)
-        if given.keys() & {"max_iters", "stages"}:  # older runs' ramps may be longer
+        if given.keys() & {"max_iters", "stages"}:  # else older runs with longer ramps could not resume
             check_ramps(config)
         return config
     file = read_file(files[0]) if files else {}
@@ -67,7 +67,7 @@ def from_args(argv):
 
 
 def branched(values, start):
-    """The settings of the run that `start` is a checkpoint of, and `values` over them."""
+    """The settings of the run that wrote the checkpoint `start`, overridden by `values`."""
     values = {key: typed(key, value) for key, value in values.items()}
     state = checkpoint.settings_of(start)
     need(start, state, config=dict, iter=int, stage=int)
@@ -80,20 +80,20 @@ def branched(values, start):
         values.setdefault("schedule", "wsd")
         if "max_iters" not in values:
             values["max_iters"] = state["iter"] + values["decay_iters"]
-            had["stages"] = had["stages"][:done]  # what was to come, a decay leaves out
+            had["stages"] = had["stages"][:done]  # a decay drops the stages still to come
     elif "decay_frac" in values:
         values.setdefault("decay_iters", 0)
-    had["rewarm_iters"] = 0  # what was, the checkpoint says
+    had["rewarm_iters"] = 0  # the checkpoint records past rewarms
     stages = values.get("stages", had["stages"])
     if stages[:done] == had["stages"][:done] and any(
             values.get(k, had[k]) != had[k] for k in ("ramp_iters", "operator")):
-        with checkpoint.believed(start):  # what has begun goes on as it was
+        with checkpoint.believed(start):  # stages that have begun keep their settings
             values["stages"] = [*map(TrainConfig(**had).whole, stages[:done]), *stages[done:]]
     return {**had, **values}
 
 
 def recorded(files, given):
-    """The settings that the run to resume was started with, from its out_dir's config.json."""
+    """The settings of the run to resume, from config.json in its out_dir."""
     if "out_dir" in given and files and os.path.isdir(files[0]):
         raise UserError(f"out_dir={given['out_dir']}: --resume {files[0]} says where the run is: leave one of "
                         "the two out")
@@ -104,16 +104,16 @@ def recorded(files, given):
                                       values.get("out_dir", TrainConfig.out_dir))
     path = os.path.join(os.path.expanduser(str(folder)), "config.json")
     if not os.path.exists(path):
-        return {**values, "out_dir": folder}  # of a run that says no more: let its checkpoint speak
+        return {**values, "out_dir": folder}  # no config.json: loading the checkpoint decides
     had = read_json(path)
     old = known_settings(had)
     if "max_iters" in given:
-        old.pop("rewarm_iters", None)  # it was of the end before this one
+        old.pop("rewarm_iters", None)  # it belonged to the earlier max_iters
     for key in sorted(values.keys() & old.keys() - given.keys() - {"out_dir", "init_from"}):
         if values[key] != old[key]:
             say_once(f"resuming with the run's own {key}={old[key]!r}, not {files[0]}'s "
                      f"{values[key]!r}: give --{key}=... to change it")
-    if not os.path.isdir(str(old.get("data_dir"))):  # the run was started from another folder
+    if not os.path.isdir(str(old.get("data_dir"))):  # relative to another working directory
         there = had["resolved"].get("data_dir", "") if isinstance(had.get("resolved"), dict) else ""
         if os.path.isdir(str(there)):
             old.update(data_dir=there)
@@ -121,7 +121,7 @@ def recorded(files, given):
 
 
 def describe_settings(wanted=""):
-    """Every setting with its default and meaning, from TrainConfig's own lines; or one of them."""
+    """The settings with defaults and meanings, from TrainConfig's source; only `wanted`, if given."""
     lines = inspect.getsource(TrainConfig).splitlines()
     start = next(i for i, line in enumerate(lines) if line.lstrip().startswith("#"))
     end = next(i for i, line in enumerate(lines) if line.lstrip().startswith("def "))
@@ -138,20 +138,20 @@ def describe_settings(wanted=""):
 
 
 def sized_by_folder(values):
-    """The sizes of the folder to start from; a setting that contradicts them is an error."""
+    """`values` with the sizes of the folder to start from. UserError if a setting contradicts them."""
     where = str(values["init_from"])
     folder = hf.find(where)
     kind, sizes = hf.folder_config(folder)
     for key, theirs in dict(model=kind, **sizes).items():
         mine = values.get(key, theirs)
-        if mine == {"vocab_size": 0, "gelu": ""}.get(key):  # what says nothing, as in the defaults
+        if mine == {"vocab_size": 0, "gelu": ""}.get(key):  # defaults that leave the choice open
             mine = theirs
         if mine != theirs and not (key == "block_size" and type(mine) is int and mine < theirs):
             raise UserError(f"{key}={mine!r}: init_from={where} has {key}={theirs!r}: leave it out"
                             + (", or grow to it in stages" if key in GROWABLE else ""))
         values[key] = mine
     if hf.masked_eot(folder, sizes["vocab_size"]) is not None:
-        values.setdefault("doc_mask", True)  # so it was trained
+        values.setdefault("doc_mask", True)  # the model was trained with it
     return {**values, "init_from": folder}
 
 
@@ -164,7 +164,7 @@ def read_file(path):
             f", did you mean {near[0]}?" if near else ": see config/ and lab/experiments/"))
     sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
     try:
-        names = runpy.run_path(path)  # which may build on another: from config.gpt2_msg import *
+        names = runpy.run_path(path)  # a config may import another: from config.gpt2_msg import *
     except KeyboardInterrupt:
         raise
     except BaseException as e:
@@ -178,7 +178,7 @@ def read_file(path):
 
 
 def own_names(path):
-    """What a config file itself assigns, not one that it builds on."""
+    """The names that a config file assigns itself, without those it imports."""
     with open(os.path.expanduser(path), "rb") as f:
         tree = ast.parse(f.read())
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
@@ -196,7 +196,7 @@ def parse_override(arg):
 
 
 def literal(text):
-    """Python literals, and also true/false and [dict(at=1, n_embd=8)] as configs write them, no key twice."""
+    """`text` as a Python literal. Allows true, false and dict(at=1, n_embd=8); rejects duplicate keys."""
     if text.lower() in ("true", "false"):
         return text.title()
     tree = ast.parse(text, mode="eval")

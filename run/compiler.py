@@ -1,10 +1,10 @@
 """
-torch.compile, in place, so that state-dict keys stay clean: block by block, or the whole model.
-One block's graph serves all layers. What varies in time reaches it as tensors, so a ramp never
-recompiles; running into Dynamo's recompile limit is an error here, never silent eager.
+torch.compile, block by block or for the whole model. It works in place, so state-dict keys stay clean.
+One block's graph serves all layers. Values that change over time are tensors, so a ramp never
+recompiles. Reaching Dynamo's recompile limit is an error, not a silent fall back to eager.
 
-torch._dynamo is imported in functions, for its import makes the folder of the compile cache, and
-dies where that cannot be made; torch's optimizers import it too. choose() sees to that first.
+Importing torch._dynamo creates the compile cache folder, and fails if it cannot. So functions import
+it, and choose() creates the folder first. torch's optimizers import it too.
 """
 import contextlib
 import functools
@@ -16,7 +16,7 @@ import torch
 
 from base.errors import UserError, first_line
 
-REMEDIES = (  # what torch says somewhere in its error, and what to type then
+REMEDIES = (  # part of torch's error message: what to type
     ("Python.h", "its compiler lacks Python's headers: apt-get install python3-dev"),
     ("C++ compiler", "apt-get install g++ (on a Mac, xcode-select --install), or set CXX to a compiler"),
     ("C compiler", "apt-get install gcc, or set CC to a compiler"),
@@ -28,8 +28,8 @@ def compile_model(model, mode):
     if mode == "none":
         return
     import torch._dynamo
-    # else Dynamo cuts each block's graph in pieces of 1 MiB of parameters under DDP, for the sake of
-    # gradients sent early: 27 s to compile a block as wide as GPT-2's, 4 s whole
+    # under DDP Dynamo would split each block's graph at 1 MiB of parameters, to send gradients early:
+    # a block as wide as GPT-2's then compiles in 27 s, not 4 s
     torch._dynamo.config.optimize_ddp = False
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -39,9 +39,9 @@ def compile_model(model, mode):
 
 def choose(mode, device):
     """
-    Resolve mode "auto": "block" where torch.compile works, else "none". Returns (mode, why). Comes
-    before anything else of torch.compile and before the first optimizer is made. UserError where it
-    does not work, but was asked for.
+    Resolve mode "auto": "block" where torch.compile works, else "none". Returns (mode, why). Call it
+    before any other use of torch.compile and before making an optimizer. UserError if torch.compile
+    was asked for and does not work.
     """
     make_cache_dir()
     if mode == "none":
@@ -56,7 +56,7 @@ def choose(mode, device):
 
 
 def make_cache_dir():
-    """Make the folder of the compile cache, if one is asked for. UserError if that cannot be."""
+    """Make the compile cache folder, if one is named. UserError if it cannot be made."""
     path = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
     try:
         os.makedirs(os.path.abspath(path), exist_ok=True)
@@ -67,7 +67,7 @@ def make_cache_dir():
 
 @functools.cache
 def broken(device_type):
-    """None if torch.compile works on the device, else the first line of what it says."""
+    """None if torch.compile works on the device, else the first line of its error."""
     try:
         with warnings.catch_warnings(), undisturbed():
             warnings.simplefilter("ignore")
@@ -81,9 +81,9 @@ def broken(device_type):
 @contextlib.contextmanager
 def undisturbed():
     """
-    What this thread starts in here, compilers above all, is deaf to signals to stop: a terminal or a
-    scheduler sends them to all processes of a run, which goes on to the end of its step and cannot
-    without its compiler. The run itself hears them on its other threads.
+    Block stop signals in this thread, and so in the compilers it starts. A terminal or scheduler sends
+    them to all processes of a run, but the run needs its compiler to end its step. Its other threads
+    still receive them.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -96,12 +96,12 @@ def undisturbed():
 
 
 def forget_graphs():
-    """Drop compiled graphs whose shapes will not come back, and what they hold."""
+    """Drop compiled graphs, whose shapes will not come back, and the memory they hold."""
     import torch._dynamo
     torch._dynamo.reset()
 
 
 def graphs():
-    """How many graphs were compiled so far in this process."""
+    """The number of graphs compiled so far in this process."""
     import torch._dynamo
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]

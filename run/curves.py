@@ -1,8 +1,8 @@
-"""A run's evaluations as a curve, and when it reaches a loss."""
+"""A run's evaluations as a curve, and where it reaches a loss."""
 
 
 def crossing(xs, ys, target):
-    """Where a curve first comes down to `target`, by linear interpolation, or None."""
+    """The x at which a curve first falls to `target`, by linear interpolation; None if it never does."""
     for i, y in enumerate(ys):
         if y <= target:
             if i == 0 or ys[i - 1] == y:
@@ -14,8 +14,8 @@ def crossing(xs, ys, target):
 
 def curve(events):
     """
-    The evaluations of a run's metrics, as lists: train_s, flops, iter, val_loss, and whole: is the
-    model as large as it ends, and its ramps over?
+    The evaluations in a run's metrics, a dict of lists: train_s, flops, iter, val_loss, whole.
+    whole: has the model its final size, and are its ramps over?
     """
     points = [e for e in events if e["event"] == "eval" and isinstance(e.get("val_loss"), float)]
     sizes = [[e.get(k) for k in ("n_layer", "n_head", "n_embd", "n_inner")] for e in points]
@@ -25,8 +25,8 @@ def curve(events):
 
 def reaches(curve, x, target):
     """
-    Where, in `x`, a run first is at `target` and stays the size it has there: a loss that a
-    smaller model had does not count. None if it never is.
+    Where, in units of `x`, a run reaches `target` at its final size; None if it never does.
+    The loss of a smaller model does not count.
     """
     whole = curve["whole"]
     start = len(whole) - [*whole[::-1], False].index(False)

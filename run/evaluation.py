@@ -1,7 +1,4 @@
-"""
-What a model scores on validation batches, in sums that add up over batches and processes; and what
-it writes.
-"""
+"""Validation scores of a model, as sums that add up over batches and processes; and sample texts."""
 import unicodedata
 from itertools import islice
 
@@ -17,8 +14,8 @@ SAMPLE_TOKENS = 200
 
 def scores(out, loss, data):
     """
-    Sums over a batch, {name: (sum, count)}, all of them 0-D tensors on the batch's device, for a
-    model's (out, loss) on `data`, a dict as the loaders make it.
+    Sums over a batch: {name: (sum, count)}, 0-D tensors on the batch's device. out, loss: what the
+    model returned for `data`, a dict from a loader.
     """
     target = data["targets"]
     n = (target >= 0).sum()
@@ -40,9 +37,9 @@ NAMES = {"gpt": ["val_loss"], "llama": ["val_loss"],
 @torch.no_grad()
 def evaluate(run, batches=None, stop=lambda: False):
     """
-    Validation scores of a run over all its ranks, {name: mean}, as many batches as each has, be it
-    none, or the first `batches` of them. Stopped on all ranks if stop() is true on any, before any batch.
-    Eager: worth no compilation, and never any recompile.
+    Validation scores of a run over all its ranks, {name: mean}. Each rank evaluates all its batches,
+    or the first `batches`; it may have none. If stop() is true on any rank before a batch, all stop.
+    Runs eagerly, so that nothing is recompiled.
     """
     names = NAMES[run.config.model]
     exact = torch.float32 if run.device.type == "mps" else torch.float64
@@ -66,18 +63,18 @@ def evaluate(run, batches=None, stop=lambda: False):
 @torch.no_grad()
 def write(run, tokenizer):
     """
-    A document as the model writes it by now, at most SAMPLE_TOKENS of it: text, without control
-    characters. From the run's seed, so that two of them differ by the weights alone.
+    Generate a document of at most SAMPLE_TOKENS tokens, as text without control characters. The seed
+    is the run's, so two samples differ by the weights only.
     """
     eot, c = tokenizer.eot, run.config
     start = tokenizer.begin or (tokenizer.encode("\n") if eot is None else [eot])
-    torch.manual_seed(c.seed)  # a step sets its own
+    torch.manual_seed(c.seed)  # each training step sets its own seed
     run.model.eval()
     try:
         with torch.compiler.set_stance("force_eager"), run.autocast():
             ids = run.model.generate(torch.tensor([start], device=run.device),
                                      min(SAMPLE_TOKENS, c.block_size), 0.8, 50, eot)[0, len(start):].tolist()
-    except RuntimeError as e:  # no memory, logits that are no numbers: costs the text, not the run
+    except RuntimeError as e:  # out of memory, NaN logits: lose the text, not the run
         return f"(nothing: {first_line(e)})"
     finally:
         run.model.train()
@@ -85,6 +82,6 @@ def write(run, tokenizer):
 
 
 def printable(text):
-    """The text with U+FFFD for what would steer a terminal: control characters but newline and tab."""
+    """The text with control characters, except newline and tab, replaced by U+FFFD."""
     return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c
                    for c in text)

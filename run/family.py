@@ -1,7 +1,7 @@
 """
-A family: a run that leaves a finished model of each size it grows through. The run is its trunk. Before
-a growth a branch goes off, which finishes that size by a decay from the trunk's checkpoint: a run like
-any other, in a folder of the trunk's. The largest model is the end of the trunk itself.
+A family: a run that leaves a finished model of each size it grows through. The run itself is the trunk.
+A branch starts from the trunk's checkpoint before a growth and finishes that size by learning rate decay.
+It is an ordinary run, in a folder inside the trunk's. The trunk's end is the largest model.
 """
 import contextlib
 import os
@@ -18,13 +18,13 @@ from run.runlog import read_metrics
 from run.settings import TrainConfig, from_dict, known_settings
 
 HOUSE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-RESULTS = os.path.join(HOUSE, "results", "family")  # where runs from scratch are, to compare with
+RESULTS = os.path.join(HOUSE, "results", "family")  # runs from scratch to compare with
 
 
 @dataclass
 class Member:
-    """A size that is finished. born, at, end: the iterations at which the trunk has it, at which its
-    decay leaves the trunk, and its last; stage: how often the trunk grew before it."""
+    """A size of the family. Iterations: born, the trunk reaches it; at, its decay starts; end, its last.
+    stage: the number of growths before it."""
     name: str
     out_dir: str
     sizes: dict
@@ -34,15 +34,15 @@ class Member:
     end: int
 
     def is_finished(self):
-        """Has it a checkpoint of its last iteration, evaluated? A signal may have come in between."""
+        """Is there a checkpoint of its last iteration, and evaluated? A signal may stop a run in between."""
         path = checkpoint.path_at(self.out_dir, self.end)
-        with contextlib.suppress(OSError):  # a damaged one
+        with contextlib.suppress(OSError):  # a damaged checkpoint
             return os.path.exists(path) and checkpoint.glance(path).get("evaluated") == self.end
         return False
 
 
 def members(config):
-    """The members of a trunk's family, from small to large; [] if it finishes no size on its way."""
+    """The members of a trunk's family, from small to large; [] if it finishes no smaller size."""
     found, born = [], 0
     last = dict(at=config.max_iters, finish_iters=0)
     for n, (sizes, stage) in enumerate(zip(config.sizes(), [*config.stages, last])):
@@ -55,21 +55,21 @@ def members(config):
         if names.count(m.name) > 1:
             m.name += "x{n_inner}x{n_head}".format(**m.sizes)
     for m in found[:-1]:
-        old = os.path.join(config.out_dir, f"stage_{m.stage + 1}")  # as runs before 2026-12 called it
+        old = os.path.join(config.out_dir, f"stage_{m.stage + 1}")  # the name in runs before 2026-12
         m.out_dir = old if os.path.isdir(old) else os.path.join(config.out_dir, m.name)
     return found if len(found) > 1 else []
 
 
 def branch_settings(member):
-    """What makes a branch of a trunk the finished model of a size that it passes through."""
+    """The settings in which the branch that finishes a member differs from its trunk."""
     return dict(out_dir=member.out_dir, schedule="wsd", decay_iters=member.end - member.at,
                 finish_stages=0, family=TrainConfig.family)
 
 
 def due(trunk):
     """
-    The branches to run now, in order, as TrainConfigs. Not those whose checkpoint the trunk has not
-    reached, or could not write; nor what is finished, or being trained by another process.
+    The branches to run now, in order, as TrainConfigs. Leaves out those that are finished, those that
+    another process trains, and those with no trunk checkpoint yet.
     """
     family = members(trunk)
     if not family or trunk.family == "end" and not family[-1].is_finished():
@@ -79,7 +79,7 @@ def due(trunk):
 
 
 def has_start(trunk, member):
-    """Is there a checkpoint to finish it from?"""
+    """Is there a checkpoint to finish the member from?"""
     return checkpoint.exists(member.out_dir) or os.path.exists(checkpoint.path_at(trunk.out_dir, member.at))
 
 
@@ -95,7 +95,7 @@ def branch(trunk, member):
 
 
 def is_busy(out_dir):
-    """Is another process training there?"""
+    """Is another process training in the folder?"""
     try:
         if os.path.isdir(out_dir):
             checkpoint.make_out_dir(out_dir).close()
@@ -105,7 +105,7 @@ def is_busy(out_dir):
 
 
 def next_run(trunk):
-    """After a run of a family: the config of the one that comes next, or None if all is done."""
+    """The config of the family's next run, or None if all are done."""
     family, branches = members(trunk), due(trunk)
     if branches:
         return branches[0]
@@ -113,22 +113,22 @@ def next_run(trunk):
 
 
 # -----------------------------------------------------------------------------
-# what it cost and came to
+# its costs and losses
 
 def read_config(folder):
-    """The TrainConfig of the run in a folder; None if there is no run, or one of another version."""
+    """The TrainConfig of the run in a folder; None if there is none that this version can read."""
     with contextlib.suppress(UserError):
         return from_dict({**known_settings(read_json(os.path.join(folder, "config.json"))), "out_dir": folder})
 
 
 def read_trunk(folder):
-    """The config of the trunk of the family in a folder, or None."""
+    """The config of the trunk in a family's folder; None if it is no family."""
     trunk = read_config(folder)
     return trunk if trunk and members(trunk) else None
 
 
 def member_at(path):
-    """The folder of the member that a path names, be it RUN/8x64, of the trunk itself, or RUN/stage_1; or None."""
+    """The folder of the member that a path names, RUN/8x64 or RUN/stage_1; or None. It may be the trunk's."""
     folder, name = os.path.split(os.path.normpath(path))
     trunk = read_trunk(folder)
     return next((m.out_dir for m in (members(trunk) if trunk else ())
@@ -136,7 +136,7 @@ def member_at(path):
 
 
 def models(path):
-    """[(name, folder)] of the members that are finished in a family's folder; [("", path)] of anything else."""
+    """[(name, folder)] of the finished members in a family's folder; [("", path)] if there are none."""
     trunk = read_trunk(path)
     found = [(m.name, m.out_dir) for m in (members(trunk) if trunk else ()) if m.is_finished()]
     return found or [("", path)]
@@ -144,10 +144,9 @@ def models(path):
 
 def costs(trunk, vocab_size):
     """
-    What each member takes, by arithmetic: dicts of params, flops_per_token, iters (at the size of each stage,
-    of its decay and its share of the trunk, which begins where the member before it left), flops, seen
-    (tokens since the start) and alone (the FLOPs of training it from scratch on as many tokens as the
-    smallest sees).
+    The calculated cost of each member, as dicts of params, flops_per_token, iters (at each stage's size),
+    flops, seen (tokens since the start) and alone (FLOPs from scratch, on as many tokens as the smallest
+    member sees). A member's share is its decay and the trunk since the previous member's decay started.
     """
     models, family = trunk.models(vocab_size), members(trunk)
     each = [m.flops_per_token(trunk.head_fraction()) for m in models]
@@ -163,7 +162,7 @@ def costs(trunk, vocab_size):
 
 
 def last_evaluation(out_dir, iteration):
-    """The evaluation of a run's last iteration, or None. Damaged lines of its metrics are left out."""
+    """The evaluation at `iteration` in a run's metrics, or None. Damaged lines are skipped."""
     if not os.path.exists(os.path.join(out_dir, "metrics.jsonl")):
         return None
     return next((e for e in read_metrics(out_dir, []) if e["event"] == "eval" and e["iter"] == iteration and
@@ -172,9 +171,9 @@ def last_evaluation(out_dir, iteration):
 
 def from_scratch(trunk, member, tokens):
     """
-    {seed: (out_dir, last evaluation)} of the results' runs that trained a member's size from scratch on
-    about as many tokens of the same data: of the recipe with the lowest mean loss, among those of three
-    seeds if there are any, without the seeds that recipes were chosen on. {} if there are none.
+    {seed: (out_dir, last evaluation)} of runs in RESULTS that trained a member's size from scratch, on
+    the same data and about as many tokens. Of several recipes, the one with most seeds (up to three),
+    then the lowest mean loss. Leaves out seeds that recipes were chosen on. {} if there are none.
     """
     recipes = {}
     for out_dir, below, files in os.walk(unpacked(RESULTS)):
@@ -182,7 +181,7 @@ def from_scratch(trunk, member, tokens):
         if run is None:
             continue
         if run.stages:
-            below.clear()  # a family's members are not from scratch
+            below.clear()  # members of a family are not from scratch
         elif run.sizes() == [member.sizes] and run.schedule != "constant" and task(run) == task(trunk) and \
                 abs(run.max_iters * run.batch_tokens / tokens - 1) < 0.05 and \
                 (end := last_evaluation(out_dir, run.max_iters)):
@@ -200,7 +199,7 @@ def task(config):
 
 
 def summary(trunk):
-    """What a family came to, a dict for family.json. Members that are not finished have no loss yet."""
+    """Losses and costs of a family, a dict for family.json. Unfinished members have no loss yet."""
     where = os.path.join(trunk.out_dir, "config.json")
     vocab_size, = need(where, read_json(where, resolved=dict)["resolved"], vocab_size=int)
     rows, family = costs(trunk, vocab_size), members(trunk)
@@ -217,7 +216,7 @@ def summary(trunk):
 
 
 def in_words(found):
-    """summary() as a table and a line."""
+    """summary() as a table and one line of text."""
     rows = []
     for r in found["members"]:
         loss, s = "not finished" if r["val_loss"] is None else f"{r['val_loss']:.4f}", r["scratch"]
@@ -233,7 +232,7 @@ def in_words(found):
 
 
 def conclude(config):
-    """When a run is over: the table of its family, or of that which it is a member of, shown and kept."""
+    """After a run: print and save the table of its family, as trunk or as member."""
     above = os.path.dirname(os.path.abspath(config.out_dir))
     trunk = read_trunk(above if member_at(config.out_dir) else config.out_dir)
     if trunk and int(os.environ.get("RANK", 0)) == 0:

@@ -3,7 +3,7 @@ Hugging Face's names for our weights and settings, and models from its folders.
 
     python train.py --init_from=hf/pystdlib --stages='[dict(at=100, n_layer=12)]'
 
-A model is opened with its tokenizer, which the folder must name: nothing is guessed.
+The folder must name its tokenizer: nothing is guessed.
 """
 import os
 import re
@@ -20,7 +20,7 @@ from layers import rope_scaling
 from model import MODELS
 from run.settings import typed
 
-# ours: theirs. A block's names are looked up with its number taken out.
+# our name: theirs. N stands for the number of the block.
 NAMES = {
     "gpt": {
         "wte": "wte", "wpe": "wpe", "ln_f": "ln_f", "blocks.N.ln_1": "h.N.ln_1",
@@ -48,8 +48,8 @@ NAMES = {
             "attn.ln_k": "self_attn.k_norm", "ln_1": "input_layernorm",
             "ln_2": "post_attention_layernorm", "mlp.gate": "mlp.gate_proj",
             "mlp.up": "mlp.up_proj", "mlp.proj": "mlp.down_proj"}.items()}}}
-# by what transformers calls them: our "llama" is their llama or mistral; with qkv_bias their qwen2,
-# with qk_norm their qwen3
+# keys are transformers' names. Our "llama" is their llama or mistral; with qkv_bias their qwen2, with
+# qk_norm their qwen3
 CLASSES = {"gpt": "GPT2LMHeadModel", "bert": "BertForPreTraining", "llama": "LlamaForCausalLM",
            "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 MODEL_TYPES = {"gpt": "gpt2", **{name: name for name in ("bert", "llama", "mistral", "qwen2", "qwen3")}}
@@ -65,7 +65,7 @@ CONFIG = {  # their setting: ours
                  intermediate_size="n_inner", hidden_act="gelu"),
     # num_key_value_heads and rotary positions: see rope_and_groups()
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), LLAMA)}
-FIXED = {  # what we have no choice of: a folder with anything else would be another function
+FIXED = {  # values we cannot change: with others the model would be another function
     "gpt": dict(scale_attn_weights=True, tie_word_embeddings=True, add_cross_attention=False,
                 scale_attn_by_inverse_layer_idx=False),
     "bert": dict(layer_norm_eps=1e-12, type_vocab_size=2, position_embedding_type="absolute",
@@ -74,10 +74,10 @@ FIXED = {  # what we have no choice of: a folder with anything else would be ano
     "mistral": dict(hidden_act="silu"),
     "qwen2": dict(hidden_act="silu", use_sliding_window=False),
     "qwen3": dict(hidden_act="silu", attention_bias=False, use_sliding_window=False)}
-ROPE = dict(default=(), linear=("factor",), llama3=(  # what each kind of rotary positions must say
+ROPE = dict(default=(), linear=("factor",), llama3=(  # what each kind of rotary embedding must set
     "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"))
 GELU = {"gelu_new": "tanh", "gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_python": "exact"}
-OURS = "nanogrow.json"  # our own extra file: the tokenizer, as a dataset's meta.json has it
+OURS = "nanogrow.json"  # our extra file: the tokenizer, as in a dataset's meta.json
 TOKENIZER_FILES = (OURS, "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
                    "vocab.txt")
 
@@ -87,7 +87,7 @@ def kind_of(model):
 
 
 def dialect_of(model):
-    """kind_of(model) as transformers tells them apart: a key of CLASSES."""
+    """The kind of model in transformers' terms: a key of CLASSES."""
     c = model.config
     return "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else kind_of(model)
 
@@ -96,7 +96,7 @@ def dialect_of(model):
 # weights
 
 def name_pairs(model):
-    """(our parameter, their tensor, which third of it or None, whether it is transposed)."""
+    """Yields (our parameter, their tensor, which third of it or None, is it transposed?)."""
     kind = kind_of(model)
     for name, p in model.named_parameters():
         module, _, leaf = name.rpartition(".")
@@ -104,13 +104,13 @@ def name_pairs(model):
         key = re.sub(r"^blocks\.\d+", "blocks.N", module or name)
         theirs = NAMES[kind][key].replace("N.", f"{block[1]}." if block else "N.", 1)
         third = "qkv".index(key[-1]) if theirs.endswith("c_attn") else None
-        # GPT-2's Conv1D keeps its weights transposed
+        # GPT-2's Conv1D stores its weights transposed
         transposed = kind == "gpt" and block is not None and p.dim() == 2
         yield name, f"{theirs}.{leaf}" if module else theirs, third, transposed
 
 
 def their_tensors(model):
-    """{their tensor: our parameters that it is made of, in order}."""
+    """{their tensor: the parameters of ours that make it up, in order}."""
     prefix, made = "transformer." if kind_of(model) == "gpt" else "", {}
     for name, theirs, *_ in name_pairs(model):
         made.setdefault(prefix + theirs, []).append(name)
@@ -118,15 +118,15 @@ def their_tensors(model):
 
 
 def join(values, transposed):
-    """Their tensor, made of our parameters."""
+    """Their tensor, made from our parameters."""
     values = [v.T if transposed else v for v in values]
     return values[0] if len(values) == 1 else torch.cat(values, dim=-1)
 
 
 def to_hf(model):
-    """The weights as transformers names them, {name: tensor}. Missing biases are written as 0."""
+    """The weights under transformers' names, {name: tensor}. Missing biases become 0."""
     if not (model.config.bias or model.config.llama):
-        # biases of 0, as a fresh model has, are the same function
+        # a fresh model's biases are 0: the same function
         twin = type(model)(replace(model.config, bias=True))
         twin.load_state_dict(model.state_dict(), strict=False)
         model = twin
@@ -138,8 +138,8 @@ def to_hf(model):
 
 def reader(model, tensors, where="the checkpoint"):
     """
-    A function from our name of a weight to that weight, as the model's shapes are; positions are
-    cropped. tensors: {their name: tensor}, which may be a Weights. It raises UserError.
+    A function from our name of a weight to its tensor, in the model's shape; position embeddings are
+    cropped. tensors: {their name: tensor}, or a Weights. The function raises UserError.
     """
     called = {k.removeprefix("transformer.").replace("LayerNorm.gamma", "LayerNorm.weight")
               .replace("LayerNorm.beta", "LayerNorm.bias"): k for k in tensors}
@@ -168,14 +168,14 @@ def reader(model, tensors, where="the checkpoint"):
 
 @torch.no_grad()
 def load_hf(model, tensors, where="the checkpoint"):
-    """Weights as transformers names them, {name: tensor}, into `model`."""
+    """Load weights under transformers' names, {name: tensor}, into `model`."""
     read = reader(model, tensors, where)
     for name, p in model.named_parameters():
         p.copy_(read(name))
 
 
 def fits(where, dialect, sizes):
-    """UserError where transformers has no model of these sizes, a dict with what a config has."""
+    """UserError if transformers has no model of these sizes, a dict of config values."""
     n, width, dim = sizes["n_head"], sizes["n_embd"], sizes["head_dim"]
     if dialect in ("gpt", "bert") and n * dim != width:
         advice = f"n_head to {width / dim:g}" if n * dim < width else f"n_embd to {n * dim}"
@@ -190,7 +190,7 @@ def fits(where, dialect, sizes):
 
 
 # -----------------------------------------------------------------------------
-# in
+# import
 
 def is_hf(folder):
     return os.path.isfile(os.path.join(folder, "config.json")) and any(
@@ -198,7 +198,7 @@ def is_hf(folder):
 
 
 def find(where, key="init_from"):
-    """The local folder of a model, given that folder or its name on the Hugging Face hub; key: for errors."""
+    """The local folder of a model, given as that folder or a Hugging Face hub name. key: for errors."""
     folder = os.path.expanduser(where)
     if is_hf(folder):
         return folder
@@ -221,7 +221,7 @@ def find(where, key="init_from"):
 
 
 def folder_dialect(folder):
-    """(a key of CLASSES, the config.json) of a Hugging Face folder. UserError if it is none of ours."""
+    """(a key of CLASSES, the config.json) of a Hugging Face folder. UserError if it is not supported."""
     path = os.path.join(folder, "config.json")
     theirs = read_json(path, model_type=str)
     dialect = {v: k for k, v in MODEL_TYPES.items()}.get(theirs["model_type"])
@@ -239,12 +239,12 @@ def folder_dialect(folder):
 
 
 def folder_config(folder):
-    """(kind, {our setting: value}) of a Hugging Face folder, which may leave out what is usual."""
+    """(kind, {our setting: value}) of a Hugging Face folder. What it leaves out gets the usual value."""
     path = os.path.join(folder, "config.json")
     dialect, theirs = folder_dialect(folder)
     names = {ours: key for key, ours in CONFIG[dialect].items()}
     heads, width = need(path, theirs, **{names[k]: int for k in ("n_head", "n_embd")})
-    window = theirs.get("sliding_window", 4096) if dialect == "mistral" else None  # 4096: if unsaid
+    window = theirs.get("sliding_window", 4096) if dialect == "mistral" else None  # Mistral's default
     usual = dict(n_inner=4 * width, rms_norm_eps=1e-6, layer_norm_epsilon=1e-5,
                  tie_word_embeddings=False, num_key_value_heads=heads, rope_theta=10_000.0,
                  head_dim=128 if dialect == "qwen3" else width // max(1, heads))
@@ -269,7 +269,7 @@ def folder_config(folder):
 
 
 def checked(path, ours):
-    """Values that a file gives our settings, each of its kind."""
+    """A file's values for our settings, each converted to its type."""
     try:
         return {key: typed(key, value) for key, value in ours.items()}
     except UserError as e:
@@ -277,9 +277,9 @@ def checked(path, ours):
 
 
 def rope_and_groups(path, theirs, heads):
-    """What a Llama's config.json says in other words than ours."""
+    """rope_theta, rope_scaling and kv_group from a Llama's config.json, as a dict."""
     rope = {}
-    for key in ("rope_parameters", "rope_scaling"):  # the newer name and the older, which wins
+    for key in ("rope_parameters", "rope_scaling"):  # the newer name, then the older, which wins
         if key in theirs:
             [said] = need(path, theirs, **{key: dict})
             rope.update(said, rope_type=said.get("rope_type", said.get("type", "default")))
@@ -299,7 +299,7 @@ def rope_and_groups(path, theirs, heads):
 
 
 def rope_settings(c):
-    """The same of a model's config, for a config.json: as it is called now, and as it was before."""
+    """The reverse of rope_and_groups(), for a config.json: under the newer and the older names."""
     kind, numbers = rope_scaling(c.rope_scaling) if c.rope_scaling else ("default", ())
     said = {k: int(n) if n.is_integer() and k.endswith("embeddings") else n
             for k, n in zip(ROPE[kind], numbers)}
@@ -309,7 +309,7 @@ def rope_settings(c):
 
 
 def folder_meta(folder, kind):
-    """The folder's tokenizer, in the form of a dataset's meta.json. UserError if it names none."""
+    """The folder's tokenizer, as in a dataset's meta.json. UserError if the folder names none."""
     files = {n: os.path.join(folder, n) for n in TOKENIZER_FILES
              if os.path.exists(os.path.join(folder, n))}
     if OURS in files:
@@ -331,20 +331,20 @@ def folder_meta(folder, kind):
 
 
 def token_ids(folder):
-    """The ids of special tokens that a folder names: {"config": {bos_token_id, ...}, "generation": {...}}."""
+    """Ids of a folder's special tokens: {"config": {bos_token_id, ...}, "generation": {...}}."""
     said, path = read_json(os.path.join(folder, "config.json")), os.path.join(folder, "generation_config.json")
     return dict(config={k: v for k, v in said.items() if k.endswith("_token_id") and v is not None},
                 generation=read_json(path) if os.path.exists(path) else {})
 
 
 def said_tokens(files):
-    """(tokens in the order of their ids, are capitals ignored?) of {name: path}; [] if unsaid."""
+    """(tokens in the order of their ids, is it uncased?) from {name: path}; no tokens if none are listed."""
     config = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
     uncased, vocab = config.get("do_lower_case") is not False, {}
     if JSON in files:
         said = read_json(files[JSON], model=dict)
         [vocab] = need(files[JSON], said["model"], vocab=(dict, list))
-        if isinstance(vocab, list):  # of a Unigram: tokens and how likely they are
+        if isinstance(vocab, list):  # Unigram: [token, log probability]
             vocab = {pair[0]: i for i, pair in enumerate(vocab) if isinstance(pair, list) and pair}
         normalizer = said.get("normalizer")
         uncased = uncased and isinstance(normalizer, dict) and normalizer.get("lowercase") is True
@@ -367,7 +367,7 @@ def from_hf(folder):
 
 
 def masked_eot(folder, vocab_size):
-    """What doc_mask left in the folder of a model of ours: an id, or None."""
+    """The end-of-document id in a folder that we exported with doc_mask, or None."""
     path = os.path.join(folder, OURS)
     found = read_json(path).get("doc_end") if os.path.exists(path) else None
     if found is not None and not (type(found) is int and 0 <= found < vocab_size):
@@ -376,7 +376,7 @@ def masked_eot(folder, vocab_size):
 
 
 def check_tokenizer(folder, meta, data_dir):
-    """Refuse to train a model on the ids of another tokenizer."""
+    """UserError if the data was made with another tokenizer than the model."""
     its = folder_meta(folder, folder_config(folder)[0])
     ours, theirs = map(tokenizer_of, (meta, its))
     if spec_of(meta).get("begin") != spec_of(its).get("begin"):

@@ -1,6 +1,6 @@
 """
-What is done to a run while it trains, and touches neither its weights nor its data: it is timed,
-evaluated, logged, saved and asked to stop.
+Everything around training that changes neither weights nor data: timing, evaluation, logging, saving
+and stopping.
 """
 import math
 import os
@@ -28,13 +28,13 @@ from run.trace import keep_source
 
 
 class Monitor:
-    """The observer of a run. What it remembers (`PROGRESS`) is saved with the run."""
-    # seconds of training, best validation loss that was saved, iteration last evaluated, its loss,
-    # iteration last saved
+    """The observer of a run. Its own state (`PROGRESS`) is saved with the run."""
+    # seconds of training, best saved validation loss, last evaluated iteration and its loss, last
+    # saved iteration
     PROGRESS = dict(train_s=0.0, best=math.inf, evaluated=-1, loss=math.nan, saved=-1)
 
     def __init__(self, run, asked, before=None):
-        """asked: the config that --resume goes on with; before: the Monitor of the run before this one."""
+        """asked: the config that --resume continues with; before: the Monitor of the previous run."""
         self.run, self.asked, self.stop, config, saved = run, asked, None, run.config, run.saved
         self.stopped = False  # do all ranks know of a signal to stop?
         for k, v in self.PROGRESS.items():
@@ -61,12 +61,12 @@ class Monitor:
         self.note("start", **run.resolved())
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, self.on_signal)
-        self.stop = self.stop or before and before.stop  # which heard signals until now
+        self.stop = self.stop or before and before.stop  # it received signals until now
 
     def note(self, event, **values):
-        """A line of metrics.jsonl: where the run is, and `values`."""
+        """Write a line to metrics.jsonl: the state of the run, and `values`."""
         run, mask = self.run, self.run.model.masks.c
         self.log.event(event, **{**dict(
             iter=run.iter, tokens=run.tokens, flops=run.flops, train_s=round(self.clock.read(), 4),
@@ -74,7 +74,7 @@ class Monitor:
             **sizes_of(run.model.config), **values})
 
     def log_step(self, loss, norm):
-        """After a step. loss, norm: 0-D, this rank's; read (and waited for) now and then only."""
+        """Call after a step. loss, norm: 0-D, this rank's; read every log_interval only, as that waits."""
         run, c = self.run, self.run.config
         if self.saver.done():
             self.settle()
@@ -98,7 +98,7 @@ class Monitor:
         self.check_steps()
 
     def progress(self, loss, speed, left):
-        """What the progress line says; speed: tokens a second; left: seconds."""
+        """The text of the progress line. speed: tokens per second; left: seconds."""
         run, mask = self.run, self.run.model.masks.c
         stage = f"stage {run.stage + 1}/{len(run.config.stages) + 1}, " * bool(run.config.stages)
         ramp = "" if mask is None else f"mask {mask.item():.2f}, "
@@ -106,25 +106,25 @@ class Monitor:
                 f"{tqdm.format_interval(round(left))} left")
 
     def check_steps(self):
-        """End a run of bad steps in a row. float16's scale may need 16 to come down to 1."""
+        """UserError after too many bad steps in a row. float16's scale may need 16 to fall to 1."""
         bad, run = int(self.run.bad_run), self.run
         if bad >= run.config.max_bad_steps + 24 * run.scaler.is_enabled():
             raise self.diverged(f"in the last {bad} steps")
 
     def diverged(self, where):
-        """The error that ends a run whose loss or weights are no numbers any more."""
+        """The error for a run whose loss or weights are infinite or NaN."""
         out_dir = self.run.config.out_dir
         good = f"the last good checkpoint is {os.path.join(out_dir, checkpoint.LATEST)}" \
             if checkpoint.exists(out_dir) else "no checkpoint was written yet"
         return UserError(f"loss was infinite or NaN {where}: lower learning_rate; {good}")
 
     def evaluate(self, batches=None):
-        """Validation scores, of so many batches of each rank or of all, Stopped by a signal."""
+        """Validation scores on `batches` batches of each rank, or on all. A signal stops the latter."""
         with self.clock.paused():
             return evaluate(self.run, batches, lambda: batches is None and self.stop is not None)
 
     def evaluate_and_log(self):
-        """At most once an iteration: a resumed run has done it already."""
+        """Evaluate at most once per iteration: a resumed run may have done so already."""
         run = self.run
         if self.evaluated == run.iter:
             return
@@ -141,7 +141,7 @@ class Monitor:
             self.sample()
 
     def sample(self):
-        """A text, every sample_interval evaluations and at the end; rank 0 has the model whole."""
+        """Sample a text every sample_interval evaluations and at the end, on rank 0."""
         run, c = self.run, self.run.config
         if self.tokenizer and run.ranks.rank == 0 and (
                 run.iter == c.max_iters or not run.iter % (c.eval_interval * c.sample_interval)):
@@ -149,8 +149,8 @@ class Monitor:
 
     def branch_is_due(self):
         """
-        Before a growth: does a branch come first, which finishes the model as it is? If it comes after
-        the run, how to train it elsewhere meanwhile is said.
+        Call before a growth: must a branch finish the current size first? If the branch comes after
+        the run, log the command that trains it elsewhere.
         """
         run, c = self.run, self.run.config
         with self.clock.paused():
@@ -168,8 +168,8 @@ class Monitor:
 
     def grow(self):
         """
-        Grow the run and log it. What was just evaluated is not evaluated again, and what the growth
-        does to the loss one batch shows, before and after.
+        Grow the run and log it. The loss before is the last evaluation, if that is of this iteration.
+        One batch, before and after, measures the change.
         """
         run = self.run
         before = self.loss if self.evaluated == run.iter else self.evaluate()["val_loss"]
@@ -193,10 +193,9 @@ class Monitor:
 
     def save(self, anyway=False):
         """
-        Save what is due, or anyway; as the best one too, or between those that are due alone, if it
-        was evaluated as that. At most once an iteration. Weights that are no numbers are never written:
-        the checkpoint before them stays the last. The run goes on without a checkpoint that cannot be
-        written, but for its last.
+        Save a numbered checkpoint if one is due, or `anyway`, at most once per iteration. The best
+        evaluation so far is also saved, due or not. Infinite or NaN weights are never written: the
+        last good checkpoint stays. If writing fails, the run continues; see finish().
         """
         run = self.run
         if not (anyway or self.is_due() or self.evaluated == run.iter):
@@ -219,7 +218,7 @@ class Monitor:
                 self.settle()
 
     def settle(self):
-        """Wait for a save under way, and remember it; say loudly if it failed."""
+        """Wait for a save under way and record it; warn if it failed."""
         if self.saver.saving is None:
             return
         self.unsaved = self.saver.settle()
@@ -230,13 +229,13 @@ class Monitor:
                          "its turn")
 
     def finish(self):
-        """Nothing is left to be written. UserError if the last save failed."""
+        """Wait until all is written. UserError if the last save failed."""
         self.settle()
         self.run.ranks.agree(self.unsaved)
         self.stopped = self.run.ranks.any(self.stop is not None)
 
     def stopping(self):
-        """Asked to stop by a signal? All ranks agree; the state is saved; a second Ctrl-C kills."""
+        """Did a signal to any rank ask to stop? If so, save. A second Ctrl-C kills."""
         if not self.run.ranks.any(self.stop is not None):
             return False
         self.save(anyway=True)
@@ -246,7 +245,7 @@ class Monitor:
         return True
 
     def launcher(self, alone=False):
-        """What to start train.py with, for as many processes as now; alone: for one, if it fits one."""
+        """The command that starts train.py with as many processes as now. alone: with one, unless sharded."""
         ranks = self.run.ranks
         if alone and self.run.config.shard == "none":
             return "python"
@@ -256,10 +255,10 @@ class Monitor:
 
     def on_signal(self, number, frame):
         self.stop = number
-        if number == signal.SIGINT:  # others come twice: from a scheduler and from torchrun
+        if number == signal.SIGINT:  # others arrive twice, from a scheduler and from torchrun
             signal.signal(number, signal.SIG_DFL)
 
     def close(self):
-        self.saver.settle()  # whatever ends the run
+        self.saver.settle()  # even after an error
         self.log.close()
-        self.run = self.saver = None  # the handlers of signals hold this object, and must not hold a model
+        self.run = self.saver = None  # signal handlers keep this object: free the model

@@ -1,6 +1,6 @@
 """
-The other ways to grow a Transformer, each a few lines over grow.py, to compare masked growth with.
-None has a mask or a ramp: all of the larger model counts at once.
+Other ways to grow a Transformer, for comparison with masked growth. Each is a few lines on top of
+grow.py. None has a mask or a ramp: the whole larger model is active at once.
 
     operator     grows   how                                            keeps the function
     direct       all     old weights in the corner, the rest random     never
@@ -32,22 +32,22 @@ WIDTH = tuple(k for k, axis in GROWABLE.items() if axis in WIDTH_AXES)
 
 def direct(model, optimizer=None, **sizes):
     """
-    Old weights in the corner, random ones beside them, nothing hidden: grow() without masks. Of layers
-    alone it is StackBERT, G_stack: the layers again, in order, on top; random ones from n_layer = 0.
+    grow() without masks: old weights in the corner, random ones beside them. With n_layer only it is
+    StackBERT, G_stack: copies of the layers, in order, on top. From n_layer = 0 new layers are random.
     """
     return grow(model, optimizer, **sizes, masked=False)
 
 
 def interleave(model, optimizer=None, *, n_layer):
-    """Each layer's copy right after it."""
+    """Insert each layer's copy right after it."""
     return grow(model, optimizer, n_layer=n_layer, interleave=True, masked=False)
 
 
 def net2net(model, optimizer=None, *, noise=SPLIT_NOISE, **sizes):
     """
-    Net2WiderNet: a new unit is a copy of an old one, and all that read a unit which is there k
-    times weigh it 1/k. LayerNorm sees an old coordinate k times in its statistics: the function
-    is kept only if every coordinate is there equally often. noise: 0 leaves copies symmetric.
+    Net2WiderNet: a new unit copies an old one. If a unit exists k times, the weights that read it are
+    divided by k. LayerNorm's statistics count a coordinate k times, so the function is kept only if all
+    coordinates are copied equally often. noise: 0 leaves copies symmetric.
     """
     old, new = model.config, grown_config(model.config, **sizes)
     group = old.kv_group * old.head_dim  # heads that share keys and values are split together
@@ -66,14 +66,14 @@ def net2net(model, optimizer=None, *, noise=SPLIT_NOISE, **sizes):
             if axis in maps:
                 source = source.index_select(i, maps[axis])
                 if i == 1 and spec.axes[0] not in ("vocab", "position", "segment"):
-                    source = source * shares[axis].to(source.dtype)  # the axis a Linear reads
+                    source = source * shares[axis].to(source.dtype)  # a Linear's input axis
         copies = torch.randn_like(new) * (noise * old.float().std(correction=0)) \
             if noise and old.dim() > 1 else torch.zeros_like(new)
         copies[tuple(slice(n) for n in old.shape)] = 0
         new.copy_(source + copies)
 
     model, optimizer = grow(model, optimizer, **sizes, init=fill, masked=False)
-    if "embd" in maps:  # the head is tied to the embedding, which is copied: share before it
+    if "embd" in maps:  # the tied head has copied, undivided weights: divide in the norm before it
         with torch.no_grad():
             for p in (model.ln_t if hasattr(model, "ln_t") else model.ln_f).parameters():
                 p.mul_(shares["embd"].to(p.dtype))
@@ -82,13 +82,13 @@ def net2net(model, optimizer=None, *, noise=SPLIT_NOISE, **sizes):
 
 def aki(model, optimizer=None, **sizes):
     """
-    bert2BERT's advanced knowledge initialisation: split as net2net, then the new units of each
-    layer are replaced by the same new units of the layer above, which breaks the symmetry.
+    bert2BERT's advanced knowledge initialisation: split as net2net does, then replace each layer's
+    new units by those of the layer above, which breaks the symmetry.
     """
     before = model.config.axis_sizes()
     model, optimizer = net2net(model, optimizer, **sizes, noise=0.0)
     with torch.no_grad():
-        for block, above in zip(model.blocks, model.blocks[1:]):  # from below: `above` is untouched
+        for block, above in zip(model.blocks, model.blocks[1:]):  # upwards: `above` is still unchanged
             for layer, source in zip(block.modules(), above.modules()):
                 if isinstance(layer, Linear):
                     old = before[layer.spec["weight"].axes[0]]
@@ -98,7 +98,7 @@ def aki(model, optimizer=None, **sizes):
 
 
 def zero_output(model, optimizer=None, **sizes):
-    """New parts compute but what they write is zero, so nothing changes (pre-LN): see settle()."""
+    """New parts output zero, so the function is kept (pre-LN only): see settle()."""
     if model.config.post_ln:
         raise ValueError("zero_output keeps the function of pre-LN models only, this one is post-LN")
     old = model.config
@@ -116,22 +116,22 @@ def zero_output(model, optimizer=None, **sizes):
 
 
 def scaled_eps(old, new):
-    """The config `new` with the norms' eps that keeps the function, see settle()."""
+    """The config `new` with the norm_eps that keeps the function: see settle()."""
     return replace(new, norm_eps=old.norm_eps * old.n_embd / new.n_embd)
 
 
 def settle(name, p, axes, old, new, is_new):
     """
-    Make a tensor grown from config `old` to `new`, with random new entries, one that changes no
-    function, in place. is_new: it is of a new layer.
+    Change a tensor grown from config `old` to `new`, in place, so that the model's function is kept.
+    Its new entries are random before. is_new: it belongs to a new layer.
 
-    A new layer's output projections become 0, and the columns that read new heads and FFN units. For
-    n_embd, LEMON's average expansion: each new coordinate of the residual stream is the mean of the old
-    ones. That leaves a LayerNorm's mean alone and shrinks its variance by r = n_old / n_new, which its
-    weight and eps make up for; the new coordinates' output is 0. For RMSNorm, which knows no mean, each
-    is 0. Queries and keys with a norm of their own shrink as its eps does (not in 16 bits, where
-    rounding them would move more). What is made 0 gets a gradient from the first step. But with RMSNorm
-    and a tied head nothing reads, in that step, what the last layers write to new coordinates.
+    A new layer's output projections become 0, as do the columns that read new heads and FFN units.
+    n_embd grows by LEMON's average expansion: each new coordinate of the residual stream is the mean of
+    the old ones. A LayerNorm's mean stays; its variance shrinks by r = n_old / n_new, which its weight
+    and eps correct. It outputs 0 at the new coordinates. RMSNorm has no mean, so they are 0 there. With
+    qk_norm, queries and keys shrink as eps does (not in 16 bits: rounding would change more). Zeroed
+    weights get a gradient from the first step. The exception is RMSNorm with a tied head: in that step
+    nothing reads what the last layers write to new coordinates.
     """
     d, r = old.n_embd, old.n_embd / new.n_embd
     if is_new and axes[0] == "embd" and ".proj." in name:
@@ -153,18 +153,18 @@ def settle(name, p, axes, old, new, is_new):
         p *= r**0.5
 
 
-# name -> (function, sizes it grows); "msg" is the method of this repository
+# name -> (function, sizes it can grow); "msg" is this repository's method
 OPERATORS = {"msg": (grow, tuple(GROWABLE)), "direct": (direct, tuple(GROWABLE)),
              "net2net": (net2net, WIDTH), "aki": (aki, WIDTH), "stack": (direct, ("n_layer",)),
              "interleave": (interleave, ("n_layer",)),
              "zero_output": (zero_output, tuple(GROWABLE))}
 
 
-WHOLE = ("net2net", "aki", "zero_output")  # they mend the grown model's tensors one against another
+WHOLE = ("net2net", "aki", "zero_output")  # they adjust the grown model's tensors to one another
 
 
 def refusal(operator, sizes, before, sharded=False):
-    """Why `operator` cannot grow the config `before` to `sizes` (a dict), or ""."""
+    """Why `operator` cannot grow the config `before` to `sizes`, a dict; "" if it can."""
     if sharded and operator in WHOLE:
         return (f"operator={operator!r} needs whole tensors, which shard='fsdp' has none of: use "
                 "shard='none'")
@@ -182,9 +182,9 @@ def refusal(operator, sizes, before, sharded=False):
 
 def split_map(n_old, n_new, unit=1):
     """
-    Which old coordinate each new one is a copy of: (n_new,) indices, the old ones in place, then
-    others drawn at random without replacement, so as evenly as the sizes allow. A unit's `unit`
-    coordinates (a head's) stay together.
+    The old coordinate that each new one copies, (n_new,) indices. The old ones come first, then random
+    draws without replacement, so copies are as even as the sizes allow. The `unit` coordinates of a
+    unit (a head) stay together.
     """
     olds, more = n_old // unit, (n_new - n_old) // unit
     drawn = torch.cat([torch.randperm(olds) for _ in range(-(-more // olds))])[:more]

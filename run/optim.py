@@ -2,11 +2,11 @@
 What changes the weights: the learning rate, fused AdamW, and Muon for the blocks' matrices.
 
 Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum
-by the nearest orthogonal matrix, about, found by a few products (Newton-Schulz). All matrices of one
-shape are one batch here, so a step has few kernels however many layers there are, and the products
-are in the number format that is fast on the device. Of several processes each orthogonalises its
-share of a shape's matrices, which travel together, AT_ONCE entries a process: one collective for whole
-matrices, two for sharded ones.
+by roughly the nearest orthogonal matrix, found by a few matrix products (Newton-Schulz). All matrices
+of one shape form one batch, so a step has few kernels at any depth. The products use the number format
+that is fast on the device. With several processes, each orthogonalises its share of a shape's matrices.
+They are sent in batches of AT_ONCE entries per process: one collective for whole matrices, two for
+sharded ones.
 """
 import math
 
@@ -17,16 +17,16 @@ from torch.distributed.tensor import DTensor
 from grow import role
 from run.parallel.shard import all_gather_owned, from_owners, owned, to_owners
 
-# entries of the matrices that Muon works on at a time: on a GPU few kernels count (128 MiB in float32
-# a tensor), on a CPU that they stay in its cache
+# entries of the matrices that Muon works on at a time: on a CPU they should fit the cache, elsewhere
+# fewer kernels are faster (128 MiB a tensor in float32)
 AT_ONCE = dict(cpu=1 << 18)
 AT_ONCE_ELSEWHERE = 1 << 25
 
 
 def learning_rate(config, it, rewarm=None):
     """
-    The learning rate of iteration `it`, as a share of the peak. rewarm: (iteration, share, iterations):
-    there the schedule began again, at that share of the peak, with a warmup of so many iterations.
+    The learning rate of iteration `it`, as a share of the peak. rewarm: (iteration where the schedule
+    started again, share of the peak it started at, iterations of its warmup).
     """
     began, low, warmup = rewarm or (0, 0.0, config.warmup_iters)
     it, end = it - began, config.max_iters - began
@@ -42,9 +42,9 @@ def learning_rate(config, it, rewarm=None):
 
 def make_optimizers(config, model, dtype=torch.float32, compiled=False):
     """
-    AdamW, or Muon for the blocks' matrices and AdamW for the rest. Weight decay on matrices.
-    dtype: what the run autocasts to; compiled: whether it compiles. Before step(), set `found_inf`
-    of each: a 0-D float on the device, 1 skips the step there, without the host knowing.
+    AdamW, or Muon for the blocks' matrices and AdamW for the rest. Weight decay on matrices only.
+    dtype: what the run autocasts to; compiled: whether it compiles. Before step(), set `found_inf` of
+    each, a 0-D float on the device: 1 skips the step there, without a wait on the host.
     """
     named = list(model.named_parameters())
 
@@ -54,7 +54,7 @@ def make_optimizers(config, model, dtype=torch.float32, compiled=False):
     optimizers = []
     if config.optimizer == "muon":
         matrices = [group("matrix", weight_decay=config.weight_decay)]
-        # on a CPU compiling took 10 s a size of model, and a step was no faster
+        # on a CPU compiling took 10 s per model size, and a step was no faster
         compiled = compiled and next(model.parameters()).device.type != "cpu"
         optimizers.append(Muon(matrices, lr=config.muon_learning_rate,
                                dtype=products_dtype(dtype), compiled=compiled,
@@ -70,7 +70,7 @@ def make_optimizers(config, model, dtype=torch.float32, compiled=False):
 
 
 def products_dtype(dtype):
-    """Muon's number format in a run that autocasts to `dtype`. float16 has too little range."""
+    """Muon's number format in a run that autocasts to `dtype`. float16's range is too small."""
     if dtype == torch.float16 and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32 if dtype == torch.float16 else dtype
@@ -78,8 +78,8 @@ def products_dtype(dtype):
 
 def newton_schulz(x, coefficients, steps):
     """
-    `steps` quintic steps towards the orthogonal factor of each matrix of x, (N, a, b), whose singular
-    values are at most 1: with five they come to between 0.7 and 1.2, and their vectors stay.
+    `steps` quintic steps towards the orthogonal factor of each matrix of x, (N, a, b). Its singular
+    values must be at most 1; five steps bring them to 0.7 to 1.2. The singular vectors stay.
     """
     a, b, c = coefficients
     wide = x if x.size(1) <= x.size(2) else x.mT  # the smaller of the two Gram matrices
@@ -96,9 +96,9 @@ def newton_schulz(x, coefficients, steps):
 
 def small_side(gram, coefficients, steps):
     """
-    What all steps multiply a matrix by whose Gram matrix is `gram`, (N, a, a): each is a polynomial of
-    it, and so is the next one's. Fewer products where the matrix is long, but errors of one step grow
-    with each of the next: formats of 16 bits, and TF32, are too coarse for it.
+    The product of all steps for matrices with Gram matrices `gram`, (N, a, a): every step is a
+    polynomial of `gram`. Long matrices need fewer products this way. But errors grow with each further
+    step, so 16-bit formats and TF32 are too coarse.
     """
     a, b, c = coefficients
     total = torch.eye(gram.size(1), dtype=gram.dtype, device=gram.device).expand_as(gram)
@@ -113,9 +113,9 @@ def small_side(gram, coefficients, steps):
 
 def advance(grad, buffer, bad, group):
     """
-    The new momentum, and what of it is to be orthogonalised, of a stack of matrices or of rows of
-    them. grad, buffer: (N, a, b); bad: 0-D bool, True leaves the momentum as it was, and nothing in
-    `grad` matters then, NaN neither.
+    (the new momentum, the matrices to orthogonalise) for a stack of matrices or of their rows.
+    grad, buffer: (N, a, b); bad: 0-D bool, True keeps the momentum and ignores `grad`, which may then
+    hold NaN.
     """
     grad, m = grad.masked_fill(bad, 0), group["momentum"]
     buffer = torch.where(bad, buffer, torch.lerp(buffer, grad, 1 - m))
@@ -123,17 +123,17 @@ def advance(grad, buffer, bad, group):
 
 
 def orthogonal(x, group, dtype):
-    """The orthogonal factors of a stack of whole matrices, about, in `dtype`."""
-    norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)  # no singular value is larger
+    """The approximate orthogonal factors of a stack of whole matrices, in `dtype`."""
+    norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)  # bounds the singular values
     return newton_schulz((x / norm.clamp_min(group["eps"])).to(dtype), group["ns_coefficients"],
                          group["ns_steps"])
 
 
 def muon_update(grad, buffer, bad, scale, group, dtype):
     """
-    The new momentum and what to add to the weights, of a stack of matrices of one shape.
+    (the new momentum, what to add to the weights) for a stack of matrices of one shape.
     grad, buffer: (N, a, b); bad: see advance(); scale: 0-D, minus the learning rate; dtype: of the
-    products. What varies from step to step is a tensor, so that this is compiled once for each shape.
+    products. What changes between steps is a tensor, so each shape is compiled once.
     """
     buffer, x = advance(grad, buffer, bad, group)
     return buffer, orthogonal(x, group, dtype).to(grad.dtype) * scale
@@ -141,10 +141,10 @@ def muon_update(grad, buffer, bad, scale, group, dtype):
 
 class Muon(torch.optim.Optimizer):
     """
-    torch.optim.Muon, the same mathematics and state dict, but batched, in `dtype`, and never waited
-    for: `found_inf`, if set, a 0-D float, skips a step on the device, as it does in fused AdamW.
-    several: the processes that train together share the work (all must step); else, and with one
-    process, each does all of it. Sharded parameters (DTensors of rows) always share it.
+    torch.optim.Muon with the same mathematics and state dict, but batched and in `dtype`. The host never
+    waits: `found_inf`, if set, is a 0-D float that skips a step on the device, as in fused AdamW.
+    several: the processes share the work, and all must step; else each does all of it. Sharded
+    parameters (DTensors of rows) always share it.
     """
 
     def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True,
@@ -165,7 +165,7 @@ class Muon(torch.optim.Optimizer):
                 raise ValueError(f"Muon is for matrices, not for a parameter of shape {tuple(p.shape)}")
 
     def load_state_dict(self, saved):
-        """torch.optim.Muon's too; settings that it says nothing of stay as they are."""
+        """Also loads torch.optim.Muon's; settings that it lacks stay as they are."""
         groups = [{**mine, **theirs} for mine, theirs in
                   zip(self.param_groups, saved["param_groups"], strict=True)]
         super().load_state_dict({**saved, "param_groups": groups})
@@ -179,7 +179,7 @@ class Muon(torch.optim.Optimizer):
                     self.step_stack(group, params, self.update_together if together else self.update)
 
     def step_stack(self, group, params, update):
-        """Step `params`, which are of one shape, by `update`, see muon_update()."""
+        """Step `params`, all of one shape, with `update`: see muon_update()."""
         shape, lr = params[0].shape, group["lr"]
         for q in params:
             if "momentum_buffer" not in self.state[q]:
@@ -199,8 +199,8 @@ class Muon(torch.optim.Optimizer):
 
     def update_together(self, grad, buffer, bad, scale, group, dtype, n_rows, mesh):
         """
-        muon_update() by all processes: each has all matrices, or, with a mesh, rows of matrices of
-        n_rows rows; each orthogonalises those that it owns.
+        muon_update() shared by all processes. Each has all matrices or, with a mesh, some rows of every
+        matrix of n_rows rows. Each orthogonalises the matrices that it owns.
         """
         buffer, x = self.advance(grad, buffer, bad, group)
         n = len(x)
@@ -212,12 +212,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def local(tensors):
-    """What this process has of each: its rows of a sharded one."""
+    """This process's part of each tensor: its rows, if it is sharded."""
     return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
 
 
 def by_shape(params):
-    """Lists of all parameters of one shape (and device), but for empty ones."""
+    """Lists of non-empty parameters of the same shape, dtype and device."""
     alike = {}
     for p in params:
         if p.numel():
@@ -227,8 +227,8 @@ def by_shape(params):
 
 def pieces(alike, world=1):
     """
-    Runs of matrices of one shape: AT_ONCE entries of them on each of `world` processes, but at least a
-    matrix for each process, and as many for all.
+    Split matrices of one shape into lists of AT_ONCE entries on each of `world` processes. A full list
+    has the same number of matrices for every process, at least one.
     """
     each = -(-alike[0].numel() // (world if isinstance(alike[0], DTensor) else 1))
     n = AT_ONCE.get(alike[0].device.type, AT_ONCE_ELSEWHERE) // each // world * world or world
@@ -236,7 +236,7 @@ def pieces(alike, world=1):
 
 
 def rate_of_shape(shape, how):
-    """The learning rate of a matrix of `shape` over Muon's; how: see torch.optim.Muon."""
+    """The factor on Muon's learning rate for a matrix of `shape`. how: see torch.optim.Muon."""
     rows, columns = shape
     if how == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, columns))

@@ -1,12 +1,12 @@
 """
 A study's raw runs as one file, runs.tar.xz, beside its report.
 
-    tar -tf results/frontier/runs.tar.xz                        # what is in it
+    tar -tf results/frontier/runs.tar.xz                        # list what is in it
     python -m run.packed results/frontier                       # pack the runs that lie there
-    python -m run.packed out/mine results/mine                  # copy a finished study's, then pack them
+    python -m run.packed out/mine results/mine                  # copy a finished study's runs, then pack them
 
-Commands that read runs take a packed study's folder, or a run's path in it, as if the runs lay there:
-unpacked() lays them there. Git ignores them.
+Commands that read runs also accept a packed study's folder, or the path of a run in it: unpacked()
+puts the runs there. Git ignores them.
 """
 import io
 import json
@@ -21,14 +21,14 @@ from base.errors import Parser, UserError, exits_cleanly
 from base.reading import read_json
 
 PACK = "runs.tar.xz"
-KINDS = (".json", ".jsonl", ".txt", ".png")  # of a run what was measured: no checkpoints, no source
-SAID = ("run.txt", "log.txt")        # nor what it said meanwhile
+KINDS = (".json", ".jsonl", ".txt", ".png")  # measured values only: no checkpoints, no source
+SAID = ("run.txt", "log.txt")        # nor its output
 
 
 def unpacked(path):
     """
-    For argparse's `type`: the path, ~ expanded. If it is a packed study's folder, or lies in one, the
-    runs that are not beside the pack are put there.
+    The path, ~ expanded; for argparse's `type`. If it is or lies in a packed study's folder, the runs
+    missing beside the pack are unpacked there.
     """
     path = os.path.expanduser(path)
     here = Path(path).absolute()
@@ -54,27 +54,27 @@ def unpack(folder):
 
 
 def measured(folder):
-    """{path in the folder: bytes} of all that its runs measured, sorted."""
+    """{path in the folder: bytes} of the files that its runs measured, sorted."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*"))
             if p.is_file() and p.parent != folder and p.suffix in KINDS and p.name not in SAID}
 
 
 def pack(folder):
-    """Write runs.tar.xz of all runs in the folder: the same bytes for the same runs. Their number."""
+    """Pack all runs in the folder, the same bytes for the same runs. Returns the number of runs."""
     unpacked(folder)
     if not (files := measured(folder)):
         raise UserError(f"{folder}: no runs in it")
     with written(folder / PACK, "wb") as f, tarfile.open(
             fileobj=f, mode="w:xz", format=tarfile.GNU_FORMAT, preset=9) as tar:
         for name, content in files.items():
-            member = tarfile.TarInfo(name)  # no date, no owner
+            member = tarfile.TarInfo(name)  # without date and owner
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     return sum(name.endswith(".jsonl") for name in files)
 
 
 def copy(folder, into):
-    """A study's report and what its runs measured; of their configs without this machine's folders."""
+    """Copy a study's report and its runs' measurements, without the folder names of this machine."""
     files = {**measured(folder), **{p.name: p.read_bytes() for p in folder.iterdir()
                                     if p.suffix in (".json", ".md", ".png")}}
     for name in [n for n in files if os.path.basename(n) == "config.json"]:
@@ -84,7 +84,7 @@ def copy(folder, into):
             config["resolved"].pop("data_dir", None)
         files[name] = json.dumps(config, indent=1).encode()
     for name in [n for n in files if os.path.basename(n) == "metrics.jsonl"]:
-        files[name] = re.sub(rb', "data_dir": "[^"]*"', b"", files[name])  # of starts, a folder of this machine
+        files[name] = re.sub(rb', "data_dir": "[^"]*"', b"", files[name])  # in start events
     for name, content in files.items():
         (into / name).parent.mkdir(parents=True, exist_ok=True)
         (into / name).write_bytes(content)

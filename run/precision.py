@@ -1,6 +1,6 @@
 """
-The number format of a run, decided here and obeyed by everything: the model's products, Muon's, the
-scaling of float16's gradients.
+The number format of a run, decided in one place for the model's products, Muon's products and
+float16's gradient scaling.
 """
 import functools
 import math
@@ -17,21 +17,21 @@ PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 
 
 
 def known_peak(device):
-    """A device's FLOP/s in half precision, known by its name; 0 if it is not."""
+    """A device's peak FLOP/s in half precision, looked up by name; 0 if unknown."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((v for k, v in PEAK_FLOPS.items() if k in name), 0.0)
 
 
 def common_dtype(wanted, ranks, saved=None):
-    """The dtype to autocast to, the same on all ranks, and the same as before a resume."""
+    """The dtype to autocast to: the same on all ranks, and the same after a resume."""
     if wanted == "auto" and saved and saved.get("autocast", [""])[0] == ranks.device.type:
         wanted = saved["autocast"][1]
     dtype = pick_dtype(wanted, ranks.device)
     if wanted == "auto" and ranks.device.type == "cpu" and \
-            ranks.any(dtype == torch.float32):  # tried out, so ranks may differ
+            ranks.any(dtype == torch.float32):  # it is measured, so ranks may differ
         dtype = torch.float32
     if ranks.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # what stays in float32 may use tensor cores
+        torch.set_float32_matmul_precision("high")  # float32 products may use TF32 tensor cores
     return dtype
 
 
@@ -50,12 +50,12 @@ def pick_dtype(wanted, device):
 @functools.cache
 def bfloat16_pays():
     """
-    Is bfloat16 the faster format on this CPU? Not without its instructions. With them it is tried, the best
-    of some products in turn, for there are CPUs that have them and are twice as fast with float32.
+    Is bfloat16 faster than float32 on this CPU? Not without bfloat16 instructions. With them it is
+    measured, as the best of several products: some such CPUs are twice as fast in float32.
     """
     known = getattr(torch.cpu, "get_capabilities", dict)()
     if platform.machine() in ("x86_64", "AMD64") and (
-            torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")  # ATEN_CPU_CAPABILITY's, too
+            torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")  # or ATEN_CPU_CAPABILITY
             or known and not known.get("avx512_bf16") and not known.get("amx_bf16")):
         return False
     x, best = torch.randn(512, 512), {torch.bfloat16: math.inf, torch.float32: math.inf}

@@ -1,4 +1,4 @@
-"""Whether a run goes on from a checkpoint, and from which; what a resumed run may change."""
+"""Which checkpoint a run continues from, if any, and what a resumed run may change."""
 import math
 from dataclasses import fields
 
@@ -10,21 +10,21 @@ from run.checkpoint.sharded import alone
 from run.optim import learning_rate
 from run.settings import TrainConfig, known_settings, plain
 
-# what a resumed run may change, because it says nothing about the steps already taken
+# what a resumed run may change, because it does not affect the steps already taken
 RESUME_MAY_CHANGE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "save_interval",
         "eval_seqs", "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
         "max_bad_steps", "data_dir", "shard", "tensorboard", "wandb",
         "sample_interval", "finish_stages", "family", "rewarm_iters"}
-# what a new warmup from a checkpoint may change besides: the rates of the steps to come
+# what a rewarm may also change: learning rates of the steps to come
 REWARM_MAY_CHANGE = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "learning_rate", "muon_learning_rate"}
-# what a branch may change besides: what is still to come
+# what a branch may also change: settings of the steps to come
 BRANCH_MAY_CHANGE = {*REWARM_MAY_CHANGE, "weight_decay", "grad_clip", "ramp_iters", "operator", "dropout"}
 
 
 def saved_state(config, meta, restarted=False, ask=alone):
     """
-    The checkpoint that this run goes on from, its own or another's, or None. restarted: the launcher
-    started it again, by itself; ask: see checkpoint.load(). Raises UserError.
+    The checkpoint that this run continues from, its own or another run's; or None. restarted: the
+    launcher restarted it on its own; ask: see checkpoint.load(). Raises UserError.
     """
     found = checkpoint.exists(config.out_dir)
     if not found and config.init_from != "resume" and (left := checkpoint.remains(config.out_dir)):
@@ -44,7 +44,7 @@ def saved_state(config, meta, restarted=False, ask=alone):
 
 
 def branch_point(config, meta, ask):
-    """Another run's checkpoint: model, optimizers and place in the data, but a history of its own."""
+    """Another run's checkpoint: model, optimizers and place in the data, without its history."""
     state = checkpoint.load(config.init_from, values=False, ask=ask)
     with checkpoint.believed(config.init_from):
         check_resume(state, config, meta, RESUME_MAY_CHANGE | BRANCH_MAY_CHANGE)
@@ -53,7 +53,7 @@ def branch_point(config, meta, ask):
 
 
 def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
-    """Say what changed since the checkpoint; refuse what would make it another run."""
+    """Report what changed since the checkpoint. UserError for what a resumed run may not change."""
     need(config.goes_on_from(), state, config=dict, meta=dict, iter=int, stage=int, tokens=int, flops=(int, float))
     if {k: meta.get(k) for k in ("tokenizer", "vocab_size")} != \
             {k: state["meta"].get(k) for k in ("tokenizer", "vocab_size")}:
@@ -87,7 +87,7 @@ def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
     if was.micro_batch != config.micro_batch and was.stages == config.stages and any(
             "micro_batch" in s for s in config.stages[:done]):
         raise UserError(f"micro_batch={config.micro_batch}: a stage has its own: change that, in --stages")
-    before, now = plain(was), plain(config)  # what means nothing may differ
+    before, now = plain(was), plain(config)  # settings with no effect may differ
     for f in fields(TrainConfig):
         old, new = getattr(before, f.name), getattr(now, f.name)
         if old == new or f.name in ("init_from", "rewarm_iters"):
@@ -97,20 +97,20 @@ def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
         if f.name not in free and not later:
             raise UserError(f"{f.name}={new!r}: the checkpoint was trained with {old!r}; resume "
                             "with that, or start anew in another out_dir")
-        if not config.is_branch():  # whose command says it
+        if not config.is_branch():  # a branch's command shows it
             say_once(f"resuming with {f.name}={new!r}, which was {old!r}")
 
 
 def past(config, done):
-    """What the first `done` stages of a run say of steps that were taken."""
+    """The first `done` stages, with only what affects the steps already taken."""
     return [{**config.whole(stage), "micro_batch": None} for stage in config.stages[:done]]
 
 
 def rewarmed(state, was, config):
     """
-    Where the learning rate's schedule began again (see optim.learning_rate), or None, for a run by `config`
-    that goes on from the checkpoint `state` of one by `was`. UserError if the rate would jump: if `config`
-    had given steps already taken another one.
+    Where the learning rate schedule started again (see optim.learning_rate), or None. The run has `config`
+    and continues from the checkpoint `state` of a run with `was`. UserError if the rate would jump, that
+    is, if `config` gives another rate for steps already taken.
     """
     it, had = state["iter"], state.get("rewarm")
     changed = [k for k in ("max_iters", "schedule", "decay_iters", "decay_frac", "min_lr_frac")

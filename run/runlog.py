@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, log.txt, the progress line, and the clock."""
+"""What a run records: metrics.jsonl, log.txt, the progress line, and the clock."""
 import atexit
 import contextlib
 import json
@@ -18,9 +18,9 @@ from model import GROWABLE
 
 class Clock:
     """
-    Seconds of training: everything a user waits for but what runs inside `with clock.paused()`. wait():
-    returns once the device has done all it was given. The host runs ahead of a GPU, so the clock stops
-    and starts there and then only.
+    Seconds of training: everything a user waits for, except what runs inside `with clock.paused()`.
+    wait(): returns when the device has finished its work. The host runs ahead of a GPU, so the clock
+    waits before it stops or starts.
     """
 
     def __init__(self, seconds=0.0, wait=lambda: None):
@@ -43,27 +43,27 @@ class Clock:
         self.since = None
 
     def __exit__(self, kind, *exc):
-        if kind is None:  # a device that failed may never be done
+        if kind is None:  # a failed device may never finish
             self.wait()
         self.since = time.perf_counter()
 
 
-# the numbers that an event of a kind must have, besides those of all
+# numbers that an event of a kind must have, besides those that all have
 EVENTS = dict(eval=("val_loss",), step=GROWABLE, grow=GROWABLE, compile=(*GROWABLE, "first_step_s"))
 
 
 class Pace:
-    """How fast a run computes, and so how long the rest of it takes: stages differ in FLOPs."""
+    """A run's speed in FLOPs, and the time it has left: stages differ in FLOPs per token."""
 
     def __init__(self, config, flops_per_token):
-        """flops_per_token: of training, one number a stage."""
+        """flops_per_token: FLOPs of training, one number per stage."""
         self.config, self.flops_per_token = config, flops_per_token
-        self.speeds = deque(maxlen=20)  # FLOPs a second, one an interval: the median leaves out
-        # those in which something was compiled
+        self.speeds = deque(maxlen=20)  # FLOPs per second, one per interval: the median ignores
+        # intervals with compilation
 
     def seconds_left(self, it, stage, flops, seconds):
         """
-        Of training, from iteration `it` after `stage` growths, given the FLOPs and seconds since the
+        Seconds of training left from iteration `it`, after `stage` growths. flops, seconds: since the
         last call.
         """
         self.speeds.append(flops / max(seconds, 1e-9))
@@ -75,16 +75,16 @@ class Pace:
 
 
 class RunLog:
-    """Rank 0 writes, the others (quiet=True) are silent."""
+    """The log of a run. Rank 0 writes; other ranks (quiet=True) are silent."""
 
     def __init__(self, out_dir, total, start=0, metrics_bytes=None, quiet=False, trackers=()):
-        """metrics_bytes: on resume, the size metrics.jsonl had at the checkpoint; what a killed
-        run wrote after it is cut off, for it will be written again."""
+        """metrics_bytes: on resume, the size of metrics.jsonl at the checkpoint. Later lines of a
+        killed run are cut off, as they will be written again."""
         self.quiet, self.trackers = quiet, trackers
         if quiet:
             return
         path = os.path.join(out_dir, "metrics.jsonl")
-        # what a full disk does not take waits in a buffer, large enough for a while
+        # a large buffer keeps what a full disk does not take
         self.metrics = open(path, "w" if metrics_bytes is None else "a", 1 << 20)
         if metrics_bytes is not None:
             self.metrics.truncate(min(metrics_bytes, os.path.getsize(path)))
@@ -93,7 +93,7 @@ class RunLog:
                         bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}")
 
     def event(self, event, **values):
-        """One JSON object in metrics.jsonl; infinity and NaN are text: JSON has no such numbers."""
+        """Write a JSON object to metrics.jsonl. Infinity and NaN become text: JSON lacks them."""
         if not self.quiet:
             self.metrics.write(json.dumps({"event": event, **{
                 k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
@@ -105,7 +105,7 @@ class RunLog:
                        if k != "iter" and isinstance(v, (int, float))}, values.get("iter"))
 
     def say(self, line):
-        """A line for the person at the terminal, and for log.txt."""
+        """Print a line to the terminal and to log.txt."""
         if not self.quiet:
             self.bar.write(line)
             self.text.write(line + "\n")
@@ -113,14 +113,14 @@ class RunLog:
                 self.text.flush()
 
     def sample(self, text, it):
-        """A text that the model wrote: to the trackers, or to the terminal if there are none."""
+        """Log a text that the model wrote: to the trackers, or as a line if there are none."""
         for track in self.trackers:
             track({"sample": text}, it)
         if not self.trackers:
             self.say(f"iter {it}: the model writes\n" + textwrap.indent(text, "  | ", lambda _: True))
 
     def progress(self, text=""):
-        """One iteration more; text: what stands at the end of the progress line from now on."""
+        """Advance by one iteration. text: the new end of the progress line."""
         if not self.quiet:
             self.bar.update(1)
             if text:
@@ -142,16 +142,16 @@ class RunLog:
 
 def open_trackers(config, start=0):
     """
-    A function ({name: number or text}, iteration) for each tracker that is on; the others are not
+    A function ({name: number or text}, iteration) for each tracker that is on. Other trackers are not
     imported.
     """
     made = []
     if config.tensorboard:
         SummaryWriter = library("torch.utils.tensorboard", "tensorboard").SummaryWriter
-        # on resume, what came after the checkpoint is hidden, for it will be written again
+        # on resume, hide what came after the checkpoint: it will be written again
         board = SummaryWriter(config.out_dir, purge_step=start or None, flush_secs=10)
         atexit.register(board.close)
-        made.append(lambda values, it: [  # text is Markdown there: indented, it is taken as it is
+        made.append(lambda values, it: [  # text is Markdown there: indented, it stays verbatim
             board.add_text(k, textwrap.indent(v, "    "), it) if isinstance(v, str) else
             board.add_scalar(k, v, it) for k, v in values.items()])
     if config.wandb:
@@ -159,7 +159,7 @@ def open_trackers(config, start=0):
         try:
             name = os.path.join(*os.path.abspath(config.out_dir).split(os.sep)[-2:])
             run = wandb.init(project=config.wandb, name=name, dir=config.out_dir,
-                             config=asdict(config), reinit=True)  # the one before it in this process ends
+                             config=asdict(config), reinit=True)  # ends an earlier run in this process
         except Exception as e:  # not logged in, no network, ...
             raise UserError(f"wandb={config.wandb}: cannot start ({type(e).__name__}: {e}); "
                             "WANDB_MODE=offline needs no network".replace("\n", " ")) from None
@@ -169,8 +169,8 @@ def open_trackers(config, start=0):
 
 def read_metrics(out_dir, damaged=None):
     """
-    The events of a run, a list of dicts; a last line that was cut off is left out. damaged: a list that
-    gets the numbers of the lines that are no events, and are left out; None: such a line is a UserError.
+    The events of a run, a list of dicts, without an incomplete last line. damaged: a list that collects
+    the numbers of damaged lines, which are skipped; with None such a line is a UserError.
     """
     events, path = [], os.path.join(out_dir, "metrics.jsonl")
     with open(path, encoding="utf-8", errors="replace") as f:
@@ -183,7 +183,7 @@ def read_metrics(out_dir, damaged=None):
                                                                        "flops"))):
                     raise ValueError(line)
                 for key in EVENTS.get(e["event"], ()):
-                    float(e[key])  # which may be "nan"
+                    float(e[key])  # it may be "nan"
                 events.append(e)
             except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
                 if damaged is None:

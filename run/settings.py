@@ -1,6 +1,6 @@
 """
-The single list of every setting of train.py, and what may be in it: whatever is wrong ends in one
-line that names it. How settings are given is in run/arguments.py.
+The single list of every setting of train.py, and the checks of their values. A bad value ends in
+one line that names it. run/arguments.py reads what the user gives.
 """
 import difflib
 import os
@@ -24,11 +24,11 @@ class TrainConfig:
     out_dir: str = "out"            # checkpoints, logs and metrics of this run
     data_dir: str = "data/pystdlib"  # folder with train.bin, val.bin, meta.json
     init_from: str = "scratch"      # "scratch"; "resume"; "auto": resume if there is a checkpoint;
-                                    # a Hugging Face folder or OWNER/NAME of a GPT-2, BERT, Llama or
-                                    # Qwen3, which then says what the sizes are; or
-                                    # RUN/ckpt_0003000.pt: branch off from there, with all that this
-                                    # run had set
-    # model: where the run starts (GPT-2 small and Bert-base by default)
+                                    # a Hugging Face folder or hub OWNER/NAME of a GPT-2, BERT, Llama or
+                                    # Qwen3, which sets the sizes; or
+                                    # RUN/ckpt_0003000.pt: branch off from that checkpoint, with the
+                                    # settings of its run
+    # model: its sizes at the start of the run
     model: str = "gpt"              # "gpt", "bert" or "llama" (Mistral, Qwen2 and Qwen3 too)
     block_size: int = 256           # tokens in a sequence
     vocab_size: int = 0             # 0: the dataset's, rounded up to a multiple of 64
@@ -41,99 +41,99 @@ class TrainConfig:
     zero_proj: bool = False         # the blocks' output projections start at 0
     bias: bool = True               # in GPT and BERT; Llama has none
     gelu: str = ""                  # "tanh", "exact", or "": tanh for GPT, exact for BERT
-    doc_mask: bool = False          # documents packed in a row know nothing of each other, and each
-                                    # counts its own positions (not BERT, whose rows hold but one)
-    norm_eps: float = 1e-5          # of the norms in GPT and Llama; BERT's is 1e-12
-    # Llama alone
+    doc_mask: bool = False          # documents packed in a row do not attend to each other, and each
+                                    # has positions from 0 (not for BERT: one document a row)
+    norm_eps: float = 1e-5          # epsilon of the norms in GPT and Llama; BERT's is 1e-12
+    # Llama only
     kv_group: int = 1               # query heads that share keys and values, a constant of the run:
                                     # n_kv_head is n_head / kv_group, and grows with it
-    rope_theta: float = 10_000.0    # base of the rotary positions' wavelengths
-    rope_scaling: str = ""          # how they were stretched for longer texts: "linear:FACTOR" or
+    rope_theta: float = 10_000.0    # base of the rotary embeddings' wavelengths
+    rope_scaling: str = ""          # their scaling for longer contexts: "linear:FACTOR" or
                                     # "llama3:FACTOR,LOW,HIGH,CONTEXT", as in Llama 3.1 and later
-    tie: bool = True                # the output head is the token embedding
+    tie: bool = True                # the output head shares the token embedding's weights
     qk_norm: bool = False           # RMSNorm on each head's queries and keys, as in Qwen3
-    qkv_bias: bool = False          # biases of queries, keys and values, as in Qwen2
+    qkv_bias: bool = False          # biases on queries, keys and values, as in Qwen2
     # growth: [dict(at=600, n_inner=768), dict(at=900, n_layer=6, n_embd=192, ramp_iters=50), ...]
     stages: list = field(default_factory=list)
-    finish_stages: int = 0          # a family: iterations of the decay that finishes each size the
-                                    # run grows from, in a folder like out_dir/2x64; 0: none. A stage's
-                                    # finish_iters are of the size before it ("wsd" or "constant")
-    family: str = "now"             # with finish_stages, when: "now", before the run grows; or "end",
-                                    # after it, unless that is done elsewhere meanwhile
-    ramp_iters: int = 100           # iterations over which a growth's mask rises from 0 to 1
-    residual_warmup_iters: int = 0  # from scratch: iterations over which all layers' gates rise from 0 to 1
-    stagger: bool = False           # layers' gates, there and in growths, rise one after another,
-                                    # the lowest first; else together
-    operator: str = "msg"           # how to grow: "msg", or one of its rivals in run/operators.py
+    finish_stages: int = 0          # iterations of learning rate decay that finish each size before it
+                                    # grows, in a folder like out_dir/2x64; 0: none. A stage's finish_iters
+                                    # is for the size before it. Needs schedule "wsd" or "constant"
+    family: str = "now"             # when finish_stages trains them: "now", before the run grows; or
+                                    # "end", after the run, if not done elsewhere by then
+    ramp_iters: int = 100           # iterations over which the mask of a growth rises from 0 to 1
+    residual_warmup_iters: int = 0  # from scratch: iterations over which layers' gates rise from 0 to 1
+    stagger: bool = False           # layers' gates rise one after another, lowest first, in this warmup
+                                    # and in growths; else together
+    operator: str = "msg"           # how to grow: "msg", or another operator of run/operators.py
     # optimization
     max_iters: int = 2000
-    batch_tokens: int = 4096        # tokens an iteration, over all processes and micro-batches
-    sampling: str = "epochs"        # "epochs": every token once, then all again in another order; or
-                                    # "random": windows from anywhere, as runs before 2026-12 had it.
-                                    # BERT's pairs of segments are always drawn at random
-    micro_batch: int = 16           # sequences a process runs at once; a stage may have its own
-    optimizer: str = "adamw"        # "adamw", or "muon": blocks' matrices Muon, the rest AdamW
+    batch_tokens: int = 4096        # tokens per iteration, over all processes and micro-batches
+    sampling: str = "epochs"        # "epochs": every token once, then again in another order; or
+                                    # "random": windows at random places, as in runs before 2026-12.
+                                    # BERT always draws its pairs of segments at random
+    micro_batch: int = 16           # sequences a process runs at once; a stage may set its own
+    optimizer: str = "adamw"        # "adamw", or "muon": Muon for the blocks' matrices, AdamW for the rest
     learning_rate: float = 1e-3     # peak
-    muon_learning_rate: float = 0.02  # peak, of the matrices, with optimizer="muon"
+    muon_learning_rate: float = 0.02  # peak for the matrices, with optimizer="muon"
     schedule: str = "wsd"           # "wsd" (warmup, stable, decay), "cosine" or "constant"
     warmup_iters: int = 50
-    rewarm_iters: int = 0           # to go on from a checkpoint whose rate has decayed: a warmup of so
-                                    # many iterations, from the rate it ended with to the peak, and then
-                                    # the schedule again, as if the run began there
-    decay_frac: float = 0.25        # wsd: share of the run at its end over which the rate decays
-    decay_iters: int = 0            # the same in iterations, instead of decay_frac
-    min_lr_frac: float = 0.0        # the rate at the end, as a share of the peak
+    rewarm_iters: int = 0           # to continue from a checkpoint whose learning rate has decayed: a
+                                    # warmup of so many iterations, from that rate to the peak; then the
+                                    # schedule starts again, as if the run began there
+    decay_frac: float = 0.25        # wsd: share of the run, at its end, over which the rate decays
+    decay_iters: int = 0            # the same in iterations; replaces decay_frac
+    min_lr_frac: float = 0.0        # learning rate at the end, as a share of the peak
     weight_decay: float = 0.1       # on matrices only
     beta1: float = 0.9
     beta2: float = 0.95
-    grad_clip: float = 1.0          # largest gradient norm, 0 = no clipping
+    grad_clip: float = 1.0          # largest gradient norm; 0: no clipping
     # BERT
     mask_frac: float = 0.15         # share of a row's tokens that are predicted
     # evaluation and logging
     eval_interval: int = 200        # iterations between evaluations
     save_interval: int = 0          # iterations between checkpoints; 0: one with each evaluation
-    eval_seqs: int = 128            # validation sequences an evaluation reads, all of them at most
+    eval_seqs: int = 128            # validation sequences per evaluation, at most all of them
     log_interval: int = 10          # iterations between lines in metrics.jsonl
-    sample_interval: int = 0        # evaluations between texts that the model writes, to TensorBoard
-                                    # or wandb, else to the log; 0: none. Not BERT
-    keep_checkpoints: int = 2       # the last K, besides the best one
-    tensorboard: bool = False       # metrics for TensorBoard too, in out_dir
-    wandb: str = ""                 # a Weights & Biases project to send metrics to, "" = none
+    sample_interval: int = 0        # evaluations between generated samples, which go to TensorBoard or
+                                    # wandb, else to the log; 0: none. Not for BERT
+    keep_checkpoints: int = 2       # keep the last K, and the best one
+    tensorboard: bool = False       # also write metrics for TensorBoard, in out_dir
+    wandb: str = ""                 # Weights & Biases project to send metrics to; "": none
     # machine
     seed: int = 1337
     device: str = "auto"            # "auto", "cpu", "cuda", "cuda:1", "mps"
     dtype: str = "auto"             # "auto", "float32", "bfloat16", "float16"
     compile: str = "auto"           # "block", "model", "none", or "auto": block where it works
-    shard: str = "none"             # several processes: "none", the whole model in each (DDP), or
-                                    # "fsdp", shards of it, its gradients and optimizer state
-    peak_flops: float = 0.0         # of the device, for mfu; 0: known for common GPUs
-    max_bad_steps: int = 5          # stop after so many steps in a row with loss inf or NaN
+    shard: str = "none"             # several processes: "none": each has the whole model (DDP); "fsdp":
+                                    # each has a shard of model, gradients and optimizer state
+    peak_flops: float = 0.0         # peak FLOP/s of the device, for mfu; 0: look up common GPUs
+    max_bad_steps: int = 5          # stop after this many steps in a row with loss inf or NaN
 
     def model_config(self, vocab_size, eot=0):
-        """The model's config at the start of the run; eot: the id that ends a document, for doc_mask."""
+        """The model's config at the start of the run. eot: id of the end-of-document token, for doc_mask."""
         _, cls = MODELS[self.model]
         chosen = {f.name: getattr(self, f.name) for f in fields(cls) if f.name != "eot"}
         chosen.update(vocab_size=vocab_size, gelu=self.gelu or cls().gelu,
                       bias=self.bias and cls().bias, eot=eot if self.doc_mask else None)
         if self.model == "bert":
-            del chosen["norm_eps"]  # its own
+            del chosen["norm_eps"]  # BERT has its own
         return cls(**chosen)
 
     def sizes(self):
-        """[sizes at the start, after the first stage, ...], each a dict of the four sizes."""
+        """[sizes at the start, sizes after the first stage, ...]: dicts of the four sizes."""
         sizes = [sizes_of(self.model_config(1))]
         for stage in self.stages:
             sizes.append({**sizes[-1], **{k: v for k, v in stage.items() if k in GROWABLE}})
         return sizes
 
     def models(self, vocab_size):
-        """A model of each of these sizes on the meta device, where it takes no memory."""
+        """A model of each of sizes(), on the meta device, where it takes no memory."""
         cls, _ = MODELS[self.model]
         with torch.device("meta"):
             return [cls(replace(self.model_config(vocab_size), **sizes)) for sizes in self.sizes()]
 
     def finish_of(self, stage):
-        """Iterations of the decay that finishes the size from before a stage, or 0."""
+        """Iterations of the decay that finishes the size before `stage`; 0 if there is none."""
         return self.finish_stages and stage.get("finish_iters", self.finish_stages)
 
     def micro_batch_of(self, stage):
@@ -142,29 +142,29 @@ class TrainConfig:
         return given[-1] if given else self.micro_batch
 
     def decay_span(self, since=0):
-        """Iterations at the run's end over which "wsd" brings the rate down; since: where a rewarm began."""
+        """Iterations of the "wsd" decay at the run's end. since: the iteration at which a rewarm began."""
         return self.decay_iters or self.decay_frac * (self.max_iters - since)
 
     def is_branch(self):
-        """Does this run go on from another one's checkpoint?"""
+        """Does this run start from another run's checkpoint?"""
         return self.init_from.endswith(".pt")
 
     def goes_on_from(self):
-        """The folder or the checkpoint that a run which goes on has its state from."""
+        """The folder or checkpoint file that a continued run loads its state from."""
         return self.init_from if self.is_branch() else self.out_dir
 
     def head_fraction(self):
-        """The share of a sequence's positions that the vocabulary head is computed on."""
+        """The share of a sequence's positions that the output head is computed on."""
         return self.mask_frac if self.model == "bert" else 1.0
 
     def has_ramp(self, stage):
-        return stage.get("operator", self.operator) == "msg"  # others have no mask
+        return stage.get("operator", self.operator) == "msg"  # other operators have no mask
 
     def ramp_of(self, stage):
         return stage.get("ramp_iters", self.ramp_iters) if self.has_ramp(stage) else 0
 
     def whole(self, stage):
-        """The stage with all it means said in itself."""
+        """The stage with its operator and ramp_iters filled in."""
         own = dict(ramp_iters=self.ramp_of(stage)) if self.has_ramp(stage) else {}
         return {**{k: v for k, v in stage.items() if k != "ramp_iters"}, **own,
                 "operator": stage.get("operator", self.operator)}
@@ -172,7 +172,7 @@ class TrainConfig:
 
 PATHS = ("out_dir", "data_dir", "init_from")
 LLAMA_ALONE = ("kv_group", "rope_theta", "rope_scaling", "tie", "qk_norm", "qkv_bias")
-# what means nothing in some runs: (where it means something; is that so in a config?)
+# settings with no effect in some runs: (where they have one, does this config count?)
 MEANS = dict(
     **dict.fromkeys(LLAMA_ALONE, ("model='llama'", lambda c: c.model == "llama")),
     **dict.fromkeys(("gelu", "bias"), ("model='gpt' or 'bert'", lambda c: c.model != "llama")),
@@ -209,7 +209,7 @@ def from_dict(values):
 
 
 def typed(key, value):
-    """A setting's value as its kind has it: 1e6 is a whole number too, and 1 a number. UserError else."""
+    """The value, converted to its setting's type: 1e6 may be an int, 1 a float. Raises UserError."""
     kinds = {f.name: f.type for f in fields(TrainConfig)}
     if key not in kinds:
         raise UserError(unknown(key, kinds))
@@ -229,8 +229,8 @@ def typed(key, value):
 
 def known_settings(had):
     """
-    Of what a run's config.json or checkpoint holds, perhaps an older version's, the settings that there
-    still are; check_resume() says which others it had.
+    The settings of a run's config.json or checkpoint that still exist; it may be of an older version.
+    check_resume() reports the others.
     """
     known = {f.name for f in fields(TrainConfig)}
     had = {"sampling": "random", **{k: v for k, v in had.items() if k in known}}
@@ -245,15 +245,15 @@ def plain_name(kind):
 
 
 def shortened(value):
-    """A value as it is shown, however long somebody made it."""
+    """A value as text, cut to 60 characters."""
     try:
         text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "(too long)"
-    except Exception:  # a config's own class may fail even here
+    except Exception:  # the repr() of a config's own class may fail
         text = type(value).__name__
     return text if len(text) < 60 else text[:57] + "..."
 
 
-# what others call it: what it is here
+# the name elsewhere: our name
 OTHER_NAMES = dict(n_kv_head="kv_group, which is n_head / n_kv_head", batch_size="micro_batch",
                    gradient_accumulation_steps="batch_tokens, of a whole iteration",
                    lr="learning_rate", min_lr="min_lr_frac", lr_decay_iters="decay_iters",
@@ -300,7 +300,7 @@ def check(config):
 
 
 def idle(config):
-    """{what is not at its default and means nothing in `config`: (its value, where it means something)}"""
+    """{setting that is not at its default but has no effect: (its value, where it has an effect)}"""
     found = {k: (getattr(config, k), where) for k, (where, means) in MEANS.items()
              if getattr(config, k) != getattr(TrainConfig, k) and not means(config)}
     for i, s in enumerate(config.stages):
@@ -313,8 +313,8 @@ def idle(config):
 
 def refuse(config, given, alone=None):
     """
-    UserError for what was given and means nothing, in a run by the settings `alone` neither. Of a base
-    config, or of a run before, anything may be left over.
+    UserError for a setting in `given` that has no effect, neither here nor in a run with the settings
+    `alone`. Settings inherited from a base config or an earlier run may be idle.
     """
     for name, (value, where) in idle(config).items():
         if name.partition("[")[0] in given and (alone is None or name in idle(from_dict(alone))):
@@ -322,7 +322,7 @@ def refuse(config, given, alone=None):
 
 
 def plain(config):
-    """`config` without what means nothing in it, so that all of it may be given."""
+    """`config` with settings that have no effect back at their defaults."""
     stages = [{k: v for k, v in s.items() if f"stages[{i}] {k}" not in idle(config)}
               for i, s in enumerate(config.stages)]
     usual = {k: getattr(TrainConfig, k) for k in idle(config) if k in MEANS}
@@ -330,7 +330,7 @@ def plain(config):
 
 
 def check_ramps(config):
-    """UserError if the last ramp outlasts the run: its model would stay masked."""
+    """UserError if the last ramp ends after the run: the model would stay masked."""
     end = max((s["at"] + config.ramp_of(s) for s in config.stages), default=0)
     if end > config.max_iters:
         raise UserError(f"max_iters={config.max_iters}: the ramp of stages[{len(config.stages) - 1}] ends at "
@@ -380,7 +380,7 @@ def check_stages(config):
 
 
 def check_finish(config, what, at):
-    """A decay can only start where the learning rate is at its peak, and stages are where they were."""
+    """UserError unless the learning rate is at its peak at iteration `at`, where the decay starts."""
     steady = config.max_iters - (config.decay_span() if config.schedule == "wsd" else 0)
     if config.schedule == "cosine" or not config.warmup_iters <= at <= steady:
         raise UserError(f"finish_stages={config.finish_stages}: {what} grows at {at}, when the learning "

@@ -1,6 +1,6 @@
 """
-What a run was made with, so that a result can be traced to it: source.txt (command line, versions,
-git's commit, files that git does not know) and source_ITERATION.diff, the changes since that commit.
+Record the code of a run, so that results can be traced to it: source.txt (command line, versions, git
+commit, untracked files) and source_ITERATION.diff, the changes since that commit.
 """
 import os
 import platform
@@ -15,17 +15,17 @@ from base.disk import written
 from base.errors import first_line
 
 HOUSE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-PATIENCE = 10  # seconds that git may take
+PATIENCE = 10  # seconds to wait for git
 
 
 def keep_source(out_dir, iteration=0):
     """
-    Add this start of a run to its source.txt. Never costs a run: returns a line about what could not be
-    kept, or None.
+    Add this start of a run to its source.txt. Never fails: returns a line about what could not be kept,
+    or None.
     """
     path, commit, diff, new, fault = os.path.join(out_dir, "source.txt"), "none", b"", "", None
     try:
-        try:  # of the house, not of whatever checkout it may lie in
+        try:  # ./train.py: fails in a checkout that is not this repository
             commit = git("rev-parse", "HEAD", "HEAD:./train.py").decode().split()[0]
             diff = git("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", "--", ".")
             new = git("ls-files", "--others", "--exclude-standard", "*.py").decode().replace("\n", " ")
@@ -40,7 +40,7 @@ def keep_source(out_dir, iteration=0):
         if diff:
             with written(os.path.join(out_dir, f"source_{iteration:07d}.diff"), "wb") as f:
                 f.write(diff)
-    except Exception as e:  # a full disk, a folder that cannot be written
+    except Exception as e:  # a full disk, a read-only folder
         fault = f"the run's source is not kept ({first_line(e)})"
     return fault and f"{path}: {fault}"
 

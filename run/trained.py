@@ -1,4 +1,4 @@
-"""A trained model, opened: a run's folder, one of its checkpoints, or a Hugging Face folder."""
+"""Open a trained model: from a run's folder, one of its checkpoints, or a Hugging Face folder."""
 import argparse
 import difflib
 import os
@@ -14,7 +14,7 @@ from run.parallel.ranks import open_device
 
 
 def model_parser(doc, **more):
-    """The arguments of every script that opens a trained model."""
+    """The argument parser of every script that opens a trained model."""
     p = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
     p.add_argument("checkpoint", type=os.path.expanduser,
                    help="a checkpoint file, a run's folder, a family's member (RUN/2x64) or a Hugging "
@@ -25,8 +25,8 @@ def model_parser(doc, **more):
 
 def open_model(path, device="cpu"):
     """
-    The model and its info (config and meta; iter) from a checkpoint, a run's folder or a Hugging
-    Face folder: what every tool opens; also by the name of a family's member. Raises UserError.
+    The model and its info (config, meta; iter, if from a run) from a checkpoint, a run's folder, a
+    Hugging Face folder or a family's member (RUN/2x64). Raises UserError.
     """
     path = path if os.path.exists(path) else family.member_at(path) or path
     if not os.path.exists(path):
