@@ -1,6 +1,6 @@
 """
-Files that survive: written whole or not at all, flushed, checked by a checksum over all of them, tried
-again where a disk is full or a network's does not answer.
+Safe file writing. A file is written whole or not at all, flushed to disk, and ends in a checksum.
+A failed write (full disk, network disk not answering) is retried.
 """
 import contextlib
 import errno
@@ -15,12 +15,12 @@ import torch
 
 from base.errors import UserError
 
-SEAL = b"nanogrow sha256:"  # at a file's end, the digest of all before it follows
-PAUSES = (1, 4, 15)  # seconds before a failed write is tried again, and again
+SEAL = b"nanogrow sha256:"  # ends a file, followed by the digest of everything before it
+PAUSES = (1, 4, 15)  # seconds to wait before each retry of a failed write
 
 
 class Sealed:
-    """A file to write to, in order, and the digest of what was written."""
+    """A file that is written sequentially, with a running digest of its contents."""
 
     def __init__(self, file):
         self.file, self.digest = file, hashlib.sha256()
@@ -34,8 +34,8 @@ class Sealed:
 
 
 def write_sealed(path, state):
-    """torch.save, sealed, and on the disk when this returns. Raises OSError, or torch's RuntimeError."""
-    remove(path)  # a killed run's may be a link to a good checkpoint: never write into it
+    """torch.save with a seal, flushed to disk. Raises OSError, or torch's RuntimeError."""
+    remove(path)  # a killed run may have left a link to a good checkpoint: never overwrite in place
     with open(path, "wb") as f:
         sealed = Sealed(f)
         torch.save(state, sealed)
@@ -45,7 +45,7 @@ def write_sealed(path, state):
 
 
 def check_seal(path):
-    """Raise ValueError if the file is not what was written; an old one, unsealed, is a zip's matter."""
+    """Raise ValueError if the file is damaged. Old files have no seal: their zip checksums are used."""
     left = os.path.getsize(path) - len(SEAL) - 32
     with open(path, "rb") as f:
         f.seek(max(left, 0))
@@ -70,8 +70,8 @@ def sha256(path, size):
 
 def locked(file, shared=False):
     """
-    Lock an open file until it is closed, alone or shared with others who do. False if somebody has it;
-    True, too, where there are no locks.
+    Lock an open file until it is closed, exclusively or shared. Returns False if another process holds
+    a conflicting lock. Returns True where locks are not supported.
     """
     try:
         import fcntl
@@ -84,7 +84,7 @@ def locked(file, shared=False):
 
 
 def patiently(work):
-    """work(), again after each of PAUSES seconds if it cannot write; then its error goes up."""
+    """Call work(), retrying failed writes after each of PAUSES; the last error is raised."""
     for pause in PAUSES:
         try:
             return work()
@@ -99,7 +99,7 @@ def remove(path):
 
 
 def sync_dir(path):
-    """Flush a folder's names, where there is such a thing: some file systems cannot."""
+    """Flush a folder's entries to disk. Ignored on file systems that cannot do so."""
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY)
         try:
@@ -111,8 +111,8 @@ def sync_dir(path):
 @contextlib.contextmanager
 def written(path, mode="w"):
     """
-    with written(path) as f: what is written goes aside, and takes the place of `path` when the block
-    is through: on a full disk, or any error in the block, what was there stays. An OSError names `path`.
+    with written(path) as f: write to a temporary file, which replaces `path` when the block ends. After
+    an error, such as a full disk, the old file is still there. An OSError names `path`.
     """
     special = os.path.exists(path) and not os.path.isfile(path)  # /dev/stdout, a pipe
     aside = path if special else f"{path}.tmp"
@@ -131,7 +131,7 @@ def written(path, mode="w"):
 
 
 def write_json(path, content):
-    """The file `path` of `content`; what is infinite or NaN becomes text, for JSON has no such numbers."""
+    """Write `content` as JSON. Infinity and NaN become strings, because JSON has no such numbers."""
     content = json.loads(json.dumps(content), parse_constant=str)
     with written(path) as f:
         json.dump(content, f, indent=1, ensure_ascii=False)
@@ -141,13 +141,13 @@ def write_json(path, content):
 @contextlib.contextmanager
 def filled(folder):
     """
-    with filled(folder) as aside: files written in the folder `aside` take their places in `folder` when
-    the block is through. On a full disk, or any error in the block, what was there stays. An OSError
+    with filled(folder) as aside: write files into the temporary folder `aside`. They move to `folder`
+    when the block ends. After an error, such as a full disk, the old files are still there. An OSError
     becomes a UserError.
     """
     try:
         os.makedirs(folder, exist_ok=True)
-        # inside: what is beside a folder may be another disk
+        # inside `folder`, because its parent may be on another disk
         with tempfile.TemporaryDirectory(prefix="tmp_", dir=folder) as aside:
             yield aside
             for name in os.listdir(aside):

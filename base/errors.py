@@ -1,4 +1,4 @@
-"""What a user can put right, in one line; and what every script does with it."""
+"""Errors that users can fix, shown as one line, and the argument parsing that all scripts share."""
 import argparse
 import contextlib
 import errno
@@ -10,20 +10,20 @@ import sys
 
 
 class UserError(Exception):
-    """Something the user can put right: shown as one line, exit code 2."""
+    """An error that the user can fix: shown as one line, exit code 2."""
 
     def __init__(self, message):
-        super().__init__(" ".join(str(message).splitlines()))  # what is quoted may hold newlines
+        super().__init__(" ".join(str(message).splitlines()))  # quoted input may contain newlines
 
 
 def say_once(line):
-    """Print, but of the processes that torchrun started on the first alone."""
+    """Print on rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
         print(line)
 
 
 def once(pairs):
-    """A dict of (flag, value) pairs, none of which may be given twice."""
+    """A dict of (flag, value) pairs. A flag given twice is a UserError."""
     found = {}
     for key, value in pairs:
         if key in found:
@@ -34,9 +34,9 @@ def once(pairs):
 
 class Parser(argparse.ArgumentParser):
     """
-    argparse, with errors of one line. One is an option given twice, unless it is a list (nargs="+"), which
-    grows. means: {option: (where it means something, a function of the arguments: is that so?)}; elsewhere
-    it is an error, too.
+    argparse with one-line errors. Giving an option twice is an error, except for lists (nargs="+"), which
+    are extended. means: {option: (where it has an effect, in words; a test of that on the arguments)}.
+    Giving an option that has no effect is an error too.
     """
 
     def __init__(self, *args, means=(), **kwargs):
@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Store(argparse.Action):
-    """Parser's "store"."""
+    """Parser's "store" action."""
 
     def __call__(self, parser, namespace, values, option=None):
         if option and self.nargs == "+":
@@ -71,15 +71,15 @@ class Store(argparse.Action):
 
 def is_number(value, low=-math.inf, high=None, kind=float):
     """
-    Is an int or float of any length a number from `low` to `high`, both included? By default `high` is the
-    largest that `kind` counts exactly, or holds. NaN, infinities and -0.0 are none.
+    Is `value` between `low` and `high`, inclusive? By default `high` is 2**53 for int and the largest
+    float for float. NaN, infinities and -0.0 do not count as numbers. An int may have any length.
     """
     high = (2**53 if kind is int else sys.float_info.max) if high is None else high
     return max(low, -sys.float_info.max) <= value <= high and (value != 0 or math.copysign(1, value) > 0)
 
 
 def number(kind, low, high=None):
-    """For argparse's `type`: an int or float for which is_number()."""
+    """For argparse's `type`: an int or float that passes is_number()."""
     def read(text):
         try:
             value = kind(text)
@@ -95,15 +95,15 @@ def number(kind, low, high=None):
 
 def exits_cleanly(main):
     """
-    Decorator for a script's main(): what a user can put right, a full disk, a file that cannot be had
-    and memory that does not do included, becomes one line on stderr and exit code 2; Ctrl-C becomes
-    one and 130. No print costs any work: what the terminal cannot show is shown as an escape, and when
-    nobody reads on (`| head`) or the disk is full the work still goes to its end.
+    Decorator for a script's main(). Errors that a user can fix become one line on stderr and exit code 2.
+    These include a full disk, an unreadable file and lack of memory. Ctrl-C gives one line and exit code
+    130. Printing never stops the work: characters that the terminal cannot show are escaped, and a closed
+    pipe (`| head`) or a full disk does not end the script.
     """
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         had, code = (sys.stdout, sys.stderr), 2
-        # one that somebody closed is None; the file in its place gets its number
+        # a closed stream is None; the file opened in its place takes over its descriptor
         sys.stdout, sys.stderr = (Screen(s or open(os.devnull, "w")) for s in had)
         screen = sys.stdout
         try:
@@ -131,10 +131,10 @@ def exits_cleanly(main):
 
 
 class Screen:
-    """A terminal, a pipe or a file that is printed to, and may go away: what is then said is lost."""
+    """An output stream that may fail (closed pipe, full disk). What is printed after that is lost."""
 
     def __init__(self, stream):
-        self.stream, self.lost = stream, None  # lost: the error since which nothing is shown
+        self.stream, self.lost = stream, None  # lost: the first error; nothing is shown after it
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
@@ -146,25 +146,25 @@ class Screen:
             self.stream.write(text) if text else self.stream.flush()
         except OSError as e:
             self.lost = self.lost or e
-            with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+            with contextlib.suppress(OSError, ValueError):  # a stream without a file descriptor
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
     flush = write
 
 
 def in_words(e, otherwise):
-    """An OSError in a line; otherwise: what it is about where it names no file."""
+    """An OSError as one line; `otherwise` stands in for a missing file name."""
     return f"{e.filename or otherwise}: {e.strerror or first_line(e)}" + \
         ": make room, or choose another place" * (e.errno in (errno.ENOSPC, errno.EDQUOT))
 
 
 def first_line(e):
-    """The first line of what an exception says, or its kind if it says nothing."""
+    """The first line of an exception's message, or its type if the message is empty."""
     return (str(e).strip() or type(e).__name__).splitlines()[0]
 
 
 def is_out_of_memory(e):
-    """Did an exception of torch's say that memory, of the machine or of a device, ran out?"""
+    """Does this exception mean that the machine or a device ran out of memory?"""
     return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or any(
         said in str(e) for said in ("not enough memory", "can't allocate memory", "out of memory",
                                     "Storage size calculation overflowed", "size is too large",
@@ -172,7 +172,7 @@ def is_out_of_memory(e):
 
 
 def library(name, package):
-    """The module `name`, imported; UserError naming the package to install if it is missing."""
+    """Import and return the module `name`. If it is missing, a UserError names the package to install."""
     try:
         return importlib.import_module(name)
     except ImportError:

@@ -1,9 +1,9 @@
 """
-The one way texts are read, for training and evaluation alike.
+How all text and JSON files are read, for training and evaluation alike.
 
-A text is UTF-8. What a file holds is kept to the letter, line ends included (CRLF stays CRLF), but
-for a byte order mark at its start, which is no text. .gz, .xz and .zst are unpacked. UTF-16 and
-what is no text are refused, in one line with the remedy. JSON is read, and what it must hold checked.
+Text is UTF-8 and kept exactly, line ends included (CRLF stays CRLF). Only a byte order mark at the
+start is dropped. .gz, .xz and .zst are unpacked. UTF-16 and binary files are refused, and the error
+says how to convert them. JSON is checked for the keys it must have.
 """
 import contextlib
 import gzip
@@ -16,11 +16,11 @@ import zlib
 
 from base.errors import UserError, is_number, library
 
-LOOK = 1 << 16  # bytes looked at to tell a text from something else
+LOOK = 1 << 16  # bytes inspected to tell text from binary data
 
 
 class _Zst(io.RawIOBase):
-    """A .zst unpacked. zstandard's own reader takes a file that was cut short for a whole one."""
+    """Unpacks .zst. zstandard's own reader does not notice a truncated file."""
 
     def __init__(self, raw):
         self.raw, self.new = raw, library("zstandard", "zstandard").ZstdDecompressor().decompressobj
@@ -48,8 +48,8 @@ PACKERS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
 
 def files_below(folder, without=()):
     """
-    The files in a folder and in those below it, links to folders followed; each real folder once, so
-    that loops end, and none with a name in `without`. Raises UserError for one that cannot be read.
+    The files in a folder and its subfolders, following links. Each real folder is visited once, so link
+    loops end. Folders named in `without` are skipped. Raises UserError for an unreadable folder.
     """
     def stop(e):
         if not isinstance(e, FileNotFoundError):
@@ -66,11 +66,10 @@ def files_below(folder, without=()):
 @contextlib.contextmanager
 def open_text(path, errors="strict"):
     """
-    with open_text(path) as f: a text file to read, iterate or f.readline(limit); lines end with
-    "\\n", a "\\r" before it is theirs. errors: as open()'s, for bytes that are not UTF-8; "strict"
-    is a UserError. f.raw_file is the file itself, whose tell() shows how far it has been read. The
-    path "-" is standard input. Raises UserError for whatever is wrong with the file, while the
-    block runs too.
+    with open_text(path) as f: open a text file; the path "-" is standard input. Lines end with "\\n";
+    a "\\r" before it is kept. errors: as in open(), for bytes that are not UTF-8; "strict" raises
+    UserError. f.raw_file is the underlying file; its tell() shows progress. Any fault of the file
+    raises UserError, also while the block runs.
     """
     path = os.path.expanduser(path)
     try:
@@ -88,7 +87,7 @@ def open_text(path, errors="strict"):
         raise UserError(f"{path}: {getattr(e, 'strerror', None) or f'is damaged ({e})'}: "
                         "check it, or leave it out") from None
     except Exception as e:
-        if type(e).__name__ != "ZstdError":  # of a library that need not be there
+        if type(e).__name__ != "ZstdError":  # by name: zstandard is optional
             raise
         raise UserError(f"{path}: is damaged ({e}): check it, or leave it out") from None
 
@@ -100,30 +99,30 @@ def read_text(path):
 
 
 def _converting(path, code):
-    """The command that makes UTF-8 of a text file, packed or not."""
+    """The shell command that converts a text file, packed or not, to UTF-8."""
     name, packer = shlex.quote(path), PACKERS.get(os.path.splitext(path)[1].lower())
     return f"{packer} -dc {name} | iconv -f {code} -t UTF-8 > new.txt" if packer else \
         f"iconv -f {code} -t UTF-8 {name} > new.txt"
 
 
 def _refuse_what_is_no_text(path, start):
-    """UserError if a file that starts with these bytes is UTF-16, UTF-32 or no text at all."""
+    """UserError if a file that starts with these bytes is UTF-16, UTF-32 or binary."""
     code = None
     if start.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         code = "UTF-32"
     elif start.startswith((b"\xff\xfe", b"\xfe\xff")):
         code = "UTF-16"
-    elif start.count(0) * 4 > len(start):  # without a mark: of which kind does it make sense?
+    elif start.count(0) * 4 > len(start):  # no byte order mark: try each encoding
         code = next((c for c in ("UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE") if all(
             v.isprintable() or v.isspace() for v in start[:1000].decode(c, "ignore"))), None)
     if code:
         raise UserError(f"{path}: is {code} text: convert it first: {_converting(path, code)}")
-    if start.count(0) * 1000 > len(start):  # a stray NUL happens in large texts
+    if start.count(0) * 1000 > len(start):  # large texts may contain a stray NUL
         raise UserError(f"{path}: is not text, but binary data: give a UTF-8 text file")
 
 
 def read_json(path, **kinds):
-    """The JSON object in a file, which must have these keys; see need()."""
+    """The JSON object in a file. It must have these keys; see need()."""
     found = parse_json(path, read_text(path))
     if not isinstance(found, dict):
         raise UserError(f"{path}: is no JSON object")
@@ -132,7 +131,7 @@ def read_json(path, **kinds):
 
 
 def read_jsonl(path, limit=0):
-    """[("FILE:LINE", object), ...]"""
+    """The objects of a .jsonl file: [("FILE:LINE", object), ...]"""
     lines = [(f"{path}:{i}", line) for i, line in enumerate(read_text(path).split("\n"), 1)
              if line.strip()][:limit or None]
     if not lines:
@@ -148,7 +147,10 @@ def parse_json(where, text):
 
 
 def need(where, found, **kinds):
-    """The values of an object's keys, each of its kind, or of one of several, numbers finite. UserError else."""
+    """
+    The values of these keys of `found`. kinds: {key: type or tuple of types}. UserError if a key is
+    missing, has another type or is not a finite number.
+    """
     for key, kind in kinds.items():
         value = found.get(key) if isinstance(found, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool) or (

@@ -1,6 +1,6 @@
 """
-The weights of a Hugging Face folder, safetensors in one file or in shards: read one by one, written one
-by one. So no more than a tensor or two need be in memory, however large the model.
+Read and write the safetensors weights of a Hugging Face folder, in one file or in shards. Tensors are
+handled one by one, so only one or two are in memory, however large the model.
 """
 import json
 import os
@@ -17,7 +17,7 @@ DTYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torc
 
 
 class Weights(Mapping):
-    """{name: tensor}, each read from the folder when it is asked for. Raises UserError."""
+    """{name: tensor}. Each tensor is read from disk when accessed. Raises UserError."""
 
     def __init__(self, folder):
         self.folder, self.safe_open = folder, library("safetensors", "safetensors").safe_open
@@ -27,17 +27,17 @@ class Weights(Mapping):
             self.file = read_json(os.path.join(folder, INDEX), weight_map=dict)["weight_map"]
 
     def read(self, file, what):
-        try:  # opened anew each time: an open file keeps in memory what was read of it
+        try:  # reopened each time: an open file keeps its tensors in memory
             with self.safe_open(os.path.join(self.folder, file), "pt") as f:
                 return what(f)
-        except Exception as e:  # whatever a damaged file provokes
+        except Exception as e:  # a damaged file may raise anything
             raise UserError(f"{self.folder}: {file} cannot be read ({first_line(e)})") from None
 
     def __getitem__(self, name):
         return self.read(self.file[name], lambda f: f.get_tensor(name).clone())
 
     def dtype(self, name):
-        """As safetensors calls it: a key of DTYPES. UserError for what is quantized."""
+        """The dtype as safetensors names it, a key of DTYPES. UserError for quantized weights."""
         found = self.read(self.file[name], lambda f: f.get_slice(name).get_dtype())
         if found not in DTYPES:
             raise UserError(f"{self.folder}: {name} is {found}: only {', '.join(DTYPES)} can be read")
@@ -51,15 +51,15 @@ class Weights(Mapping):
 
 
 def size_of(dtype, shape):
-    """Bytes of a tensor."""
+    """Size of a tensor in bytes."""
     return DTYPES[dtype].itemsize * torch.Size(shape).numel()
 
 
 def write_weights(folder, entries, shard_size=5 * 10**9):
     """
-    Files of at most shard_size bytes, or one tensor each, with an index if there are several.
-    entries: [(name, key of DTYPES, shape, function that makes the tensor)]; each is made when it is
-    its turn, and then forgotten. Raises OSError.
+    Write files of at most shard_size bytes (or a single tensor), with an index if there are several.
+    entries: [(name, key of DTYPES, shape, function that makes the tensor)]. A tensor is made just
+    before it is written, and freed afterwards. Raises OSError.
     """
     shards, total = [[]], 0
     for entry in entries:
@@ -78,7 +78,7 @@ def write_weights(folder, entries, shard_size=5 * 10**9):
 
 
 def write_shard(path, entries):
-    """One safetensors file: the header's length, the header, the tensors one after another."""
+    """Write one safetensors file: the header's length, the header, the tensors."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, dtype, shape, _ in entries:
         start, end = end, end + size_of(dtype, shape)

@@ -1,8 +1,9 @@
 """
-Writing a dataset: train.bin and val.bin, flat arrays of token ids without a header as nanoGPT's,
-and meta.json, which says what they are. Shared by the prepare scripts.
+Writes a dataset, for the prepare scripts: train.bin and val.bin, flat arrays of token ids without a
+header, as nanoGPT's, and meta.json, which describes them.
 
-A document reaches the writer in pieces (split, text, ends), so that none need fit in memory.
+Documents arrive in pieces (split, text, ends), so a document need not fit in memory. `ends` is true
+for a document's last piece.
 """
 import hashlib
 import json
@@ -22,7 +23,7 @@ import numpy as np
 from base.errors import Parser, UserError, exits_cleanly, number
 from data.tokenizer import JSON, cut, get_tokenizer
 
-JOB_CHARS = 1 << 20  # characters tokenized at a time: the most a piece of a document should have
+JOB_CHARS = 1 << 20  # characters tokenized at a time; also the largest piece of a document
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -30,9 +31,9 @@ class BinWriter:
     """
     with BinWriter(out, tok, source) as w: w.write("train", ids)
 
-    Tokens go to a temporary folder inside `out`. Leaving the block normally puts the dataset in
-    its place, replacing an older one; leaving it by an error or Ctrl-C leaves `out` as it was.
-    source: one line for meta.json; note: further entries for it. Raises UserError.
+    Tokens go to a temporary folder inside `out`. When the block ends, the dataset replaces any older
+    one. After an error or Ctrl-C, `out` is unchanged. source: one line for meta.json. note: further
+    entries for it. Raises UserError.
     """
 
     def __init__(self, out, tok, source, **note):
@@ -46,7 +47,7 @@ class BinWriter:
         self.made = not os.path.isdir(self.out)
         try:
             os.makedirs(self.out, exist_ok=True)
-            shutil.rmtree(self.tmp, ignore_errors=True)  # what a killed run left behind
+            shutil.rmtree(self.tmp, ignore_errors=True)  # left by a killed run
             os.mkdir(self.tmp)
         except OSError as e:
             raise UserError(f"cannot write to {self.out}: {e.strerror}: "
@@ -61,7 +62,7 @@ class BinWriter:
         self.count[split] += len(ids)
 
     def __exit__(self, kind, error, trace):
-        if isinstance(error, OSError):  # a full disk names no file
+        if isinstance(error, OSError):  # a full-disk error names no file
             error.filename = error.filename or self.out
         try:
             for f in self.files.values():
@@ -84,15 +85,15 @@ class BinWriter:
                                    * (split == "val")))
             self.meta[split + "_tokens"] = n
         spec, names = self.meta["tokenizer"], ["meta.json", "val.bin", "train.bin"]
-        if spec["name"] == JSON:  # a file of its own, as others keep it
+        if spec["name"] == JSON:  # in its own file, as Hugging Face keeps it
             names.insert(0, JSON)
             with open(os.path.join(self.tmp, JSON), "w", encoding="utf-8", newline="") as f:
                 f.write(spec["vocab"])
             self.meta["tokenizer"] = {k: v for k, v in spec.items() if k != "vocab"}
         with open(os.path.join(self.tmp, "meta.json"), "w") as f:
             json.dump(self.meta, f)
-        # train.bin goes first and comes last: whatever stops us between, no old part can be
-        # taken together with a new one, and nothing without a meta.json looks like a dataset
+        # the old train.bin is removed first and the new one moved last, so an interruption
+        # never mixes old and new files into something that looks like a dataset
         train = os.path.join(self.out, "train.bin")
         if os.path.exists(train):
             os.remove(train)
@@ -101,7 +102,7 @@ class BinWriter:
 
 
 def complete(out):
-    """The meta.json (dict) of the whole dataset in folder `out`, or None if there is none."""
+    """The meta.json (dict) of the dataset in folder `out`, or None if it is missing or incomplete."""
     out = os.path.expanduser(out)
     try:
         with open(os.path.join(out, "meta.json")) as f:
@@ -116,13 +117,13 @@ def complete(out):
 
 
 def describe(out, meta):
-    """One line for the screen about the dataset in `out`."""
+    """One line that describes the dataset in `out`."""
     return (f"{out}: {meta['train_tokens']:,} training and {meta['val_tokens']:,} validation "
             f"tokens ({meta['tokenizer']['name']}, {meta['dtype']}; {meta['source']})")
 
 
 def already_there(out, force):
-    """Whether a script may stop at once because `out` has its dataset; says so if it does."""
+    """Is the dataset already in `out`, and not to be made again? Prints a line if so."""
     meta = None if force else complete(out)
     if meta:
         print(f"already there: {describe(out, meta)}; --force makes it anew")
@@ -130,28 +131,28 @@ def already_there(out, force):
 
 
 def unit_hash(name):
-    """A number in [0, 1) that depends on the bytes `name` alone."""
+    """A number in [0, 1) that depends only on the bytes `name`."""
     return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
 
 
 def pick_split(number, val_share, seed=0):
-    """"train" or "val" for the document of that number, by a hash: val_share of them to "val"."""
+    """"train" or "val" for a document, by a hash of its number; a share of val_share goes to "val"."""
     return "val" if unit_hash(f"{seed}:{number}".encode()) < val_share else "train"
 
 
 def script_parser(doc, out, **more):
-    """The arguments that all prepare scripts have."""
+    """A parser with the arguments that all prepare scripts share."""
     parser = Parser(description=doc.split("\n\n")[0], **more)
     parser.add_argument("--out", default=out, help="folder for the dataset")
     parser.add_argument("--force", action="store_true", help="make it again if it is there")
     return parser
 
 
-n_workers = number(int, 1, 1024)  # for argparse's `type`: processes that tokenize
+n_workers = number(int, 1, 1024)  # for argparse's `type`: the number of tokenizing processes
 
 
 def in_pieces(text):
-    """A whole document as (part, ends), no part longer than JOB_CHARS."""
+    """Split a document into (part, ends), each part at most JOB_CHARS long."""
     while len(text) > JOB_CHARS:
         n = cut(text[:JOB_CHARS])
         yield text[:n], False
@@ -161,9 +162,10 @@ def in_pieces(text):
 
 def encode_pieces(pieces, tok, bert=False, starts=True):
     """
-    Token ids of a list of pieces (split, text, ends), as {split: array}. A document comes between
-    tok.begin and tok.ending. starts: the first piece begins one. bert: every sentence is followed by tok.sep, a sentence
-    ending after .!? or with its line; bytes are left as they are, their newlines being sep.
+    Token ids of a list of pieces (split, text, ends), as {split: array}. Each document is put between
+    tok.begin and tok.ending. starts: the first piece begins a document. bert: add tok.sep after every
+    sentence; a sentence ends after .!? or at the end of its line. Bytes need none added, because their
+    sep is the newline.
     """
     ids = dict(train=[], val=[])
     for split, text, ends in pieces:
@@ -177,7 +179,7 @@ def encode_pieces(pieces, tok, bert=False, starts=True):
                     found = tok.encode(sentence)
                     flat += found + [tok.sep] if found else []
             ids[split].append(np.array(flat, dtype=tok.dtype))
-        else:  # a NUL in the text of a byte dataset would be taken for an end of document
+        else:  # NUL is the end of a document in a byte dataset
             text = text.replace("\0", "") if tok.name == "bytes" else text
             ids[split].append(tok.encode_array(text).astype(tok.dtype, copy=False))
         if ends:
@@ -187,8 +189,8 @@ def encode_pieces(pieces, tok, bert=False, starts=True):
 
 def write_pieces(writer, pieces, bert=False, workers=1):
     """
-    Tokenize an iterator of pieces on `workers` processes and write them in order; the files do
-    not depend on `workers`. At most three jobs of JOB_CHARS a worker are in memory.
+    Tokenize an iterator of pieces on `workers` processes and write them in order. The files do not
+    depend on `workers`. At most three jobs of JOB_CHARS per worker are in memory.
     """
     if workers <= 1:
         done = (encode_pieces(job, writer.tok, bert, starts) for job, starts in _jobs(pieces))
@@ -200,7 +202,7 @@ def write_pieces(writer, pieces, bert=False, workers=1):
 
 
 def _jobs(pieces):
-    """(pieces of about JOB_CHARS characters together, does the first begin a document?), in order."""
+    """Group pieces into jobs of about JOB_CHARS: (pieces, does the first one begin a document?)."""
     job, size, starts = [], 0, True
     for piece in pieces:
         job.append(piece)
@@ -213,7 +215,7 @@ def _jobs(pieces):
 
 
 def _in_parallel(jobs, workers, *how):
-    """encode_pieces of each job, in order. Executor.map would read all jobs first."""
+    """encode_pieces() of each job, in order. Executor.map would read all jobs first."""
     pool, waiting = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=how), deque()
     try:
         for job in jobs:
@@ -226,12 +228,12 @@ def _in_parallel(jobs, workers, *how):
         raise UserError("a tokenizing process died, perhaps for want of memory: "
                         "use fewer --workers") from None
     finally:
-        pool.shutdown(wait=not waiting, cancel_futures=True)  # cut off, a pool may never end
+        pool.shutdown(wait=not waiting, cancel_futures=True)  # a pool that is cut off may never end
 
 
 def _start_worker(meta, bert):
     global _tok, _bert
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -249,9 +251,9 @@ def _work(job):
 
 
 def run(main):
-    """Call main() as a script's last line: its errors end in one line and exit code 2."""
+    """Run a script's main(): errors become one line and exit code 2."""
     def stop(*_):
-        raise KeyboardInterrupt(143)  # so that temporary files are removed
+        raise KeyboardInterrupt(143)  # unwinds, so that temporary files are removed
 
     @exits_cleanly
     def guarded():
@@ -259,7 +261,7 @@ def run(main):
             main()
         except KeyboardInterrupt as e:
             print("error: interrupted: nothing was written", file=sys.stderr, flush=True)
-            os._exit(e.args[0] if e.args else 130)  # without waiting for the workers: they follow
+            os._exit(e.args[0] if e.args else 130)  # without waiting: the workers end with us
 
     signal.signal(signal.SIGTERM, stop)
     guarded()

@@ -1,7 +1,7 @@
 """
-A dataset is a folder: train.bin and val.bin, flat arrays of token ids, and meta.json, which says
-what they are. Also read as others publish theirs: nanoGPT's meta.pkl of characters, and shards
-with llm.c's header (*train*.bin, *val*.bin), whose format says that they are GPT-2's.
+Opens datasets. A dataset is a folder with train.bin and val.bin, flat arrays of token ids, and
+meta.json, which describes them. Two other layouts are read too: nanoGPT's meta.pkl of characters,
+and shards with llm.c's header (*train*.bin, *val*.bin), whose format implies GPT-2's tokens.
 """
 import bisect
 import hashlib
@@ -19,17 +19,17 @@ from data.tokenizer import JSON, spec_of
 
 GPT2 = dict(tokenizer="gpt2", vocab_size=50257, dtype="uint16", eot=50256)
 DTYPES = ("uint8", "uint16", "uint32")
-CHECK_TOKENS = 1 << 22  # ids looked at when a file is opened; the loader checks every batch
-# of llm.c's shards, 256 int32: magic, version, tokens. GPT-2's are uint16, Llama 3's uint32
+CHECK_TOKENS = 1 << 22  # ids checked when a file is opened; the loader checks every batch
+# llm.c's shard header, 256 int32: magic, version, tokens. GPT-2's are uint16, Llama 3's uint32
 HEADER, HEADERS = 1024, {(20240520, 1): "uint16", (20240801, 7): "uint32"}
-WHOLE, BLOCK, BLOCKS = 1 << 24, 4096, 64  # what a fingerprint looks at, see there
+WHOLE, BLOCK, BLOCKS = 1 << 24, 4096, 64  # what fingerprint() reads, in bytes and blocks
 
 
 def read_meta(data_dir):
     """
-    What the dataset is, a dict with tokenizer, vocab_size, dtype and perhaps eot and sep: its
-    meta.json, checked, or what its meta.pkl or the header of its shards amounts to. A folder that
-    says nothing is refused with what to write. Raises UserError.
+    The dataset's description, a dict with tokenizer, vocab_size, dtype and perhaps eot and sep. It is
+    the checked meta.json, or is derived from meta.pkl or the shards' header. If there is none of these,
+    the UserError says what to write.
     """
     folder = os.path.expanduser(data_dir)
     if not os.path.isdir(folder):
@@ -66,7 +66,7 @@ def how_to_prepare(data_dir):
 
 
 def with_tokenizer(meta, folder):
-    """The meta.json, and in it the text of the tokenizer.json beside it, where it names that."""
+    """The meta.json, with the text of the tokenizer.json beside it included if it names that."""
     spec = spec_of(meta)
     if spec.get("name") != JSON:
         return meta
@@ -78,7 +78,7 @@ def with_tokenizer(meta, folder):
 
 
 def check_meta(meta, path):
-    """The meta.json, if it can be one; otherwise UserError with the first key that is wrong."""
+    """Return the meta.json if it is valid; otherwise a UserError names the first wrong key."""
     def is_id(value):
         return type(value) is int and value >= 0
 
@@ -103,21 +103,21 @@ def check_meta(meta, path):
 
 
 class _DataOnly(pickle.Unpickler):
-    """Dicts, lists, strings and numbers need no class, and nothing else is wanted."""
+    """Unpickles dicts, lists, strings and numbers only. They need no class, so all classes are refused."""
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is no plain data")
 
 
 def read_pickle(path):
-    """nanoGPT's meta.pkl, a dict with itos {id: character}, as a meta.json; runs no code from it."""
+    """nanoGPT's meta.pkl, a dict with itos {id: character}, as a meta.json. Runs no code from the file."""
     try:
         with open(path, "rb") as f:
             itos = _DataOnly(f).load()["itos"]
         vocab = [itos[i] for i in range(len(itos))]
         if not vocab or not all(isinstance(c, str) and len(c) == 1 for c in vocab):
             raise ValueError("its itos is no list of characters")
-    except Exception as e:  # whatever a damaged or foreign pickle may raise
+    except Exception as e:  # a damaged or foreign pickle may raise anything
         raise UserError(f"{path}: is no meta.pkl of nanoGPT's characters ({type(e).__name__}: {e}): "
                         "write a meta.json that names the tokenizer instead") from None
     return dict(tokenizer=dict(name="char", vocab=vocab), vocab_size=len(vocab), dtype="uint16",
@@ -125,13 +125,13 @@ def read_pickle(path):
 
 
 def header(path):
-    """(type, number) of the tokens that llm.c's header in a .bin file promises; (None, 0) without it."""
+    """(dtype, number of tokens) from llm.c's header of a .bin file; (None, 0) without a header."""
     head = np.fromfile(path, dtype="<i4", count=3).tolist()
     return (HEADERS[*head[:2]], head[2]) if tuple(head[:2]) in HEADERS and len(head) == 3 else (None, 0)
 
 
 def files_of(folder, split):
-    """The paths of a split, in order: train.bin or, without it, the shards called *train*.bin."""
+    """The paths of a split, in order: train.bin or, if there is none, the shards *train*.bin."""
     path = os.path.join(os.path.expanduser(folder), split + ".bin")
     if os.path.exists(path) or not os.path.isdir(os.path.dirname(path)):
         return [path]
@@ -143,7 +143,7 @@ def files_of(folder, split):
 
 
 class Shards:
-    """Arrays one after another as if they were one: len() and slices."""
+    """Several arrays that act as one concatenated array, for len() and slices."""
 
     def __init__(self, parts):
         self.parts = parts
@@ -164,7 +164,7 @@ class Shards:
 
 
 def open_tokens(data_dir, split, meta, vocab_size, at_least):
-    """The tokens of `split`, read-only, checked: an array (N,), or Shards, which is sliced alike."""
+    """The checked, read-only tokens of `split`: an array (N,), or Shards, which slices the same way."""
     paths = files_of(data_dir, split)
     tokens = [open_bin(path, meta["dtype"], data_dir) for path in paths]
     tokens = tokens[0] if len(tokens) == 1 else Shards(tokens)
@@ -212,9 +212,9 @@ def check_ids(ids, vocab_size, where):
 
 def fingerprint(data_dir, meta):
     """
-    A string that changes when the dataset does, for checkpoints to record: a hash of the sizes of
-    its files, of what is in them (all of it up to WHOLE bytes, else BLOCKS evenly spaced blocks,
-    the first and the last among them), and of the tokenizer. Cheap whatever the size.
+    A string for checkpoints to record that changes when the dataset does. It hashes the tokenizer, the
+    file sizes and the contents. Beyond WHOLE bytes only BLOCKS evenly spaced blocks are read, including
+    the first and the last, so it is fast for any size.
     """
     found = hashlib.sha256(json.dumps([spec_of(meta), meta["dtype"]], sort_keys=True).encode())
     for split in ("train", "val"):

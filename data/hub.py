@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub."""
+"""Datasets on the Hugging Face hub."""
 import errno
 
 from base.errors import UserError, first_line, library
@@ -6,8 +6,8 @@ from base.errors import UserError, first_line, library
 
 def open_dataset(name, split):
     """
-    The records, dicts, of a split of the dataset OWNER/NAME or OWNER/NAME:CONFIG on the Hugging Face
-    hub, read over the network while they are looped over. Raises UserError, then too.
+    Iterate over the records (dicts) of a split of OWNER/NAME or OWNER/NAME:CONFIG, streamed over the
+    network. Raises UserError, also during the iteration.
     """
     load = library("datasets", "datasets").load_dataset
     path, _, config = name.partition(":")

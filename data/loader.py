@@ -1,7 +1,7 @@
 """
-Batches out of memory-mapped .bin files. The batch of an iteration is a function of (seed,
-iteration) alone, cut up by rank: N processes train on exactly the batch that one process would,
-evaluation never disturbs it, and a resumed run sees what it would have seen.
+Batches from memory-mapped .bin files. A batch depends only on (seed, iteration) and is divided among
+the ranks. So N ranks train on exactly the batch of a single process, evaluation does not change the
+training data, and a resumed run sees the same batches.
 """
 import os
 
@@ -12,14 +12,14 @@ from base.errors import UserError
 from data.dataset import check_ids, open_tokens
 from data.tokenizer import get_tokenizer
 
-ROUNDS = 6  # of shuffled()
+ROUNDS = 6  # Feistel rounds of shuffled()
 
 
 def shuffled(i, n, keys):
     """
-    Where i, 0 <= i < n, comes in an order of n that the whole numbers `keys` determine, a Feistel network
-    (Luby and Rackoff 1988): it permutes the numbers of an even number of bits, fewer than 4 n of them, so
-    it is walked on from those that are no numbers below n. No table, whatever n.
+    The position of i, 0 <= i < n, in a pseudorandom permutation of n set by the integers `keys`. A
+    Feistel network (Luby and Rackoff 1988) permutes a power of 4 below 4 n; it is applied again until
+    the result is below n (cycle walking). It needs no table, for any n.
     """
     half = max(1, ((n - 1).bit_length() + 1) // 2)  # bits
     low = (1 << half) - 1
@@ -36,8 +36,8 @@ def shuffled(i, n, keys):
 
 class Loader:
     """
-    batch(it): this rank's rows of the training batch of iteration `it`; eval_batches(): this
-    rank's rows of the validation set, always the same. Both as dicts of int64 tensors, rows first.
+    batch(it): this rank's rows of the training batch of iteration `it`. eval_batches(): this rank's
+    rows of the validation set, always the same. Both give dicts of int64 tensors, rows first.
     """
 
     def __init__(self, config, meta, vocab_size, rank=0, world=1):
@@ -46,10 +46,10 @@ class Loader:
             raise UserError(f"doc_mask=True: the meta.json of data_dir={config.data_dir} names no eot, "
                             "the token id that ends a document: put it there, or leave doc_mask out")
         self.T = config.block_size
-        self.rows = config.batch_tokens // self.T  # of the whole batch
+        self.rows = config.batch_tokens // self.T  # of the batch, over all ranks
         each = [config.micro_batch_of(stage) for stage in range(len(config.stages) + 1)]
         for micro_batch in each:
-            self.grad_accum_steps(micro_batch)  # known now, not when a stage begins
+            self.grad_accum_steps(micro_batch)  # fail now, not when the stage begins
         self.eval_rows = min(each)
         try:
             np.empty((self.rows // world, 2 * self.T), np.int64)
@@ -58,11 +58,11 @@ class Loader:
                             "memory: lower it") from None
         self.split = {split: open_tokens(config.data_dir, split, meta, vocab_size, self.need())
                       for split in ("train", "val")}
-        # rows that an evaluation reads, of all ranks: the validation set once at most
+        # rows of an evaluation over all ranks: at most the validation set once
         self.eval_seqs = min(config.eval_seqs, max(1, (len(self.split["val"]) - 1) // self.T))
 
     def grad_accum_steps(self, micro_batch):
-        """How many micro-batches an iteration has on each rank. Raises UserError."""
+        """Micro-batches per iteration on each rank. Raises UserError."""
         per_round, rest = micro_batch * self.world, self.rows % (micro_batch * self.world)
         if rest == 0:
             return self.rows // per_round
@@ -90,17 +90,17 @@ class Loader:
             yield self.draw("val", [(r, n) for r in mine[i:i + size]])
 
     def windows(self):
-        """How many training windows an epoch has: they leave T tokens or more to begin at other places."""
+        """Training windows per epoch. At least T tokens stay spare, so that epochs can shift the windows."""
         return max(1, (len(self.split["train"]) - self.T) // self.T)
 
     def epochs(self, it):
-        """How many epochs have ended after `it` iterations; 0 where an epoch means nothing."""
+        """Epochs completed after `it` iterations; 0 if sampling is not by epochs."""
         return it * self.rows // self.windows() if self.config.sampling == "epochs" else 0
 
     def place(self, seed, it, r):
         """
-        Where the training window of row r of iteration `it` begins. sampling="epochs": all windows in a
-        random order, each once, then again in another order, cut at other places.
+        Start of the training window of row r of iteration `it`. With sampling="epochs" each epoch visits
+        every window once, in its own random order and with its own offset.
         """
         tokens = len(self.split["train"]) - 1
         if self.config.sampling == "random":
@@ -109,11 +109,11 @@ class Loader:
         keys = np.random.Philox(key=seed, counter=[0, 1, 0, epoch]).random_raw(ROUNDS + 1).tolist()
         slack = tokens - self.windows() * self.T
         offset = keys.pop() % min(self.T, slack + 1)
-        offset = slack - offset if epoch % 2 else offset  # from the start and from the end in turn: all is read
+        offset = slack - offset if epoch % 2 else offset  # alternates between start and end, so all tokens are read
         return offset + shuffled(i, self.windows(), keys) * self.T
 
     def draw(self, split, keys):
-        """GPT: windows of T + 1 tokens; in validation evenly spread."""
+        """GPT: windows of T + 1 tokens, evenly spaced in validation."""
         tokens = self.split[split]
         last = len(tokens) - self.T - 1
         starts = [self.place(*key) for key in keys] if split == "train" else \
@@ -126,10 +126,10 @@ class Loader:
 
 class BertLoader(Loader):
     """
-    Rows [CLS] A [SEP] B [SEP] for BERT (Devlin et al. 2018): B follows A in its document, or, half
-    of the time, comes from elsewhere. mask_frac of a row's words are predicted, 80 % of them masked,
-    10 % random, 10 % left: positions and targets (B, P), P = mask_frac * block_size, where rows
-    with fewer end in position 0 and target -1. All drawn afresh for each (seed, iteration, row).
+    Rows [CLS] A [SEP] B [SEP] for BERT (Devlin et al. 2018). Half of the time B follows A in its document,
+    otherwise it comes from elsewhere. A share mask_frac of a row's tokens is predicted: 80 % of them are
+    masked, 10 % random, 10 % unchanged. positions and targets are (B, P), P = mask_frac * block_size; shorter
+    rows are padded with position 0 and target -1. Everything is drawn anew for each (seed, iteration, row).
     """
 
     def __init__(self, config, meta, *args, **kwargs):
@@ -159,7 +159,7 @@ class BertLoader(Loader):
         next_sentence, chance = np.zeros(B, dtype=np.int64), np.empty((B, T + 2 * self.predictions))
         for r, rng in enumerate(rngs):
             a, b, next_sentence[r] = self.pair(split, rng)
-            sep, n = len(a) + 1, len(a) + len(b) + 3  # of A; the row's length
+            sep, n = len(a) + 1, len(a) + len(b) + 3  # position of A's [SEP]; length of the row
             idx[r, 0], idx[r, sep], idx[r, n - 1] = (self.special[s] for s in ("cls", "sep", "sep"))
             idx[r, 1:sep], idx[r, sep + 1:n - 1] = a, b
             segments[r, sep + 1:n], attn_mask[r, :n] = 1, True
@@ -173,8 +173,8 @@ class BertLoader(Loader):
 
     def hide(self, idx, words, chance):
         """
-        Choose what is predicted, mask_frac of each row's words, and mask it in idx (B, T), in place.
-        words: (B, T) bool; chance: (B, T + 2 P) in [0, 1). Returns positions, targets, both (B, P).
+        Choose a share mask_frac of each row's words to predict, and mask them in idx (B, T), in place.
+        words: (B, T) bool. chance: (B, T + 2 P) in [0, 1). Returns positions and targets, both (B, P).
         """
         P = self.predictions
         where = np.where(words, chance[:, :self.T], 1).argsort(1)[:, :P]  # words come first
@@ -188,14 +188,14 @@ class BertLoader(Loader):
 
     def window(self, tokens, start):
         """
-        Words from anywhere in a document to its end, or far enough, and where its sentences end
-        among them, (N,) and (S,); (), () where there is no sentence to follow another.
+        Words (N,) from `start` to the end of the document, at most 2 T, and the positions (S,) where a
+        sentence ends inside them. Returns (), () if no sentence follows another there.
         """
         w = tokens[start:start + 2 * self.T]
         stop = (w == self.tok.eot).nonzero()[0]
         w = w[:stop[0]] if len(stop) else w
         ends = (w == self.tok.sep).nonzero()[0]
-        if self.tok.sep in self.special.values():  # a mark, no text
+        if self.tok.sep in self.special.values():  # a marker, not text
             w, ends = np.delete(w, ends), ends - np.arange(len(ends))
         else:
             ends = ends + 1
@@ -204,8 +204,9 @@ class BertLoader(Loader):
 
     def halves(self, split, rng, share, away_from=None):
         """
-        Where in the data, and what is before and after the end of a sentence: at about `share` of
-        a row, or of what its document has left. away_from: not about that place in the data.
+        Cut a random piece of the data at the end of a sentence: (start in the data, words before the cut,
+        words after it). The cut is at about `share` of a row, or of the rest of the document. away_from: a
+        place in the data to keep away from.
         """
         tokens, room = self.split[split], self.T - 3
         apart = min(2 * self.T, len(tokens) // 8)
@@ -222,15 +223,15 @@ class BertLoader(Loader):
 
     def pair(self, split, rng):
         """
-        Segments A and B, together at most T - 3 tokens, and 0 if B follows A, else 1. Two pieces of
-        the data are drawn, a fair coin says which is the first, and both give as much as both can
-        give: A is the first's, B is the first's or the second's. So neither B nor the lengths can
-        tell whether B follows A. A begins and B ends anywhere, not with a sentence or a document.
+        Segments A and B, together at most T - 3 tokens, and 0 if B follows A, else 1. Two pieces are drawn
+        and put in random order. A comes from the first piece, B from the first or the second. Lengths are
+        those that both pieces allow, so neither B nor the lengths reveal whether B follows A. A may begin
+        and B may end inside a sentence.
         """
         share = rng.uniform(0.25, 0.75)
         start, *first = self.halves(split, rng, share)
         n_a = n_b = 0
-        for _ in range(8):  # not to give up much, the second should be about as long
+        for _ in range(8):  # look for a second piece of similar length, so that little is cut off
             _, *other = self.halves(split, rng, share, start)
             a = min(len(first[0]), len(other[0]))
             b = min(len(first[1]), len(other[1]), self.T - 3 - a)
@@ -248,10 +249,10 @@ LOADERS = {"gpt": Loader, "bert": BertLoader, "llama": Loader}
 
 
 def padded(vocab_size):
-    """Rounded up to a multiple of 64, which kernels like."""
+    """Rounded up to a multiple of 64, which makes kernels faster."""
     return -(-vocab_size // 64) * 64
 
 
 def vocab_needed(model, meta):
-    """How many token ids the model must know: BERT's special tokens included."""
+    """How many token ids the model must know, including BERT's special tokens."""
     return get_tokenizer(meta, bert=True).vocab_size if model == "bert" else meta["vocab_size"]

@@ -1,8 +1,19 @@
 """
-Checkpoints that survive: written aside, flushed, renamed; checked before they are believed, by a
-checksum over all that belongs to them; loaded without running any code from a file. A checkpoint is
-one file, ckpt_ITER.pt; if several processes wrote it (run/checkpoint/sharded.py), its large tensors are in a
-folder beside it, which it names. One run at a time owns an out_dir.
+Save and load checkpoints; this folder in short.
+
+checkpoint.py  the file format: commit, delete old ones, verify, load (on one rank, or rank 0)
+saver.py       used by a run: saves now in one file, or in the background on all ranks
+sharded.py     the parts that several ranks write together, through torch.distributed.checkpoint
+
+A checkpoint is one file, ckpt_ITER.pt, that ends in a checksum. If several ranks wrote it, its large
+tensors are in a folder parts_* beside it; the file names that folder and holds its files' checksums.
+ckpt.pt is the newest checkpoint and best.pt the best one, as hard links or copies.
+
+A kill at any moment leaves the previous checkpoint intact. Everything is written to tmp_ckpt.pt or to
+a new parts folder, flushed, and only then renamed. Until ckpt_ITER.pt exists, its parts do not count.
+The next start deletes the leftovers of a killed save. Loading verifies all checksums, runs no code
+from the file, and falls back to the next older checkpoint if the newest is damaged. A lock keeps a
+second run out of out_dir.
 """
 import contextlib
 import os
@@ -22,17 +33,17 @@ LATEST, BEST, PARTS = "ckpt.pt", "best.pt", "parts_"
 
 def commit(out_dir, state, keep, best=False, numbered=True):
     """
-    Write `state` as best.pt (best), as ckpt_ITER.pt with ckpt.pt pointing at it (numbered), or as both.
-    Then delete all but the last `keep` and those of the iterations in state["kept"]. At any
-    moment of this, a kill leaves the previous checkpoint whole. A write that fails is tried again for
-    a while; then OSError or RuntimeError.
+    Write `state` as best.pt (best), as ckpt_ITER.pt with ckpt.pt linked to it (numbered), or both. Then
+    delete old checkpoints, except the last `keep` and the iterations in state["kept"]. A kill at any
+    moment leaves the previous checkpoint intact. A failed write is retried for a while; then it raises
+    OSError or RuntimeError.
     """
     path = path_at(out_dir, state["iter"])
     temporary = os.path.join(out_dir, "tmp_ckpt.pt")
 
     def write():
         write_sealed(temporary, state)
-        if best:  # before the other, whose `best` says that it is there
+        if best:  # first, because the numbered checkpoint records that best.pt exists
             point(temporary, os.path.join(out_dir, BEST))
         if numbered:
             os.replace(temporary, path)
@@ -43,17 +54,17 @@ def commit(out_dir, state, keep, best=False, numbered=True):
         with contextlib.suppress(OSError):
             remove(temporary)
     sync_dir(out_dir)
-    with contextlib.suppress(OSError):  # what is complete does not fail for what is left over
+    with contextlib.suppress(OSError):  # the save is complete: failing to tidy up is no error
         tidy(out_dir, keep, state.get("kept", ()))
 
 
 def path_at(out_dir, iteration):
-    """The checkpoint of an iteration."""
+    """The path of an iteration's checkpoint."""
     return os.path.join(out_dir, f"ckpt_{iteration:07d}.pt")
 
 
 def point(path, name):
-    """Make `name` the same file as `path` (a hard link, or a copy where links are not to be had)."""
+    """Make `name` the same file as `path`: a hard link, or a copy where links are not supported."""
     aside = f"{name}.tmp"
     remove(aside)
     try:
@@ -64,7 +75,7 @@ def point(path, name):
 
 
 def tidy(out_dir, keep, kept=()):
-    """Delete all but the last `keep` checkpoints and those of iterations `kept`, and what was theirs."""
+    """Delete old checkpoints and their parts, except the last `keep` and the iterations in `kept`."""
     for old in {*numbered(out_dir)[keep:]} - {path_at(out_dir, it) for it in kept}:
         remove(old)
     tidy_parts(out_dir)
@@ -72,8 +83,8 @@ def tidy(out_dir, keep, kept=()):
 
 def tidy_parts(out_dir):
     """
-    Delete the folders of parts that no checkpoint names, of a save that was cut off, too; what somebody
-    reads just now waits for the next time.
+    Delete the parts folders that no checkpoint names, including those of an interrupted save. A folder
+    that is being read is left for the next time.
     """
     folders = [name for name in os.listdir(out_dir) if name.startswith(PARTS)]
     if folders:
@@ -85,10 +96,10 @@ def tidy_parts(out_dir):
 
 
 def glance(path):
-    """A checkpoint's contents, unchecked, tensors left on the disk; OSError if they cannot be had."""
+    """A checkpoint's contents, unverified, tensors memory-mapped. Raises OSError if it is unreadable."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as e:  # whatever a damaged file provokes
+    except Exception as e:  # a damaged file may raise anything
         raise OSError(f"{path}: {first_line(e)}") from None
 
 
@@ -104,7 +115,7 @@ def exists(out_dir):
 
 
 def remains(out_dir):
-    """What is left of a run that got as far as a step, although its checkpoints are gone; or None."""
+    """The log file that shows that a run took a step here, even if its checkpoints are gone; or None."""
     for name, sign in (("metrics.jsonl", r'"event": "step"|"iter": [1-9]'), ("log.txt", "iter [1-9]")):
         path = os.path.join(out_dir, name)
         with contextlib.suppress(OSError), open(path, errors="replace") as f:
@@ -114,7 +125,7 @@ def remains(out_dir):
 
 
 def stamp(path):
-    """Something that changes when another file takes the place of `path`; None if there is none."""
+    """A value that changes when `path` is replaced by another file; None if there is no file."""
     with contextlib.suppress(OSError):
         found = os.stat(path)
         return found.st_ino, found.st_mtime_ns
@@ -122,11 +133,10 @@ def stamp(path):
 
 def load(path, values=True, ask=sharded.alone):
     """
-    The state saved in `path`, or in the newest whole checkpoint of the folder `path`. Checksums are
-    verified first, those of parts with the help of all ranks (ask: Ranks.ask). values=False: tensors in
-    parts are left there (sharded.Stored), and nobody deletes them meanwhile; those in the file itself
-    are mapped, so that none is in memory before it is used. Raises UserError naming the file and the
-    fault.
+    The state saved in `path`, or in the newest intact checkpoint of the folder `path`. Checksums are
+    verified first; all ranks share that work for parts (ask: Ranks.ask). values=False reads no tensor
+    before it is used: those in parts become sharded.Stored, which also protects them from deletion, and
+    those in the file are memory-mapped. Raises UserError naming the file and the fault.
     """
     if os.path.isdir(path):
         return load_newest(path, values, ask)
@@ -136,7 +146,7 @@ def load(path, values=True, ask=sharded.alone):
     except UserError:
         if stamp(path) in (before, None):
             raise
-    return load(path, values, ask)  # a run that goes on has put its next one there
+    return load(path, values, ask)  # a running job replaced the file meanwhile
 
 
 def load_file(path, values, ask):
@@ -154,7 +164,7 @@ def load_file(path, values, ask):
             raise UserError(f"{path}: its part {e.filename} is missing: the folder of parts belongs "
                             "beside it") from None
         raise UserError(f"{path}: no such checkpoint") from None
-    except Exception as e:  # whatever a damaged file provokes
+    except Exception as e:  # a damaged file may raise anything
         raise UserError(f"{path}: damaged or not a checkpoint ({first_line(e)})") from None
     if not isinstance(state, dict) or "model_config" not in state:
         raise UserError(f"{path}: not a checkpoint of this project")
@@ -164,8 +174,8 @@ def load_file(path, values, ask):
 @contextlib.contextmanager
 def believed(where):
     """
-    Around the use of what the checkpoint `where` holds: what is missing in it, or of another kind, is
-    a UserError. where=None: there is none.
+    A context for using the contents of the checkpoint `where`: missing or mistyped entries become a
+    UserError. where=None: there is no checkpoint, and errors pass through.
     """
     try:
         yield
@@ -179,7 +189,7 @@ def believed(where):
 
 def load_newest(out_dir, values, ask):
     tried, faults = numbered(out_dir), []
-    for name in (LATEST, BEST):  # last resorts: the same files, or all that is left of them
+    for name in (LATEST, BEST):  # last resort: usually the same files under other names
         if os.path.exists(os.path.join(out_dir, name)):
             tried.append(os.path.join(out_dir, name))
     for path in tried:
@@ -196,19 +206,19 @@ def load_newest(out_dir, values, ask):
 
 
 def settings_of(path):
-    """What a checkpoint says but for its tensors, before rank 0 checks it. Raises UserError."""
+    """A checkpoint's config, iter and stage, read before rank 0 verifies it. Raises UserError."""
     try:
         state = glance(path)
         return {k: state[k] for k in ("config", "iter", "stage")}
     except (OSError, LookupError, TypeError):
         with believed(path):
-            load(path, values=False)  # says what is wrong, or what follows does
+            load(path, values=False)  # usually names the fault; otherwise believed() does
             raise
 
 
 def load_model(path):
-    """The model in a checkpoint (a file, or a run's folder) and that checkpoint's other contents."""
-    state = load(path, values=False)  # the optimizers' state stays on the disk
+    """(model, the rest of the state) from a checkpoint file or a run's folder."""
+    state = load(path, values=False)  # the optimizer state stays on disk
     cls, config_cls = MODELS[state["config"]["model"]]
     model = cls(config_cls.from_saved(state["model_config"]))
     model.load_state_dict(with_values(state.pop("model")))
@@ -216,7 +226,7 @@ def load_model(path):
 
 
 def make_out_dir(out_dir):
-    """Create out_dir and lock it against a second run. Returns the open lock: keep it."""
+    """Create out_dir and lock it against a second run. Returns the open lock file: keep it open."""
     try:
         os.makedirs(out_dir, exist_ok=True)
         lock = open(os.path.join(out_dir, "lock"), "w")

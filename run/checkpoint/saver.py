@@ -1,4 +1,4 @@
-"""How a run is saved, decided in one place: at once in one file, or by all processes in parts."""
+"""How a run saves: at once into one file, or in the background into parts written by all ranks."""
 import contextlib
 import os
 from concurrent.futures import Future
@@ -10,9 +10,9 @@ from run.parallel.shard import gather_to_cpu
 
 class Saver:
     """
-    Several processes that see the same out_dir write together, in the background. One process writes
-    at once, so that its seconds of training are its own; so does rank 0 for all where the others do
-    not see its disk.
+    Ranks that share out_dir write together in the background. A single process writes in the foreground,
+    so that saving does not slow its timed training. If the others do not see rank 0's disk, rank 0 gathers
+    everything and writes alone, also in the foreground.
     """
 
     def __init__(self, config, ranks):
@@ -20,10 +20,10 @@ class Saver:
         self.together = ranks.several and ranks.see_alike(config.out_dir)
         self.copies, self.count = sharded.CPUStager(), 0
         self.saving = None
-        self.tidy()  # what a killed run left
+        self.tidy()  # left by a killed run
 
     def start(self, state, **kinds):
-        """Save a run's state; on all ranks, after settle(). kinds: best and numbered, of commit()."""
+        """Start saving a run's state. Call on all ranks, after settle(). kinds: commit()'s best, numbered."""
         if self.together:
             self.count += 1
             name = f"{checkpoint.PARTS}{state['iter']:07d}_{self.ranks.start[:12]}_{self.count}"
@@ -44,23 +44,23 @@ class Saver:
             self.saving.set_result(None)
 
     def tidy(self):
-        """Delete parts that no checkpoint names."""
+        """Delete parts folders that no checkpoint names."""
         if self.ranks.rank == 0:
             with contextlib.suppress(OSError):
                 checkpoint.tidy_parts(self.out_dir)
 
     def done(self):
-        """Is there a save that settle() need not wait for?"""
+        """Has the current save finished, so that settle() returns at once?"""
         return self.saving is not None and self.saving.done()
 
     def settle(self):
-        """Wait for the save under way. Returns what went wrong, a UserError, or None."""
+        """Wait for the current save. Returns its UserError, or None."""
         error = self.saving and self.saving.exception()
         self.saving = None
         if error is None or isinstance(error, UserError):
             return error
-        self.tidy()  # half of it, on a disk that may be full; or all, if only the answer was lost
-        failures = getattr(error, "failures", {})  # DCP's, rank -> (exception, trace)
+        self.tidy()  # remove incomplete parts: the disk may be full
+        failures = getattr(error, "failures", {})  # from DCP: rank -> (exception, trace)
         rank, why = next(((r, e) for r, (e, _) in failures.items()), (self.ranks.rank, error))
         return why if isinstance(why, UserError) else UserError(
             f"{self.out_dir}: cannot write the checkpoint (rank {rank}: {first_line(why)}): make room "

@@ -1,10 +1,10 @@
 """
-Checkpoints that several processes write together, by torch.distributed.checkpoint (DCP): each writes
-its part into a folder, while training goes on; then rank 0 writes the small file that says which
-parts there are, with their checksums. Before that file is there, the folder counts for nothing.
+Checkpoints that several ranks write together with torch.distributed.checkpoint (DCP). Each rank writes
+its part into a folder while training continues. Then rank 0 writes the small checkpoint file, which
+lists the parts and their checksums. Without that file the folder does not count.
 
-DCP's own index is a pickle, which could run code: it is neither written nor read. What it says is in
-our file as plain numbers.
+DCP's own index is a pickle, which could run code, so it is neither written nor read. The checkpoint
+file holds the same information as plain numbers.
 """
 import contextlib
 import errno
@@ -35,15 +35,15 @@ from base.disk import Sealed, locked, patiently, sha256, sync_dir
 from base.errors import UserError, first_line
 from run.parallel.shard import OnDisk
 
-SMALL = 64  # numbers: tensors up to this size are in rank 0's file
+SMALL = 64  # elements: tensors up to this size go into rank 0's file
 PLAIN = dict(flatten_state_dict=False, flatten_sharded_tensors=False)
 
 
 def save(state, folder, ranks, copies, commit):
     """
-    On all ranks: copy what this rank writes, and write it in the background. commit(state), on rank 0
-    alone, when all parts are on the disk: `state` with meta tensors for what is in them, and `parts`.
-    Returns a Future; its exception is the same on all ranks.
+    Copy this rank's part to the CPU and write it in the background. Call on all ranks. When all parts are
+    on disk, rank 0 calls commit(state): `state` with meta tensors for those in parts, and the index
+    `parts`. Returns a Future; its exception is the same on all ranks.
     """
     mine, rest = split(state, ranks)
     with warnings.catch_warnings():
@@ -55,8 +55,8 @@ def save(state, folder, ranks, copies, commit):
 
 def split(state, ranks):
     """
-    ({name: tensor} that this rank writes, the state without them). Shards are their owner's to write,
-    what all ranks have is shared out, the largest first.
+    ({name: tensor} that this rank writes, the state without tensors in parts). A rank writes its own
+    shards. Tensors that all ranks have are divided among them, the largest first.
     """
     mine, common, load = {}, {}, [0] * ranks.world
 
@@ -80,7 +80,7 @@ def split(state, ranks):
 
 
 class CPUStager(BlockingAsyncStager):
-    """What a rank writes, copied into its memory on the CPU, which is kept from save to save."""
+    """Copies what a rank writes to CPU buffers, which are reused from save to save."""
 
     def __init__(self):
         super().__init__()
@@ -96,7 +96,7 @@ class CPUStager(BlockingAsyncStager):
                 copy = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
             self.kept[name] = copy.copy_(local, non_blocking=True)
             staged[name] = copy
-            if isinstance(v, DTensor):  # which rows these are stays with them
+            if isinstance(v, DTensor):  # keeps the record of which rows these are
                 staged[name] = v.detach()
                 staged[name]._local_tensor = copy
         if torch.cuda.is_available():
@@ -105,7 +105,7 @@ class CPUStager(BlockingAsyncStager):
 
 
 class Disk(FileSystem):
-    """DCP's files, and the size and digest of each that was written."""
+    """DCP's file system, recording the size and digest of each file written."""
 
     def __init__(self):
         self.written = {}
@@ -123,7 +123,7 @@ class Disk(FileSystem):
 
 class Writer(dcp.FileSystemWriter):
     def __init__(self, folder, commit):
-        super().__init__(folder, per_thread_copy_ahead=0)  # what it writes is in the CPU's memory
+        super().__init__(folder, per_thread_copy_ahead=0)  # the data is in CPU memory already
         self.fs, self.commit = Disk(), commit
 
     def write_data(self, plan, planner):
@@ -147,7 +147,7 @@ class Writer(dcp.FileSystemWriter):
 
 
 class Reader(dcp.FileSystemReader):
-    """For one tensor, of which we know where it is."""
+    """Reads one tensor whose places are known, without DCP's index."""
 
     def __init__(self, stored):
         super().__init__(stored.folder.path)
@@ -165,7 +165,7 @@ class Reader(dcp.FileSystemReader):
 
 @dataclass
 class Stored(OnDisk):
-    """A tensor in the parts of a checkpoint, to be read when and where it is wanted."""
+    """A tensor in the parts of a checkpoint, read on demand."""
     folder: "Folder"
     name: str
     shape: torch.Size
@@ -173,13 +173,13 @@ class Stored(OnDisk):
     places: list  # (offsets, sizes, file, offset in it, length) of each piece
 
     def into(self, tensor):
-        """Fill `tensor`, whole or (a DTensor) this rank's rows of it. Nobody else need do so."""
+        """Fill `tensor`, or this rank's rows of it if it is a DTensor. Not a collective."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that this process reads alone
+            warnings.simplefilter("ignore")  # DCP warns that one process reads alone
             try:
                 dcp.load({self.name: tensor}, storage_reader=Reader(self), no_dist=True,
                          planner=dcp.DefaultLoadPlanner(**PLAIN))
-            except CheckpointException as e:  # which is no Exception
+            except CheckpointException as e:  # a BaseException, not an Exception
                 why = next((w for w, _ in e.failures.values()), e)
                 raise UserError(f"{self.folder.path}: cannot be read ({first_line(why)}): go on from "
                                 "another checkpoint") from None
@@ -188,9 +188,9 @@ class Stored(OnDisk):
 
 class Folder:
     """
-    A folder of parts that is being read: while this object lives, on whatever ranks, the run that wrote
-    it does not delete it. Raises FileNotFoundError if it is gone, but on a rank that got it from another,
-    and need not see the same disk.
+    A parts folder that is being read. While this object lives on any rank, the run that wrote the folder
+    does not delete it. Raises FileNotFoundError if the folder is gone; a rank that received the object
+    from another raises nothing if the folder is missing, because it may not see the same disk.
     """
 
     def __init__(self, path, from_another=False):
@@ -205,31 +205,31 @@ class Folder:
 
 
 def first(folder):
-    """The file of a folder of parts that is locked by those who read it."""
+    """The file in a parts folder that readers lock."""
     return os.path.join(folder, min(os.listdir(folder), default=""))
 
 
 def delete(folder):
-    """Delete a folder of parts, unless somebody reads it."""
+    """Delete a parts folder unless it is being read."""
     try:
         with open(first(folder), "r+b") as file:
             if locked(file):
                 shutil.rmtree(folder, ignore_errors=True)
-    except OSError:  # an empty one
+    except OSError:  # an empty folder
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def alone(job):
-    """Ranks.ask() of one process."""
+    """Ranks.ask() for a single process."""
     return [job(0, 1)]
 
 
 def check(folder, parts, ask):
-    """Raise ValueError or OSError, naming the file, if the parts are not what was written."""
+    """Raise ValueError or OSError, naming the file, if a part is damaged or missing."""
     if unknown := {p[2] for places in parts["tensors"].values() for p in places} - parts["files"].keys():
         raise ValueError(f"its part {unknown.pop()} has no checksum")
     faults = ask(partial(check_share, folder, parts["files"]))
-    if BLIND in faults:  # rank 0 reads them for all
+    if BLIND in faults:  # some rank cannot see the folder: rank 0 checks everything
         faults = [check_share(folder, parts["files"], 0, 1)]
     for fault in filter(None, faults):
         raise fault
@@ -239,7 +239,7 @@ BLIND = "does not see the folder"
 
 
 def check_share(folder, files, rank, world):
-    """What is wrong with the files that fall to this rank: None, an error, or BLIND."""
+    """Check this rank's share of the files. Returns None, an error, or BLIND."""
     if not os.path.isdir(folder):
         return BLIND
 
@@ -257,6 +257,6 @@ def check_share(folder, files, rank, world):
 
 
 def stored(state, parts, folder):
-    """A saved state with a Stored for each tensor that is in its parts, in `folder`, a Folder."""
+    """A saved state with a Stored for each tensor in its parts. folder: a Folder."""
     return tree_map_with_path(lambda path, v: v if not torch.is_tensor(v) or not v.is_meta else Stored(
         folder, keystr(path), v.shape, v.dtype, parts["tensors"][keystr(path)]), state)

@@ -1,4 +1,4 @@
-"""The processes that train together and the devices under them: who is who."""
+"""The ranks of a run and their devices: starting up, agreeing, waiting, broadcasting objects."""
 import gc
 import os
 import platform
@@ -14,11 +14,11 @@ from base.errors import UserError
 
 
 class Stopped(Exception):
-    """A rank was asked to stop by a signal, and all ranks know."""
+    """A signal asked some rank to stop; it is raised on all ranks."""
 
 
 class Ranks:
-    """The processes that train together; one process is the same thing with world = 1."""
+    """This process's rank among all ranks. A single process has world = 1."""
 
     def __init__(self, device):
         self.rank, self.world = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
@@ -27,9 +27,9 @@ class Ranks:
             "mps" if torch.backends.mps.is_available() and self.world == 1 else "cpu"
         self.device = open_device(f"cuda:{self.local}" if name == "cuda" else name)
         if self.device.type == "cuda":
-            torch.set_num_threads(1)  # each copy of a batch would wake every core, which then spins
+            torch.set_num_threads(1)  # otherwise each batch copy wakes all cores, which then spin
         self.several, self.start = "RANK" in os.environ and self.world > 1, ""
-        self.failed = None  # a UserError that this rank met with, to agree() on later
+        self.failed = None  # a UserError on this rank, to agree() on later
         self.machines = self.world // int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
         if self.several:
             if self.device.type == "cuda":
@@ -42,10 +42,10 @@ class Ranks:
             dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
                                     store=store, rank=self.rank, world_size=self.world,
                                     timeout=timeout)
-            # for what is done aside, and takes as long as a disk does
+            # for background saves, which may be as slow as the disk
             self.aside = dist.new_group(backend="gloo", timeout=timedelta(days=1))
             self.store, self.waits = store, 0
-        # started again by itself? each machine counts its own restarts
+        # restarted by torchrun? each machine counts its own restarts
         self.restarted = self.any(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
 
     def sum(self, tensor):
@@ -54,15 +54,15 @@ class Ranks:
         return tensor
 
     def any(self, flag):
-        """True on all ranks if it is on one."""
+        """True on all ranks if `flag` is true on any."""
         return bool(self.sum(torch.tensor(float(bool(flag))))) if self.several else bool(flag)
 
     def see(self, path):
-        """Do all see this path?"""
+        """Does this path exist on all ranks?"""
         return not self.any(not os.path.exists(path))
 
     def see_alike(self, folder):
-        """Is rank 0's `folder`, which it can write to, the same one on all ranks?"""
+        """Do all ranks see rank 0's `folder`? Rank 0 must be able to write to it."""
         path = os.path.join(folder, f"seen_{self.start}")
         if self.rank == 0:
             open(path, "w").close()
@@ -76,23 +76,23 @@ class Ranks:
         self.any(False)
 
     def wait(self):
-        """A barrier for work that may take long on some ranks: a collective would give up waiting."""
+        """A barrier without a timeout, for slow work on some ranks; a collective would time out."""
         if self.several:
             self.waits, pause = self.waits + 1, 0.01
             self.store.add(f"waiting/{self.waits}", 1)
             while self.store.add(f"waiting/{self.waits}", 0) < self.world:
                 time.sleep(pause)
-                pause = min(1.5 * pause, 1)  # thousands of ranks ask the one store
+                pause = min(1.5 * pause, 1)  # thousands of ranks poll one store
 
     def tell(self, value=None):
-        """What rank 0 has to say, an object, on all ranks, whenever it says it."""
+        """Broadcast an object from rank 0. The others wait for it as long as it takes."""
         self.wait()
         said = [value]
         dist.broadcast_object_list(said, 0, group=self.aside, device=torch.device("cpu"))
         return said[0]
 
     def ask(self, job):
-        """On rank 0, while the others follow(): [job(rank, world) of each rank]; job: a partial."""
+        """Run job(rank, world), a partial, on all ranks; returns their results. The others follow()."""
         if self.several and self.rank == 0:
             self.tell(job)
         found = [job(self.rank, self.world)] * self.world
@@ -102,13 +102,16 @@ class Ranks:
         return found
 
     def follow(self):
-        """On the other ranks: do what rank 0 asks for, until it tells what came of it; that is returned."""
+        """On ranks above 0: run the jobs that rank 0 asks for; returns the first object it tells instead."""
         while isinstance(said := self.tell(), partial):
             self.ask(said)
         return said
 
     def agree(self, error):
-        """After work that each rank does alone: a UserError on any of them, or None, ends all; one says it."""
+        """
+        After work that each rank did alone: end all ranks if any has an error. error: this rank's
+        UserError, or None. Only the lowest failing rank raises it; the others exit.
+        """
         first = torch.tensor(self.world if error is None else self.rank)
         if self.several:
             dist.all_reduce(first, dist.ReduceOp.MIN)
@@ -117,13 +120,13 @@ class Ranks:
 
     def close(self):
         if self.several:
-            self.barrier()  # whoever leaves first would look like a failure to the others
-            gc.collect()  # what is left of old DDP wrappers, whose threads must end before it does
+            self.barrier()  # a rank that leaves early looks like a failure to the others
+            gc.collect()  # threads of old DDP wrappers must end before the process group
             dist.destroy_process_group()
 
 
 def machine(device):
-    """The name of a torch.device: the GPU's, or the CPU's and its number of cores."""
+    """The hardware behind a torch.device: the GPU's name, or the CPU's with its number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = f"{platform.machine()} CPU"
@@ -134,7 +137,7 @@ def machine(device):
 
 
 def open_device(name):
-    """The torch.device of that name; UserError if it is not on this machine."""
+    """The torch.device `name`. UserError if this machine does not have it."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # "meta" has no values
@@ -145,22 +148,22 @@ def open_device(name):
 
 
 def synchronize(device):
-    """Wait until `device` has done all that it was given; on a CPU that is so."""
+    """Wait until `device` has finished its queued work. A CPU has no queue."""
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).synchronize()
 
 
 def meet(store, rank, world, seconds):
     """
-    A name for this start of the job, the same on all ranks: after a restart by torchrun the store
-    still holds the addresses of the dead, and nothing in the environment tells one start from the
-    next on all machines. Each rank leaves a name of its own, rank 0 answers to that, so that nobody
-    is taken in by what an earlier start left there. Raises UserError after `seconds`.
+    Agree on a unique name for this start of the job. After a restart by torchrun the store still holds
+    the dead processes' addresses, and no environment variable tells the starts apart on all machines.
+    Each rank posts a random name, and rank 0 replies to exactly that name. So leftovers of an earlier
+    start are ignored. Raises UserError after `seconds`.
     """
     me = uuid.uuid4().hex
     if rank:
         store.set(f"here/{rank}", me)
-        start = store.get(f"start/{me}").decode()  # waits for it
+        start = store.get(f"start/{me}").decode()  # blocks until it is set
         store.set(f"met/{start}/{rank}", "")
         return start
     missing, until = set(range(1, world)), time.monotonic() + seconds

@@ -1,9 +1,8 @@
 """
-A model on several devices: whole on each, its gradients averaged (DDP), or in shards (FSDP2), so that
-it need not fit one. Torch does either; here is what a run needs around it: values on their way onto
-the devices and back into a checkpoint, one tensor at a time, whichever process has what.
+A model on several devices: replicated (DDP) or sharded (FSDP2), so that it need not fit on one. Torch
+does both. This file moves values onto the devices and back into a checkpoint, one tensor at a time.
 
-A sharded tensor is a DTensor: `p.shape` is the whole's, `p.to_local()` this process's rows of it.
+A sharded tensor is a DTensor: `p.shape` is the full shape, `p.to_local()` holds this rank's rows.
 """
 import warnings
 
@@ -22,10 +21,10 @@ from run.parallel.ranks import Stopped
 
 
 class OnDisk:
-    """A tensor of a checkpoint that is still on the disk: shape and dtype are known, values are read on demand."""
+    """A checkpoint's tensor that is still on disk. It has shape and dtype; values are read on demand."""
 
     def into(self, tensor):
-        """Fill `tensor`, whole or (a DTensor) this rank's rows of it, and return it. Not a collective."""
+        """Fill `tensor`, or this rank's rows of it if it is a DTensor. Not a collective. Returns it."""
         raise NotImplementedError
 
     def value(self):
@@ -33,22 +32,22 @@ class OnDisk:
 
 
 def with_values(tree):
-    """`tree` with what is on the disk in memory."""
+    """`tree` with its OnDisk tensors read into memory."""
     return tree_map(lambda v: v.value() if isinstance(v, OnDisk) else v, tree)
 
 
 def make_mesh(ranks, shard):
-    """The devices to shard over, shard="fsdp"; None if a model is whole on each."""
+    """The devices to shard over if shard="fsdp"; None if the model is replicated."""
     return init_device_mesh(ranks.device.type, (ranks.world,)) if ranks.several and shard == "fsdp" \
         else None
 
 
 def from_rank_0(ranks, decide):
     """
-    What decide() returns on rank 0, on all ranks, who need not see the same files. The others wait as
-    long as it takes, and help where decide() does ranks.ask(). After a UserError, which rank 0 raises,
-    they leave too. Tensors are on the meta device elsewhere: broadcast() gets their values to where they
-    are wanted. Those in a checkpoint's parts each reads for itself, unless not all see that folder.
+    Run decide() on rank 0 and return its result on all ranks; only rank 0 needs to see the files. The
+    others wait without a timeout, and help when decide() calls ranks.ask(). A UserError on rank 0 ends
+    all ranks. On the other ranks tensors are on the meta device; broadcast() delivers their values.
+    OnDisk tensors are read by each rank itself, unless some rank does not see the folder.
     """
     if not ranks.several:
         return decide()
@@ -79,10 +78,10 @@ def from_rank_0(ranks, decide):
 
 def broadcast(tensor, ranks, mesh):
     """
-    Rank 0's `tensor` (elsewhere its shape and dtype count) onto all devices, whole or in shards; of a
-    OnDisk one each reads what it needs. A copy: weights must not hang on a file that is mapped. What
-    cannot be read is left in ranks.failed, for all to agree() on once everything is read: nobody waits
-    for a rank that left.
+    Send rank 0's `tensor` to all devices, replicated or sharded. Other ranks pass one of the same shape
+    and dtype. Of an OnDisk tensor each rank reads what it needs. The result is always a copy, because
+    weights must not depend on a memory-mapped file. A read error is kept in ranks.failed until all ranks
+    agree() on it after the last read; otherwise the others would wait for a rank that has left.
     """
     if isinstance(tensor, OnDisk):
         here = empty_shards(tensor.shape, dtype=tensor.dtype, device_mesh=mesh, placements=[Shard(0)]) \
@@ -103,14 +102,15 @@ def broadcast(tensor, ranks, mesh):
 
 
 def gather(tensor):
-    """A sharded tensor whole, on every device; any other as it is."""
+    """The full tensor of a sharded one, on every rank; any other value unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather_to_cpu(tree, keep=True):
     """
-    `tree` with its sharded tensors whole, on the CPU; one at a time, so that a device holds one whole
-    tensor besides its shards. All ranks must call this; keep=False: the others', who get None.
+    `tree` with its sharded tensors gathered on the CPU. They are gathered one at a time, so a device
+    holds one full tensor besides its shards. All ranks must call this. With keep=False a rank takes part
+    but gets None for them.
     """
     def to_cpu(value):
         if not isinstance(value, DTensor):
@@ -123,8 +123,8 @@ def gather_to_cpu(tree, keep=True):
 @torch.no_grad()
 def materialize(model, ranks, mesh, saved=None):
     """
-    Put values into a model from the meta device, one tensor at a time: rank 0's of the state dict
-    `saved`, or what the model's specs say, drawn on the CPU.
+    Give a model on the meta device its values, one tensor at a time. They come from rank 0's state dict
+    `saved`, or are drawn on the CPU as the model's specs say.
     """
     specs, state = model.specs(), {}
     for name, tensor in (saved or model.state_dict()).items():
@@ -135,7 +135,7 @@ def materialize(model, ranks, mesh, saved=None):
 
 
 def load_optimizer(optimizer, saved, ranks, mesh):
-    """Load rank 0's whole state dict: every rank has its shards of it, tensor by tensor."""
+    """Load rank 0's full state dict, sharding it tensor by tensor."""
     params = [p for g in optimizer.param_groups for p in g["params"]]
     state = {i: {k: v if not isinstance(v, (torch.Tensor, OnDisk)) else
                  broadcast(v, ranks, mesh if v.shape == params[i].shape else None)
@@ -145,26 +145,26 @@ def load_optimizer(optimizer, saved, ranks, mesh):
 
 def wrap(model, ranks, mesh, dtype=torch.float32):
     """
-    What to call to train `model`, compiled already, on all devices: it itself, or in DDP. dtype: what the
-    run autocasts to.
+    Prepare `model`, already compiled, for training on all devices. Returns the module to call: the model
+    itself, or DDP around it. dtype: the run's autocast dtype.
     """
     if mesh is not None:
         return shard(model, mesh, dtype)
     if not ranks.several:
         return model
     ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-    with warnings.catch_warnings():  # the new name came after torch 2.11
+    with warnings.catch_warnings():  # an argument was renamed after torch 2.11
         warnings.simplefilter("ignore", FutureWarning)
         return DDP(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def shard(model, mesh, dtype):
     """
-    FSDP2 in place, a block at a time, for a model whose parameters are shards already, as materialize() and
-    grow() make them. fully_shard() wants them whole: for a moment they are, on the meta device. The
-    products' format is autocast's, as in DDP. Where that is bfloat16, blocks are gathered in it too, which
-    is half the traffic; inputs (masks among them) stay float32, and so does what is outside the blocks,
-    for embeddings make the residual stream.
+    Apply FSDP2 in place, block by block, to a model whose parameters are already sharded (by materialize()
+    or grow()). fully_shard() expects full parameters, so it gets placeholders on the meta device. Matrix
+    products use autocast's dtype, as in DDP. With bfloat16, blocks are gathered in bfloat16 too, which
+    halves the traffic. Inputs (including masks) stay float32. So do parameters outside the blocks, because
+    the embeddings form the residual stream.
     """
     policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False) \
         if dtype == torch.bfloat16 else MixedPrecisionPolicy(cast_forward_inputs=False)
@@ -180,14 +180,15 @@ def shard(model, mesh, dtype):
 
 def in_lockstep(run, batches, stop):
     """
-    (batch, whether it counts): `batches`, and as long as other ranks have more of them any other if the
-    model is sharded, for its ranks can only compute together. Stopped on all once stop() is true on any.
+    Yield (batch, whether it counts) for each of `batches`. Ranks of a sharded model must compute together.
+    So a rank that runs out gets a spare batch, which does not count, until all have finished. Raises
+    Stopped on all ranks once stop() is true on any.
     """
     data, spare = next(batches, None), None
     while True:
         more, stopped = run.ranks.sum(torch.tensor([data is not None, stop()], dtype=torch.float32)).tolist()
         if run.mesh is not None and (stopped or not more):
-            run.model.reshard()  # its own weights are still whole, for a backward pass that does not come
+            run.model.reshard()  # the root's weights stay gathered for a backward pass that never comes
         if stopped:
             raise Stopped
         if not more:
@@ -200,17 +201,17 @@ def in_lockstep(run, batches, stop):
 
 
 # -----------------------------------------------------------------------------
-# matrices that are worked on whole, each by one process, its owner: of N in a stack, of W processes,
-# process r owns those from r * ceil(N / W) on
+# full matrices, each processed by its owner rank: of a stack of N matrices on W ranks, rank r owns
+# ceil(N / W), starting at r * ceil(N / W)
 
 def owned(n, rank, world):
-    """The indices, of n, that `rank` owns, as a slice."""
+    """The slice of n indices that `rank` owns."""
     each = -(-n // world)
     return slice(min(rank * each, n), min((rank + 1) * each, n))
 
 
 def all_gather_owned(mine, n):
-    """A stack of n matrices on all processes, of those that each owns, (n_own, a, b)."""
+    """All-gather the matrices that each rank owns, (n_own, a, b), into the full stack (n, a, b)."""
     world = dist.get_world_size()
     each = -(-n // world)
     padded = mine.new_zeros(each, *mine.shape[1:])
@@ -222,8 +223,8 @@ def all_gather_owned(mine, n):
 
 def to_owners(rows, n_rows, mesh):
     """
-    rows: this process's rows (N, a_r, b) of a stack of sharded matrices of n_rows rows. Returns the
-    matrices that it owns, whole, (n_own, n_rows, b).
+    Send row shards to the matrices' owners. rows: this rank's rows (N, a_r, b) of a stack of N sharded
+    matrices with n_rows rows. Returns the full matrices that it owns, (n_own, n_rows, b).
     """
     world, rank = mesh.size(), mesh.get_local_rank()
     n, b = len(rows), rows.size(2)
@@ -236,7 +237,7 @@ def to_owners(rows, n_rows, mesh):
 
 
 def from_owners(matrices, n, mesh):
-    """The way back: this process's rows, (n, a_r, b), of all n matrices."""
+    """The inverse of to_owners(): returns this rank's rows (n, a_r, b) of all n matrices."""
     world, rank = mesh.size(), mesh.get_local_rank()
     n_rows, b = matrices.shape[1:]
     parts = [matrices[:, owned(n_rows, r, world)] for r in range(world)]
@@ -249,8 +250,8 @@ def from_owners(matrices, n, mesh):
 
 def exchange(tensor, parts, size, receive, mesh):
     """
-    One all-to-all: parts[r] * size numbers of `tensor`, in order, to process r; receive[r] from it.
-    Returns what came, a 1-D tensor from each.
+    One all-to-all: send parts[r] * size elements of `tensor`, in order, to rank r, and receive receive[r]
+    from it. Returns a 1-D tensor from each rank.
     """
     out = tensor.new_empty(sum(receive))
     dist.all_to_all_single(out, tensor.contiguous().view(-1), receive, [p * size for p in parts],
