@@ -1,11 +1,11 @@
 """
-Text from a trained GPT or Llama: a run's folder, a checkpoint or a Hugging Face folder.
+Write text with a trained GPT or Llama, from a run's folder, a checkpoint or a Hugging Face folder.
 
     python sample.py out/pystdlib_msg --prompt="def " --max_new_tokens=400
     head -c 300 grow.py | python sample.py out/pystdlib_msg --prompt=- --num_samples=4
 
-A sample ends where its document does, at the tokenizer's end of text. Control characters but newline
-and tab are shown as escapes (\\x1b): a terminal would obey them.
+A sample stops at the tokenizer's end of text. Control characters other than newline and tab are printed
+as escapes (\\x1b), because a terminal would obey them.
 """
 import re
 import sys
@@ -50,12 +50,12 @@ def read_prompt(given):
 
 
 def visible(text):
-    """The text with its control characters, newline and tab excepted, as escapes."""
+    """The text with control characters, except newline and tab, as escapes."""
     return CONTROL.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
 
 
 def write(model, ids, args, eot):
-    """The prompt's ids and what the model goes on with, a list a sample, each without its end."""
+    """One list of ids per sample: the prompt and its continuation, without the end of text."""
     idx = torch.tensor([ids], device=args.device).expand(args.num_samples, -1)
     rows = model.generate(idx, args.max_new_tokens, args.temperature, args.top_k or None, eot).tolist()
     return [row[:row.index(eot, len(ids))] if eot in row[len(ids):] else row for row in rows]
@@ -77,7 +77,7 @@ def main():
     started = time.perf_counter()
     try:
         rows = write(model, ids, args, tok.eot)
-    except (RuntimeError, IndexError) as e:  # weights that are NaN, no memory, ids of another model
+    except (RuntimeError, IndexError) as e:  # NaN weights, out of memory, ids of another model
         raise UserError(f"{args.checkpoint}: cannot be sampled ({first_line(e)})") from None
     seconds = time.perf_counter() - started
     for row in rows:

@@ -1,17 +1,17 @@
 """
-Every tokenizer behind one small interface, rebuilt from a dataset's meta.json alone.
+All tokenizers behind one small interface. Each can be rebuilt from a dataset's meta.json alone.
 
 A tokenizer has
-  name         "bytes", "char", "gpt2", "wordpiece", or "tokenizer.json": any of Hugging Face's
-  vocab_size   number of ids it knows, BERT's special ids included
-  stream_size  ids in a .bin file are all below this (it decides the file's dtype)
-  eot          id that ends a document, None if documents have no end (char)
-  sep          id that ends a sentence in a .bin file, None if sentences have no end
+  name         "bytes", "char", "gpt2", "wordpiece", or "tokenizer.json" (any of Hugging Face's)
+  vocab_size   number of ids, including BERT's special ids
+  stream_size  all ids in a .bin file are below this (it decides the file's dtype)
+  eot          id that ends a document; None if documents have no end (char)
+  sep          id that ends a sentence in a .bin file; None if sentence ends are not marked
   special      {} or the ids of BERT's "cls", "sep", "mask", "pad"
-  begin, end   the ids that it puts before and after a text, as some tokenizer.json do; else []
+  begin, end   ids put before and after a document, as in some tokenizer.json; else []
   encode(text) -> list of ids; encode_array(text) -> the same as a numpy array, faster
-  decode(ids)  -> text; special ids come out as [CLS] etc., ids it does not know as U+FFFD
-  meta()       everything needed to build it again, as JSON
+  decode(ids)  -> text; special ids become [CLS] etc., unknown ids U+FFFD
+  meta()       everything needed to rebuild it, as JSON
 """
 import difflib
 import functools
@@ -25,20 +25,21 @@ from base.errors import UserError, library
 from base.reading import read_json, read_text
 
 NAMES = ("bytes", "char", "gpt2", "wordpiece")
-JSON = "tokenizer.json"  # as a name: the one whose file that is
+JSON = "tokenizer.json"  # also the name of a tokenizer loaded from such a file
 SPECIALS = ("cls", "sep", "mask", "pad")
 UNKNOWN = "\ufffd"
-WORDS = 1 << 18  # that WordPiece remembers
-GPT2_CHARS = 1 << 16  # that are encoded at a time
+WORDS = 1 << 18  # cached by WordPiece
+GPT2_CHARS = 1 << 16  # encoded at a time
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 GPT2_IDS = {0: "!", 256: "\u0120t", 262: "\u0120the", 50255: "\u0120gazed", 50256: "<|endoftext|>"}
 
 
 def load(name, vocab=None, bert=False, eot=None, begin=(), end=()):
     """
-    The tokenizer called `name`. vocab: char's characters in the order of their ids; wordpiece's
-    vocab.txt, as a path or a list of its lines; the text of a tokenizer.json, of which eot says the
-    id that ends a document, begin and end what is put around one. bert: add BERT's special ids (wordpiece always has them). Raises UserError.
+    The tokenizer called `name`. vocab: char's characters in order of id; wordpiece's vocab.txt, as a path
+    or a list of lines; or the text of a tokenizer.json. For the last, eot is the id that ends a document,
+    and begin and end are the ids around one. bert: add BERT's special ids (wordpiece always has them).
+    Raises UserError.
     """
     if name == JSON and bert:
         raise UserError("BERT cannot take a tokenizer.json: use bytes, gpt2, or wordpiece with the "
@@ -61,8 +62,8 @@ def load(name, vocab=None, bert=False, eot=None, begin=(), end=()):
 
 def open_tokenizer(name, vocab=None, bert=False, eot=None):
     """
-    load() by a name, or by the path of a tokenizer.json or its folder. eot: the text of the token that
-    ends a document, by default the eos_token of the tokenizer_config.json beside it.
+    load() by name, or by the path of a tokenizer.json or its folder. eot: the text of the token that ends
+    a document; by default the eos_token in tokenizer_config.json beside it.
     """
     by_name = name in NAMES or not (os.path.exists(os.path.expanduser(name)) or name.endswith(".json"))
     if eot is not None and by_name:
@@ -79,8 +80,8 @@ def open_tokenizer(name, vocab=None, bert=False, eot=None):
 
 def read_json_tokenizer(path, eot=None):
     """
-    meta() of a tokenizer.json, or of the folder that holds it. eot: see open_tokenizer; its id is None
-    if nothing says which. Raises UserError.
+    meta() of a tokenizer.json or its folder. eot: see open_tokenizer(); the id is None if neither the
+    argument nor the config names one. Raises UserError.
     """
     path = os.path.expanduser(path)
     path = os.path.join(path, JSON) if os.path.isdir(path) else path
@@ -92,7 +93,7 @@ def read_json_tokenizer(path, eot=None):
         said = read_json(config)
 
     def id_of(token):
-        token = token.get("content") if isinstance(token, dict) else token  # as older versions wrote it
+        token = token.get("content") if isinstance(token, dict) else token  # a dict in older files
         return tok.library.token_to_id(token) if isinstance(token, str) else None
     tok.eot = id_of(said.get("eos_token") if eot is None else eot)
     tok.begin, tok.end = put_around(tok.library)
@@ -100,8 +101,8 @@ def read_json_tokenizer(path, eot=None):
 
 
 def put_around(library):
-    """(ids before, ids after): what a tokenizer of the library puts around one text."""
-    for text in ("a", *itertools.islice(library.get_vocab(), 100)):  # one of which it has ids
+    """(ids before, ids after) that a tokenizer of the library adds around one text."""
+    for text in ("a", *itertools.islice(library.get_vocab(), 100)):  # until one encodes to some id
         plain = library.encode(text, add_special_tokens=False).ids
         if plain:
             whole = library.encode(text).ids
@@ -111,23 +112,23 @@ def put_around(library):
 
 
 def first_id(meta):
-    """The id that every document begins with, given a meta.json: its own, or the one that ends another."""
+    """The first id of every document, given a meta.json: begin's first, else eot of the one before."""
     return [*spec_of(meta).get("begin", []), meta.get("eot")][0]
 
 
 def spec_of(meta):
-    """What a meta.json says of its tokenizer, a dict: "gpt2" is short for {"name": "gpt2"}."""
+    """A meta.json's tokenizer entry as a dict; "gpt2" is short for {"name": "gpt2"}."""
     spec = meta.get("tokenizer")
     return dict(name=spec) if isinstance(spec, str) else spec if isinstance(spec, dict) else {}
 
 
 def tokenizer_of(meta):
-    """(name, what two of that name must have in common) of the tokenizer in a meta.json."""
+    """(name, vocabulary) of a meta.json's tokenizer, to compare: equal tuples mean equal ids."""
     spec = spec_of(meta)
     name, vocab = spec.get("name"), spec.get("vocab")
     if name != JSON:
         return name, vocab
-    try:  # a file's layout differs with who wrote it, and has no say in what an id means
+    try:  # compare meanings of ids: the file's layout depends on its writer
         said = json.loads(vocab)
         merges, vocab = said["model"].get("merges", []), said["model"]["vocab"]
         vocab = {token: i for i, (token, _) in enumerate(vocab)} if isinstance(vocab, list) else vocab
@@ -139,16 +140,16 @@ def tokenizer_of(meta):
 
 
 def is_gpt2(tokens):
-    """Are these, in the order of their ids, GPT-2's?"""
+    """Are these tokens, in order of id, GPT-2's?"""
     return len(tokens) == 50257 and all(tokens[i] == t for i, t in GPT2_IDS.items())
 
 
 def cut(text):
     """
-    Where to cut a document that is too long for one piece: before the white space at the end of
-    its last whole line, else of its last whole word. No tokenizer here joins what is before
-    white space with what follows, so the tokens are those of the uncut text (but for a
-    tokenizer.json, which may join a full stop with the end of its line).
+    Where to cut a document that is too long for one piece: before the white space that ends its last
+    whole line, or else its last whole word. No tokenizer here merges text across that point, so the
+    tokens are those of the uncut text. Exception: a tokenizer.json may merge a full stop with the
+    newline after it.
     """
     head = text[:text.rfind("\n") + 1].rstrip()
     if not head:
@@ -159,9 +160,8 @@ def cut(text):
 
 def get_tokenizer(meta, bert=None):
     """
-    The tokenizer of a dataset, given its meta.json as a dict. bert=True adds BERT's special ids
-    to a dataset prepared without them; `sep` still tells what is in the dataset's files.
-    Raises UserError.
+    The tokenizer of a dataset, given its meta.json as a dict. bert=True adds BERT's special ids to a
+    dataset prepared without them; `sep` still describes the dataset's files. Raises UserError.
     """
     spec = spec_of(meta)
     if "name" not in spec:
@@ -175,14 +175,14 @@ def get_tokenizer(meta, bert=None):
 
 
 class Tokenizer:
-    """What the kinds share."""
+    """What all tokenizers share."""
     special = {}
     sep = None
     begin, end = [], []
 
     @property
     def ending(self):
-        """What follows a document's last token."""
+        """The ids after a document's last token: end, then eot unless end has it already."""
         return self.end if self.end[-1:] == [self.eot] else [*self.end, self.eot]
 
     def encode(self, text):
@@ -196,7 +196,7 @@ class Tokenizer:
 
     @property
     def dtype(self):
-        """Of the ids in a .bin file: the smallest of "uint8", "uint16", "uint32" they fit in."""
+        """The dtype of a .bin file: the smallest of "uint8", "uint16", "uint32" that holds its ids."""
         return np.min_scalar_type(self.stream_size - 1).name
 
     def meta(self):
@@ -213,8 +213,8 @@ class Tokenizer:
 
 class Bytes(Tokenizer):
     """
-    The text's UTF-8 bytes. NUL ends a document and a newline ends a sentence, so that one .bin
-    file serves GPT and BERT; BERT's special ids lie above the bytes and never occur in it.
+    The text's UTF-8 bytes. NUL ends a document and a newline ends a sentence, so one .bin file serves
+    GPT and BERT. BERT's special ids are above 255 and never occur in the file.
     """
     name = "bytes"
     eot, sep = 0, ord("\n")
@@ -231,7 +231,7 @@ class Bytes(Tokenizer):
 
 
 class Char(Tokenizer):
-    """nanoGPT's shakespeare_char: an id for each character of the dataset. No end of document."""
+    """One id per character of the dataset, as nanoGPT's shakespeare_char. No end of document."""
     name = "char"
     eot = None
 
@@ -270,8 +270,8 @@ class GPT2(Tokenizer):
         self.stream_size = self.vocab_size
 
     def encode(self, text):
-        # "<|endoftext|>" in a text is text, not an end. A million spaces make tiktoken panic, and
-        # so many letters may take it for ever: both are taken in parts, an ordinary text as it is
+        # "<|endoftext|>" in a text is plain text here. Long texts are encoded in parts: a million
+        # spaces make tiktoken panic, and a million letters may take it for ever
         ids, start = [], 0
         while start < len(text):
             part = text[start:start + GPT2_CHARS]
@@ -289,7 +289,7 @@ def _gpt2_encoding():
     tiktoken = library("tiktoken", "tiktoken")
     try:
         return tiktoken.get_encoding("gpt2")
-    except Exception as e:  # requests' errors, a proxy's, a bad hash: all mean no file
+    except Exception as e:  # from requests, a proxy, a bad hash: no file in any case
         cache = os.environ.get("TIKTOKEN_CACHE_DIR", "(not set)")
         raise UserError(
             f"tokenizer gpt2 needs vocab.bpe and encoder.json from {GPT2_URL}: not in "
@@ -300,8 +300,8 @@ def _gpt2_encoding():
 
 class WordPiece(Tokenizer):
     """
-    BERT's uncased WordPiece from its vocab.txt. [PAD] ends a document and [SEP] a sentence;
-    neither comes out of `encode`, which takes "[SEP]" in a text for three words.
+    BERT's uncased WordPiece from its vocab.txt. [PAD] ends a document and [SEP] a sentence. encode()
+    never returns either: "[SEP]" in a text is three words.
     """
     name = "wordpiece"
 
@@ -321,7 +321,7 @@ class WordPiece(Tokenizer):
         self.special = {s: ids[f"[{s.upper()}]"] for s in SPECIALS}
         self.eot, self.sep = ids["[PAD]"], ids["[SEP]"]
         self.vocab_size = self.stream_size = len(self.vocab)
-        # BERT's own steps, but no token is declared special: text must not be able to forge one
+        # BERT's own steps, except that no token is declared special: text must not forge one
         self.library = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
         self.library.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
         self.library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -329,7 +329,7 @@ class WordPiece(Tokenizer):
         self.join = tokenizers.decoders.WordPiece().decode
 
     def encode(self, text):
-        # the library takes words one by one anyhow; remembering them is 2 to 4 times as fast
+        # the library encodes word by word anyway; caching words is 2 to 4 times as fast
         ids = []
         for word in text.replace("\n", " ").split(" "):
             ids += self.known_word(word) if len(word) < 64 else self._encode_word(word)
@@ -348,9 +348,9 @@ class WordPiece(Tokenizer):
 
 class Json(Tokenizer):
     """
-    Any tokenizer of Hugging Face's tokenizers library, from the text of its tokenizer.json. A special
-    token's name in a text is text, not that token. encode() adds nothing: begin and end are for whole
-    texts. Datasets of before that have none, as they were made.
+    Any tokenizer of Hugging Face's tokenizers library, from the text of its tokenizer.json. The name of
+    a special token in a text is plain text. encode() does not add begin and end, which go around whole
+    documents. Datasets made before these existed have none.
     """
     name = JSON
 
@@ -360,7 +360,7 @@ class Json(Tokenizer):
             self.library = library("tokenizers", "tokenizers").Tokenizer.from_str(vocab)
         except UserError:
             raise
-        except Exception as e:  # the library has no kind of its own
+        except Exception as e:  # the library has no exception type of its own
             raise UserError(f"{where}: is none that the tokenizers library reads ({e}): fetch it again, "
                             "or pip install -U tokenizers") from None
         self.library.no_truncation()
@@ -370,7 +370,7 @@ class Json(Tokenizer):
         self.vocab_size = self.stream_size = 1 + max(self.known, default=0)
 
     def encode(self, text):
-        text = text.encode("utf-8", errors="replace").decode()  # halves of surrogate pairs
+        text = text.encode("utf-8", errors="replace").decode()  # replaces lone surrogates
         return self.library.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids):
@@ -379,7 +379,7 @@ class Json(Tokenizer):
                        UNKNOWN * len(list(some)) for known, some in groups)
 
     def some_special(self):
-        """For an error: the first of its special tokens."""
+        """The first few special tokens, for an error message."""
         special = [t.content for _, t in sorted(self.library.get_added_tokens_decoder().items())]
         return f" (it has {', '.join(special[:5])}{', ...' * (len(special) > 5)})" if special else ""
 

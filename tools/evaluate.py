@@ -1,20 +1,20 @@
 """
-What a trained model is worth: GPT on texts, last words and multiple choice, BERT on masked tokens.
+Evaluate a trained model: GPT on texts, last words and multiple choice, BERT on masked tokens.
 
     python -m tools.evaluate out/gpt --tasks=ppl:wiki.txt,lambada:lambada.jsonl,choice:piqa.jsonl
     python -m tools.evaluate out/bert --tasks=mlm
 
-    ppl:FILE       perplexity a token and bits a byte, on any text (.txt, .gz, .xz)
-    lambada:FILE   is the last word the likeliest? Lines {"context": ..., "continuation": ...}
+    ppl:FILE       perplexity per token and bits per byte, on any text (.txt, .gz, .xz)
+    lambada:FILE   is the last word the most likely one? Lines {"context": ..., "continuation": ...}
                    (CORE's language modeling), or {"text": ...}
-    choice:FILE    the likeliest of several ends. Lines {"query": ..., "choices": [...], "gold": 0}
-                   (query may be ctx or question; choices endings; gold label or answer, a number
-                   from 0, a letter or the choice's text), or {"context_options": [...],
-                   "continuation": ..., "gold": 0}: CORE's multiple choice and its schema
-    mlm, mlm:DIR   masked-token accuracy on a dataset's val.bin (by default the run's own)
+    choice:FILE    the most likely of several endings. Lines {"query": ..., "choices": [...],
+                   "gold": 0}, or {"context_options": [...], "continuation": ..., "gold": 0} (CORE's
+                   multiple choice and schema). query may be called ctx or question; choices,
+                   endings; gold, label or answer. gold is a number from 0, a letter or the text
+    mlm, mlm:DIR   masked-token accuracy on a dataset's val.bin (default: the run's own)
 
-A model is a checkpoint, a run's folder or a Hugging Face folder. Of a family's folder all that are
-finished are measured, in one table.
+A model is a checkpoint, a run's folder or a Hugging Face folder. For a family's folder, all finished
+members are measured in one table.
 """
 import math
 import os
@@ -39,11 +39,11 @@ from run.hf import kind_of
 from run.settings import TrainConfig, known_settings
 from run.trained import model_parser, open_model
 
-HEAD_ROWS = 1024  # positions whose logits are in memory at once
+HEAD_ROWS = 1024  # positions with logits in memory at once
 
 
 class Evaluator:
-    """A model, its tokenizer, and how much to run at once."""
+    """A model with its tokenizer, and a method for each task."""
 
     def __init__(self, path, device="cpu", batch=16, stride=0, limit=0, join=" "):
         self.model, self.info = open_model(path, device)
@@ -53,13 +53,13 @@ class Evaluator:
         self.tok = get_tokenizer(self.info["meta"], bert=self.kind == "bert")
 
     # -------------------------------------------------------------------------
-    # how likely a GPT finds some tokens
+    # the likelihood of tokens under a GPT
 
     @torch.no_grad()
     def nats(self, rows, name):
         """
-        rows: [(ids, start)]. For each: the nats of ids[start:], every one given what precedes it,
-        and whether all of them were the likeliest tokens. [(sum of nats, bool)]
+        Score ids[start:] of each row, every token given those before it. rows: [(ids, start)].
+        Returns [(sum of nats, were all of them the most likely tokens?)].
         """
         top = max((max(ids) for ids, _ in rows), default=0)
         if top >= self.config.vocab_size:
@@ -69,7 +69,7 @@ class Evaluator:
                   for window, first in windows(ids, start, self.config.block_size, self.stride)]
         total, greedy = [0.0] * len(rows), [True] * len(rows)
         with tqdm(total=len(pieces), desc=name, dynamic_ncols=True, leave=False) as bar:
-            # the longest first, so that what does not fit in memory shows at once
+            # the longest first, so that running out of memory shows at once
             order = sorted(pieces, key=lambda piece: -len(piece[0]))
             for start in range(0, len(order), self.batch):
                 group = order[start:start + self.batch]
@@ -79,11 +79,11 @@ class Evaluator:
         return list(zip(total, greedy))
 
     def score(self, pieces):
-        idx = pad([window[:-1] for window, _, _ in pieces])  # on the right: no token sees it
+        idx = pad([window[:-1] for window, _, _ in pieces])  # padding on the right: no token attends to it
         targets = pad([[-1] * (first - 1) + window[first:] for window, first, _ in pieces], -1)
         targets = targets.to(self.device)
         where = targets >= 0  # (B, T)
-        x = self.model.hidden(idx.to(self.device))[where]  # (N, n_embd): only what is scored
+        x = self.model.hidden(idx.to(self.device))[where]  # (N, n_embd): only the scored positions
         nats, hits = [], []
         for part, want in zip(x.split(HEAD_ROWS), targets[where].split(HEAD_ROWS)):
             logits = F.linear(part, self.model.head_weight()).float()
@@ -95,8 +95,8 @@ class Evaluator:
 
     def pair(self, context, continuation, where, join=" "):
         """
-        (ids, where the continuation starts). A join of white space is for texts that have none
-        between them. The last spaces belong to the continuation: byte-pair encoding makes one
+        (ids, index where the continuation starts). A `join` of white space is added only if there is
+        none yet. The context's last spaces count as continuation, because byte-pair encoding makes one
         token of " word".
         """
         if join.strip() or not (context[-1:].isspace() or continuation[:1].isspace()):
@@ -114,13 +114,13 @@ class Evaluator:
         return before + after, len(before)
 
     # -------------------------------------------------------------------------
-    # the tasks: each takes a path and returns {metric: value}
+    # tasks: each takes a path and returns {metric: value}
 
     def ppl(self, path):
         text = read_text(path)
         given, ids, scored = self.tok.begin or [self.tok.eot], self.tok.encode(text), text
         if given == [None]:
-            given, ids, scored = ids[:1], ids[1:], text[1:]  # the first character is given
+            given, ids, scored = ids[:1], ids[1:], text[1:]  # no start token: the first character is given
         if self.limit:
             ids = ids[:self.limit]
             scored = self.tok.decode(ids)
@@ -133,7 +133,7 @@ class Evaluator:
     def lambada(self, path):
         rows = []
         for where, line in read_jsonl(path, self.limit):
-            if isinstance(line, dict) and isinstance(line.get("text"), str):  # as first published
+            if isinstance(line, dict) and isinstance(line.get("text"), str):  # LAMBADA's original format
                 line = dict(zip(("context", "continuation"), line["text"].rstrip().rsplit(" ", 1)))
             context, word = need(where, line, context=str, continuation=str)
             rows.append(self.pair(context, word, where))
@@ -143,8 +143,8 @@ class Evaluator:
 
     def choice(self, path):
         """
-        acc: by the nats of the whole choice; acc_norm: by nats a character, as lm-evaluation-harness,
-        so that short choices have no advantage; acc_token: by nats a token, as CORE.
+        acc compares the nats of whole choices. acc_norm compares nats per character, as in
+        lm-evaluation-harness, so that short choices have no advantage. acc_token: nats per token, as CORE.
         """
         rows, chars, questions = [], [], []
         for where, line in read_jsonl(path, self.limit):
@@ -190,13 +190,13 @@ DECODERS = ("gpt", "llama")
 TASKS = dict(ppl=DECODERS, lambada=DECODERS, choice=DECODERS, mlm=("bert",))
 
 
-# what a question's parts are called by one dataset or another
+# names that datasets use for the parts of a question
 PARTS = dict(query=("query", "ctx", "question"), choices=("choices", "endings"),
              gold=("gold", "label", "answer"))
 
 
 def read_question(where, line):
-    """([(context, end), ...], the number of the right one) of a multiple-choice line. UserError."""
+    """([(context, ending), ...], index of the right one) of a multiple-choice line. UserError."""
     if isinstance(line, dict):
         line = {**line, **{part: line[name] for part, names in PARTS.items()
                            for name in reversed(names) if name in line}}
@@ -213,7 +213,7 @@ def read_question(where, line):
 
 
 def which(where, gold, choices):
-    """The number of the right choice, said as that, from 0, as a letter, from A, or as its text."""
+    """Index of the right choice. gold: that index (from 0), a letter (from A) or the choice's text."""
     meant = {gold}
     if isinstance(gold, str):
         meant = {i for i, c in enumerate(choices) if c == gold}
@@ -228,16 +228,16 @@ def which(where, gold, choices):
 
 
 def exp(nats):
-    """math.exp, without an error where a word is unthinkable."""
+    """math.exp, but infinity instead of an overflow error."""
     return math.exp(nats) if not nats > 700 else math.inf
 
 
 def windows(ids, start, T, stride):
     """
-    Pieces of at most T + 1 ids (T go in, T come out) that together score ids[start:] once each:
-    (piece, first scored position in it). What fits in T is one piece, with as much before it as there
-    is room, as lm-evaluation-harness has it. Else, after the first piece, each scores `stride` new
-    ids, so every one of them is given at least T - stride before it.
+    Yield (piece, first scored position in it). The pieces have at most T + 1 ids (T inputs, T targets)
+    and together score each of ids[start:] once. Up to T ids make one piece, with as much context as
+    fits, as in lm-evaluation-harness. Otherwise each piece after the first scores `stride` new ids, each
+    with at least T - stride ids of context.
     """
     stop = len(ids) if len(ids) - start <= T else max(T + 1, start + stride)
     while start < len(ids):
@@ -258,7 +258,7 @@ def parse_tasks(text):
                             "ppl:FILE, lambada:FILE, choice:FILE or mlm, joined by commas")
         if not path and name != "mlm":
             raise UserError(f"--tasks={text}: {name} needs a file: {name}:FILE")
-        if path and not os.path.exists(path):  # known now, not when the tasks before it are done
+        if path and not os.path.exists(path):  # fail now, not after the tasks before it
             raise UserError(f"--tasks={text}: {path}: no such file: give one for {name} to read")
         tasks.append((name, path))
     return tasks
@@ -270,7 +270,7 @@ def pad(rows, value=0):
 
 
 def table(rows):
-    """Rows of cells as aligned lines, the first row underlined."""
+    """Rows of cells as aligned lines, with the first row underlined."""
     rows = [[f"{c:.4f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
     width = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, width)).rstrip() for row in rows]
@@ -278,7 +278,7 @@ def table(rows):
 
 
 def save_result(result, save, checkpoint):
-    """Write the JSON result to `save`, or beside the checkpoint; returns where."""
+    """Write the JSON result to `save`, or beside the checkpoint. Returns the path."""
     folder = checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint)
     save = save or os.path.join(folder, "evaluate.json")
     try:
@@ -305,7 +305,7 @@ def parse(argv):
 
 
 def evaluate(path, tasks, args):
-    """After each task, all that is known of the model at `path`, a dict."""
+    """Yield, after each task, all results so far for the model at `path`, a dict."""
     e = Evaluator(path, args.device, args.batch, args.stride, args.limit, args.join)
     fitting = [name for name, kinds in TASKS.items() if e.kind in kinds]
     for name, _ in tasks:
@@ -325,13 +325,13 @@ def main():
     tasks = parse_tasks(args.tasks)
     found, members = family.models(args.checkpoint), []
     for name, path in found:
-        for result in evaluate(path, tasks, args):  # after each task: what is done is kept
+        for result in evaluate(path, tasks, args):  # save after each task, so that an interruption loses little
             whole = dict(checkpoint=args.checkpoint, members=[*members, dict(name=name, **result)]) if name else result
             saved = save_result(whole, args.save, args.checkpoint)
         members.append(dict(name=name, **result))
     rows = [(m["name"], r["task"], os.path.basename(os.path.normpath(r["file"])), r["n"], k, v) for m in members
             for r in m["results"] for k, v in r.items() if k not in ("task", "file", "n")]
-    first = 0 if found[0][0] else 1  # a model by itself needs no name
+    first = 0 if found[0][0] else 1  # a single model needs no name column
     print(table([row[first:] for row in (("model", "task", "file", "n", "metric", "value"), *rows)]))
     print(f"wrote {saved}")
 

@@ -1,12 +1,13 @@
 """
-A trained model as a Hugging Face folder, which transformers opens as GPT2LMHeadModel,
+Export a trained model as a Hugging Face folder. transformers opens it as GPT2LMHeadModel,
 BertForPreTraining, LlamaForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM with the same logits.
 
     python -m tools.export out/pystdlib_msg hf/pystdlib
     python -m tools.export out/pystdlib_family hf/family     # its members, hf/family/2x32 ...
 
-The vocabulary keeps its padding (vocab_size rounded up to 64): cutting it off would change the
-softmax. The padded ids belong to no token, and a trained model gives them next to no probability.
+The vocabulary keeps its padding (vocab_size rounded up to a multiple of 64), because removing it would
+change the softmax. The padded ids belong to no token, and a trained model gives them almost no
+probability.
 """
 import json
 import os
@@ -25,8 +26,8 @@ END = "<|endoftext|>"
 
 def export(model, meta, folder, source="the checkpoint"):
     """
-    Write `model` as a Hugging Face folder, or leave what was there (see filled()). Returns the names of
-    the files written. Raises UserError.
+    Write `model` as a Hugging Face folder. After an error the old folder is unchanged (see filled()).
+    Returns the names of the files written. Raises UserError.
     """
     if model.masks.c is not None:
         raise UserError(f"{source}: a growth is in progress (mask {model.masks.c.item():.3g}), which "
@@ -38,7 +39,7 @@ def export(model, meta, folder, source="the checkpoint"):
     tok = get_tokenizer(meta, bert=hf.kind_of(model) == "bert")
     with filled(folder) as aside:
         write_tokenizer(aside, tok, model.config.block_size)
-        # a JSON one has a file of its own
+        # a tokenizer.json has its own file
         spec = {k: v for k, v in tok.meta().items() if k != "vocab"} if tok.name == JSON else meta["tokenizer"]
         write_json(os.path.join(aside, hf.OURS), dict(
             tokenizer=spec, vocab_size=tok.vocab_size, doc_end=model.config.eot))
@@ -49,7 +50,7 @@ def export(model, meta, folder, source="the checkpoint"):
         if ids.get("generation"):
             write_json(os.path.join(aside, "generation_config.json"), ids["generation"])
         names = os.listdir(aside)
-    for name in {*hf.TOKENIZER_FILES, WHOLE, INDEX} - {*names}:  # of an export that was here before
+    for name in {*hf.TOKENIZER_FILES, WHOLE, INDEX} - {*names}:  # left by an earlier export
         remove(os.path.join(folder, name))
     return sorted(names)
 
@@ -73,7 +74,7 @@ def hf_config(model, tok):
 
 
 def write_tokenizer(folder, tok, block_size):
-    """tokenizer.json and tokenizer_config.json (and BERT's vocab.txt), if the library is here."""
+    """Write tokenizer.json, tokenizer_config.json (and BERT's vocab.txt) if tokenizers is installed."""
     if tok.name == JSON:
         text = tok.vocab if put_around(tok.library) == (tok.begin, tok.end) else as_trained(tok)
         special = {f"{s}_token": tok.library.id_to_token(i) for s, i in
@@ -89,7 +90,7 @@ def write_tokenizer(folder, tok, block_size):
 
 
 def as_trained(tok):
-    """The tokenizer.json, but putting around a text what the model's documents had around them."""
+    """The tokenizer.json, changed to add the ids that the model's documents had around them."""
     around = [[(tok.library.id_to_token(i), i) for i in ids] for ids in (tok.begin, tok.end)]
     before, after = [[token for token, _ in ids] for ids in around]
     tok.library.post_processor = library("tokenizers", "tokenizers").processors.TemplateProcessing(
@@ -98,7 +99,7 @@ def as_trained(tok):
 
 
 def made_tokenizer(folder, tok):
-    """What tokenizer.json is to hold for one of our own, and its special tokens."""
+    """(text of tokenizer.json, special tokens) for one of our own tokenizers."""
     try:
         import tokenizers
     except ImportError:
@@ -119,7 +120,7 @@ def made_tokenizer(folder, tok):
         lib.decoder = tokenizers.decoders.ByteLevel()
     special = {f"{s}_token": f"[{s.upper()}]" for s in tok.special}
     ids = {f"[{s.upper()}]": i for s, i in tok.special.items()}
-    if tok.name in ("gpt2", "bytes"):  # what other tools start an empty context with, and stop at
+    if tok.name in ("gpt2", "bytes"):  # other tools start an empty context with these, and stop at them
         special.update(bos_token=END, eos_token=END)
         ids[END] = tok.eot
     lib.add_special_tokens(sorted(ids, key=ids.get))
@@ -131,13 +132,13 @@ def made_tokenizer(folder, tok):
 
 
 def byte_pairs(tok, alphabet):
-    """({token: id}, pairs to merge): GPT-2's own files; bytes, but NUL, are this without a pair."""
+    """({token: id}, pairs to merge) of a byte-level BPE: GPT-2's files, or single bytes without merges."""
     if tok.name == "gpt2":
         from tiktoken.load import read_file_cached
-        lines = read_file_cached(GPT2_URL + "vocab.bpe").decode().splitlines()[1:]  # after a title
+        lines = read_file_cached(GPT2_URL + "vocab.bpe").decode().splitlines()[1:]  # skips the title
         return json.loads(read_file_cached(GPT2_URL + "encoder.json")), \
             [tuple(line.split()) for line in lines]
-    # a byte that can be seen stands for itself, the others for what comes after 255, in their order
+    # a printable byte stands for itself; the others, in order, for the characters after 255
     seen = {ord(c) for c in alphabet if ord(c) < 256}
     ids = dict(zip(sorted(alphabet), [*sorted(seen), *sorted({*range(256)} - seen)]))
     return {END if i == tok.eot else char: i for char, i in ids.items()}, []
@@ -149,7 +150,7 @@ def main():
     p.add_argument("checkpoint", type=os.path.expanduser, help="a checkpoint or a run's folder")
     p.add_argument("folder", type=os.path.expanduser, help="where to write")
     args = p.parse_args(sys.argv[1:])
-    for member, path in family.models(args.checkpoint):  # a family's: each in a folder of its name
+    for member, path in family.models(args.checkpoint):  # each member of a family gets its own folder
         (model, info), folder = open_model(path), os.path.join(args.folder, member).rstrip(os.sep)
         for name in export(model, info["meta"], folder, path):
             print(f"{os.path.join(folder, name)}  {os.path.getsize(os.path.join(folder, name)):,} bytes")

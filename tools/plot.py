@@ -1,10 +1,10 @@
 """
-The curves of runs: loss against time and tokens, growth points marked; masks, learning rate and
-gradient norm below; and how much sooner than a baseline each run reached the same loss.
+Plot runs: loss over time and tokens with growth points; below, masks, learning rate and gradient norm.
+Also says how much sooner than a baseline each run reached the same loss.
 
     python -m tools.plot out/pystdlib_msg out/pystdlib_scratch --save=loss.png
-    python -m tools.plot out/family           # all members, over compute; runs given after it in grey
-    watch -n 30 python -m tools.plot out/mine --baseline=out/scratch     # again and again, while it trains
+    python -m tools.plot out/family           # all members over compute; further runs in grey
+    watch -n 30 python -m tools.plot out/mine --baseline=out/scratch     # refresh while it trains
 """
 import argparse
 import itertools
@@ -23,14 +23,14 @@ from run.curves import crossing, curve, reaches
 from run.packed import unpacked
 from run.runlog import read_metrics
 
-# panels of the lower row: the events' key, title
+# panels of the lower row: event key -> title
 PANELS = dict(mask="mask of the new part", lr="learning rate", grad_norm="gradient norm, before clipping")
 
 
 def read_run(folder, wait=False):
     """
-    The events of a run. Says how many lines of metrics.jsonl were damaged and left out; a run without
-    an evaluation is an error, or with `wait` has no events yet.
+    The events of a run. Prints how many damaged lines of metrics.jsonl were skipped. A run without an
+    evaluation is a UserError, or with `wait` an empty list.
     """
     path = os.path.join(folder, "metrics.jsonl")
     there, damaged = os.path.isfile(path), []
@@ -46,7 +46,7 @@ def read_run(folder, wait=False):
 
 
 def names(folders):
-    """The shortest ends of the folders' paths that tell them apart."""
+    """Labels: the shortest path endings that tell the folders apart."""
     parts = [os.path.abspath(f).split(os.sep) for f in folders]
     for n in range(1, max(map(len, parts)) + 1):
         ends = ["/".join(p[-n:]) for p in parts]
@@ -56,7 +56,7 @@ def names(folders):
 
 
 def points(events, x, kind="eval", y="val_loss"):
-    """[(x, y)] of the events of a kind (None: of any), without what is infinite or NaN."""
+    """[(x, y)] of the events of a kind (None: any), without infinite or NaN values."""
     return [(e[x], e[y]) for e in events if kind in (None, e["event"]) and isinstance(e.get(y), float)
             and math.isfinite(e[y])]
 
@@ -65,7 +65,7 @@ def points(events, x, kind="eval", y="val_loss"):
 # the lead over a baseline
 
 def pick_baseline(runs, given=None):
-    """The label of the run to compare the others with: as given, or the only one that never grew."""
+    """The label of the baseline: `given`, or the only run that never grew."""
     still = [label for label, events in runs.items() if events and
              not any(e["event"] == "grow" for e in events)]
     return given or (still[0] if len(still) == 1 < len(runs) else None)
@@ -73,9 +73,9 @@ def pick_baseline(runs, given=None):
 
 def lead(events, base):
     """
-    How far a run is ahead of another so far: (loss that both have reached, the run's seconds to it,
-    the other's, is the run as large by now), or None if that cannot be said. A loss counts from when
-    a run has the size that it has now.
+    A run's lead over a baseline so far: (loss that both have reached, the run's seconds to reach it, the
+    baseline's, has the run reached the baseline's size?). None if they cannot be compared. A loss counts
+    only from when a run has its current size.
     """
     events, base = ([e for e in run if points([e], "iter")] for run in (events, base))
     if not events or not base:
@@ -91,7 +91,7 @@ def lead(events, base):
 
 
 def leads(runs, baseline):
-    """A line for each run that can be compared with the baseline."""
+    """One line for each run that can be compared with the baseline."""
     for label, events in runs.items():
         found = lead(events, runs[baseline]) if baseline and label != baseline else None
         if found:
@@ -121,7 +121,7 @@ def mark_growths(ax, events, color, x, scale):
 
 
 def name_growths(ax, runs):
-    """What each growth led to, along its line; where two would stand on one another, only the first."""
+    """Label each growth's line with the new size; where two labels would overlap, only the first."""
     taken, (left, right) = [], ax.get_xlim()
     for i, events in enumerate(runs.values()):
         for e in events:
@@ -134,7 +134,7 @@ def name_growths(ax, runs):
 
 
 def small_panels(runs):
-    """The keys of PANELS that there is something to draw of."""
+    """The keys of PANELS that have data."""
     grew = [events for events in runs.values() if any(e["event"] == "grow" for e in events)]
     return [y for y in PANELS if any(
         points(events, "tokens", None, y) for events in (grew if y == "mask" else runs.values()))]
@@ -151,14 +151,14 @@ def draw_small(ax, runs, y):
     if y == "grad_norm" and any(b > 0 for a in ax.lines for b in a.get_ydata()):
         ax.set_yscale("log")
         for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            set_formatter(lambda v, _: f"{v:g}" if f"{v:.0e}"[0] in "125" else "")  # 0.5, no powers
+            set_formatter(lambda v, _: f"{v:g}" if f"{v:.0e}"[0] in "125" else "")  # 0.5, not powers of 10
     elif y == "lr":
         ax.yaxis.set_major_formatter("{x:g}")
         ax.set_ylim(bottom=0)
 
 
 def show_lead(ax, runs, baseline, scale):
-    """What leads() says above the panel, and a line at that loss from one curve to the other."""
+    """Show leads() as the title, and draw a line between the two curves at that loss."""
     ax.set_title("\n".join(leads(runs, baseline)), fontsize=9, loc="left")
     for i, (label, events) in enumerate(runs.items()):
         if baseline and label != baseline and (found := lead(events, runs[baseline])):
@@ -166,7 +166,7 @@ def show_lead(ax, runs, baseline, scale):
 
 
 def plot(runs, save, baseline=None):
-    """runs: {label: events}; baseline: one of the labels, or None. Writes the picture to `save`."""
+    """Write the plot to `save`. runs: {label: events}. baseline: one of the labels, or None."""
     small = small_panels(runs)
     rows = [["train_s"] * 3 + ["tokens"] * 3]
     if small:
@@ -189,7 +189,7 @@ def plot(runs, save, baseline=None):
     found = [points(events, "iter") for events in runs.values()]
     low = min((p[-1][1] for p in found if p), default=0)
     high = max((p[0][1] for p in found if p), default=0)
-    if high > low:  # the long fall from the first evaluation says little: show what follows
+    if high > low:  # cut off the initial drop, which says little
         left.set_ylim(low - 0.05 * (high - low), low + 0.6 * (high - low))
     left.legend(title="validation (thin: training); dots: growth", fontsize=9, title_fontsize=8)
     for y in small:
@@ -206,8 +206,8 @@ def plot(runs, save, baseline=None):
 
 def plot_family(trunk, others, save):
     """
-    Loss over the total compute so far: a family's, size after size, and in grey that of its sizes from
-    scratch, one by one, as far as results/ has them. Runs in the folders `others` stand by themselves.
+    Plot a family's loss over total compute, one size after another. In grey: the same sizes trained from
+    scratch one by one, where results/ has them, and the separate runs in the folders `others`.
     """
     members, found = family.members(trunk), family.summary(trunk)
     spent, alone = ([0, *itertools.accumulate(r[k] for r in found["members"])] for k in ("flops", "alone"))
@@ -233,7 +233,7 @@ def plot_family(trunk, others, save):
         draw_line(line, color=f"C{i}", lw=2)
         draw_line(line[-1:], color=f"C{i}", marker="o", ls="", ms=8,
                   label=f"{m.name}: {line[-1][1]:.3f}" if line else "")
-        if i and line:  # from where the trunk was left
+        if i and line:  # from where the previous size left the trunk
             r, had = found["members"][i - 1], members[i - 1]
             left = spent[i] - (had.end - had.at) * trunk.batch_tokens * r["flops_per_token"]
             draw_line([(left, line[0][1]), line[0]], color="0.5", lw=0.8, ls=":", zorder=0)
@@ -251,13 +251,13 @@ def plot_family(trunk, others, save):
 
 
 def scratch_lines(trunk, member, before):
-    """The same of each run from scratch of a member's size, `before` FLOPs added."""
+    """Such a line for each run from scratch of a member's size, shifted by `before` FLOPs."""
     runs = family.from_scratch(trunk, member, family.members(trunk)[0].end * trunk.batch_tokens)
     return [[(x + before, y) for x, y in points(read_run(path), "flops")] for path, _ in runs.values()]
 
 
 def family_line(trunk, member):
-    """[(FLOPs, validation loss), ...] of a member, from where the trunk has its size to its own end."""
+    """[(FLOPs, validation loss), ...] of a member, from when the trunk reaches its size to its end."""
     own = [e for e in read_run(trunk.out_dir) if member.born <= e["iter"] <= member.at]
     grown = {key: [(e["flops"], e[key]) for e in own if e["event"] == "grow" and e["iter"] == at]
              for key, at in (("val_loss_after", member.born), ("val_loss_before", member.at))}
@@ -269,7 +269,7 @@ def family_line(trunk, member):
 
 
 def write(fig, save):
-    """Whole or not at all, so that nobody who looks at it sees half a picture."""
+    """Save the figure atomically, so that a viewer never sees half a picture."""
     try:
         with written(save, "wb") as f:
             fig.savefig(f, dpi=130, format=os.path.splitext(save)[1][1:])
@@ -282,7 +282,7 @@ def write(fig, save):
 # the script
 
 def report(runs):
-    """A line a run: its final validation loss."""
+    """One line per run: its final validation loss."""
     for label, events in runs.items():
         evals, finite = sum(e["event"] == "eval" for e in events), points(events, "train_s")
         said = "validation loss {1:.4f} after {0:.0f} s of training".format(*finite[-1]) if finite else \

@@ -1,17 +1,17 @@
 """
-The next size up: a Hugging Face folder or a run of ours, grown to a larger Hugging Face folder that
-computes the same function.
+Grow a Hugging Face folder or a run of ours into a larger Hugging Face folder that computes the same
+function.
 
     python -m tools.upscale hf/Qwen3-0.6B hf/Qwen3-0.9B --n_layer=40
     python -m tools.upscale hf/SmolLM2-135M hf/wider --n_embd=768 --n_inner=2048 --n_head=12
     python -m tools.upscale out/mine hf/larger --n_layer=12
 
-Known are Llama, Mistral, Qwen2, Qwen3 and GPT-2. New layers are copies whose output projections are 0;
-new heads, FFN units and coordinates are random, and 0 is where they would change something
-(run/operators.py, settle()). So the new weights learn from the first steps on: train the folder with
-train.py --init_from=hf/larger, or with anything else.
+Works for Llama, Mistral, Qwen2, Qwen3 and GPT-2. New layers are copies with zero output projections.
+New heads, FFN units and coordinates are random, with zeros where they would change the function
+(run/operators.py, settle()). So the new weights learn from the first steps. Train the folder with
+train.py --init_from=hf/larger, or with any other trainer.
 
-The weights are read, grown and written one by one: memory for two tensors will do.
+Weights are read, grown and written one by one, so memory for two tensors is enough.
 """
 import contextlib
 import os
@@ -44,18 +44,18 @@ from run.trained import open_model
 from tools.export import export
 
 OPERATORS = ("zero_output", "stack", "interleave")
-# weights in any format; what else is in a folder comes along
+# weights in any format; all other files of a folder are copied
 NOT_COPIED = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".h5",
               ".msgpack", ".gguf", ".onnx", ".ot", ".lock")
-GREEDY = 50  # tokens a check writes on
+GREEDY = 50  # tokens that a check generates
 
 
 class Growth:
-    """From what to what: configs, layers, and models without weights for their names and axes."""
+    """Both configs, where layers come from, and both models without weights, for names and axes."""
 
     def __init__(self, folder, sizes, operator="zero_output", where="spread", float32=False, name=None):
         self.folder, self.operator, self.sizes, self.float32 = folder, operator, sizes, float32
-        self.name = name or folder  # what the smaller one is called
+        self.name = name or folder  # the smaller model's name
         self.dialect, self.said = hf.folder_dialect(folder)
         kind, config = hf.folder_config(folder)
         cls, config_cls = MODELS[kind]
@@ -77,7 +77,7 @@ class Growth:
         self.read = hf.reader(self.before, self.weights, folder)
 
     def entries(self, seed=0):
-        """What write_weights() takes: each tensor of the larger folder is made when it is written."""
+        """Entries for write_weights(): each tensor of the larger model is made when it is written."""
         specs, params = self.after.specs(), dict(self.after.named_parameters())
         transposed = {name: t for name, _, _, t in hf.name_pairs(self.after)}
 
@@ -102,20 +102,20 @@ class Growth:
             yield theirs, dtype, shape, torch.no_grad()(partial(make, names))
 
     def config(self):
-        """The larger folder's config.json: the smaller one's, with what is other."""
+        """The larger folder's config.json: the smaller one's with the changes."""
         ours, names = vars(self.new), {o: t for t, o in hf.CONFIG[self.dialect].items()}
         changed = {names[k]: ours[k] for k in (*GROWABLE, "norm_eps", "head_dim") if k in names}
         if self.new.llama:
             changed["num_key_value_heads"] = self.new.n_kv_head
         if self.float32:
             changed.update({k: "float32" for k in ("torch_dtype", "dtype") if k in self.said})
-        listed = {k: [v[i] for i, _ in self.layers] for k, v in self.said.items()  # one entry a layer
+        listed = {k: [v[i] for i, _ in self.layers] for k, v in self.said.items()  # one entry per layer
                   if isinstance(v, list) and len(v) == self.old.n_layer > 1 and
                   k != "architectures" and not k.endswith("token_id")}
         return {**self.said, **listed, **changed}
 
     def card(self):
-        """A README.md: where the folder comes from, before what the smaller one's card said."""
+        """The README.md: where the folder comes from, then the smaller model's own card."""
         path, name = os.path.join(self.folder, "README.md"), os.path.basename(os.path.normpath(self.name))
         before = read_text(path) if os.path.exists(path) else ""
         head, mark, rest = before[4:].partition("\n---\n") if before.startswith("---\n") else ("", "", before)
@@ -130,7 +130,7 @@ class Growth:
             f"\n# What {name} says of itself\n\n{rest.strip()}\n" if rest.strip() else "")
 
     def verdict(self, off):
-        """What a relative difference of logits says."""
+        """What a relative difference `off` of the logits means, in words."""
         if self.operator != "zero_output":
             return f"{self.operator} changes the function, train it on"
         if off < 1e-4:
@@ -141,7 +141,7 @@ class Growth:
 
 
 def upscale(growth, folder, shard_size=5 * 10**9, seed=0):
-    """Write the larger folder, whole or not at all. UserError."""
+    """Write the larger folder, completely or not at all. Raises UserError."""
     entries = list(growth.entries(seed))
     total = sum(size_of(*entry[1:3]) for entry in entries)
     with filled(folder) as aside:
@@ -157,7 +157,7 @@ def upscale(growth, folder, shard_size=5 * 10**9, seed=0):
 
 
 def copy_others(folder, to):
-    """All that is no weights: tokenizer, chat template, generation_config.json, licence."""
+    """Copy everything except weights: tokenizer, chat template, generation_config.json, licence."""
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
         if name.startswith(".") or name.lower().endswith(NOT_COPIED):
@@ -173,7 +173,7 @@ def copy_others(folder, to):
 
 @torch.no_grad()
 def answers(model, idx):
-    """(logits of idx (B, T), what the model writes on after its first row, greedily)."""
+    """(logits of idx (B, T), greedy continuation of its first row)."""
     if model.config.post_ln:
         return model(idx)[0].mlm_logits, None
     start = idx[:1, :max(1, model.config.block_size - GREEDY)]
@@ -181,7 +181,7 @@ def answers(model, idx):
 
 
 def some_ids(config, folder, text, rows=4):
-    """Token ids (B, T) to compare models on: a text's, or random ones."""
+    """Token ids (B, T) to compare models on, from a text or random."""
     T = min(config.block_size, 128)
     if not text:
         return torch.randint(config.vocab_size, (rows, T), generator=torch.Generator().manual_seed(0))
@@ -193,7 +193,7 @@ def some_ids(config, folder, text, rows=4):
 
 
 def check(growth, folder, text=None):
-    """A line on how far the larger folder computes what the smaller one does, in float32."""
+    """Compare both folders in float32. Returns one line that says how closely they agree."""
     model = hf.from_hf(growth.folder)
     idx = some_ids(model.config, growth.folder, text)
     want, tokens = answers(model, idx)
@@ -209,19 +209,19 @@ def check(growth, folder, text=None):
 
 
 def fits_in_memory(growth):
-    """Is there room for the larger model in float32, with some to work in?"""
+    """Does the larger model fit in memory in float32, with room to work?"""
     try:
         with open("/proc/meminfo") as f:
             room = 1024 * int(next(line for line in f if line.startswith("MemAvailable")).split()[1])
     except (OSError, StopIteration):
-        room = 4 * 2**30  # elsewhere: what every machine has
+        room = 4 * 2**30  # no /proc/meminfo: assume 4 GiB
     return 5 * growth.after.num_params() < room
 
 
 # -----------------------------------------------------------------------------
 
 def n_bytes(text):
-    """Bytes of "5GB", "500MB", "80KB" or a number."""
+    """The number of bytes in "5GB", "500MB", "80KB" or a plain number."""
     units = dict(GB=10**9, MB=10**6, KB=10**3, B=1)
     unit = next((u for u in units if text.upper().endswith(u)), "")
     return int(number(float, 1e-9, 1e9)(text[:len(text) - len(unit)]) * units.get(unit, 1))

@@ -1,8 +1,8 @@
 """
-OpenWebText (8 million documents), GPT-2 BPE, as nanoGPT's data/openwebtext: train.bin is about
-17 GB, 9 billion tokens; val.bin 4 million. Needs `pip install datasets` and a network. Documents go
-to train or val by a hash of their number, not by nanoGPT's shuffle. It is data/text/prepare.py with
-these defaults, and takes its other flags too.
+Prepare OpenWebText (8 million documents) with GPT-2's BPE, as nanoGPT's data/openwebtext. train.bin is
+about 17 GB (9 billion tokens), val.bin has 4 million tokens. Needs `pip install datasets` and a network.
+A hash of its number, not nanoGPT's shuffle, sends each document to train or val. This is
+data/text/prepare.py with other defaults, and takes its other flags too.
 
     python data/openwebtext/prepare.py [--workers N] [--bert] [--force]
 """

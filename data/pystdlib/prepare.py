@@ -1,7 +1,7 @@
 """
-The default dataset, which needs no download: the source files of Python's own standard library,
-as bytes. Each file is a document that ends with NUL; files go to train or val by a hash of their
-name, about 5 % to val. Serves GPT and BERT (a newline ends a sentence). Takes seconds.
+Prepare the default dataset: the source files of Python's own standard library, as bytes. It needs no
+download and takes seconds. Each file is a document that ends with NUL. A hash of its name sends a file
+to train or, for about 5 %, to val. The dataset serves GPT and BERT (a newline ends a sentence).
 
     python data/pystdlib/prepare.py [--force]
 """
@@ -21,18 +21,18 @@ from data.bin_writer import BinWriter, already_there, run, script_parser, unit_h
 from data.tokenizer import load  # noqa: E402
 
 VAL_SHARE = 0.05
-NOT_OURS = {"site-packages", "dist-packages", "__pycache__"}  # not the standard library's
+NOT_OURS = {"site-packages", "dist-packages", "__pycache__"}  # folders that are not standard library
 
 
 def find_files(root):
-    """Relative paths (with /) of the library's .py files, in an order shuffled by hash."""
+    """Relative paths (with /) of the library's .py files, shuffled by hash."""
     found = [os.path.relpath(path, root).replace(os.sep, "/")
              for path in files_below(root, NOT_OURS) if path.endswith(".py")]
     return sorted(found, key=lambda path: (unit_hash(os.fsencode(path)), path))
 
 
 def read(path):
-    """The file's text, or None if it is empty or no text (the library's tests have such)."""
+    """The file's bytes, or None if it is empty or not UTF-8 text (some of the library's tests)."""
     try:
         with open(path, "rb") as f:
             text = f.read()

@@ -1,6 +1,6 @@
 """
-Tiny Shakespeare, one id a character, as nanoGPT's data/shakespeare_char: the first 90 % of the
-text to train.bin, the rest to val.bin. Downloads 1.1 MB unless --input is given.
+Prepare Tiny Shakespeare, one id per character, as nanoGPT's data/shakespeare_char. The first 90 % of
+the text go to train.bin, the rest to val.bin. Downloads 1.1 MB unless --input is given.
 
     python data/shakespeare_char/prepare.py [--input input.txt] [--force]
 """

@@ -1,8 +1,8 @@
 """
-A text of your own into train.bin, val.bin and meta.json, streamed: memory stays the same however
-large the text, and all cores tokenize. Files of .txt, of .jsonl (a document a line) or of .parquet
-(a document a row), .txt and .jsonl also as .gz, .xz or .zst; or folders of them; or a dataset of
-the Hugging Face hub, as it comes.
+Turn your own text into train.bin, val.bin and meta.json. Input is .txt, .jsonl (one document a line) or
+.parquet (one document a row), folders of these, or a dataset on the Hugging Face hub. .txt and .jsonl
+may be packed as .gz, .xz or .zst. The text is streamed, so memory does not grow with its size, and all
+cores tokenize.
 
     python data/text/prepare.py --input FILE_OR_FOLDER [...] [--out=data/mine] [--field=text]
         [--tokenizer=bytes|gpt2|wordpiece|FOLDER_OR_TOKENIZER.JSON] [--eot=TOKEN]
@@ -11,8 +11,9 @@ the Hugging Face hub, as it comes.
     python data/text/prepare.py --dataset=OWNER/NAME[:CONFIG] [--split=train] [--column=text]
         [--limit=DOCUMENTS] [...]
 
-A blank line ends a document of a .txt, and so does the end of the file; the tokenizer's eot follows
-each. With --bert (always with wordpiece) its sep follows each sentence. The rest is kept as it is.
+In a .txt file a blank line or the end of the file ends a document. The tokenizer's eot is added after
+each document. With --bert (always with wordpiece) its sep is added after each sentence. Everything else
+is kept as it is.
 """
 import codecs
 import itertools
@@ -47,7 +48,7 @@ NOT_TEXT = (".zip", ".bz2", ".tar", ".tgz", ".pdf", ".docx", ".epub", ".7z", ".a
 
 
 def extensions(path):
-    """(what is in a file by its name, how it is packed): "B.TXT.gz" -> (".txt", ".gz")."""
+    """(kind, packing) of a file, from its name: "B.TXT.gz" -> (".txt", ".gz")."""
     stem, last = os.path.splitext(os.path.basename(path).lower())
     return (os.path.splitext(stem)[1], last) if last in PACKED else (last, "")
 
@@ -59,8 +60,8 @@ def is_read(path):
 
 def find_files(paths, option, left_out):
     """
-    The files that `paths` name, folders searched through, sorted within each folder; those left
-    out are counted in the Counter left_out by their extension.
+    The files in `paths`. Folders are searched recursively and their files sorted. Files left out are
+    counted by extension in the Counter left_out.
     """
     found = []
     for path in map(os.path.expanduser, paths):
@@ -81,7 +82,7 @@ def find_files(paths, option, left_out):
                             f"(.txt{', .txt'.join(PACKED)} are read as they are)")
         else:
             found.append(path)
-    return list({os.path.realpath(path): path for path in found}.values())  # each one once
+    return list({os.path.realpath(path): path for path in found}.values())  # without duplicates
 
 
 def counted(counter):
@@ -90,8 +91,8 @@ def counted(counter):
 
 class Reader:
     """
-    Reads files of documents. `bad` counts the bytes that were not UTF-8; `bar`, if any, is moved
-    by how much of the files has been read, packed bytes where they are packed.
+    Reads documents from files. `bad` counts bytes that were not UTF-8. `bar`, a progress bar or None,
+    is advanced by the bytes read (packed bytes if the file is packed).
     """
 
     def __init__(self, field, blank_line, bar=None):
@@ -103,7 +104,7 @@ class Reader:
         return "\ufffd", error.end
 
     def documents(self, files):
-        """(text, ends) of all files, `ends` telling that the document is over."""
+        """Yield (text, ends) for all files; `ends` is true for a document's last piece."""
         for path in files:
             kind = extensions(path)[0]
             if kind in (".jsonl", ".parquet"):
@@ -115,7 +116,7 @@ class Reader:
                 yield from split_documents(self.lines(path, JOB_CHARS), self.blank_line)
 
     def dataset(self, name, split, limit):
-        """The same of a split of a dataset on the Hugging Face hub, or of its first `limit` documents."""
+        """The same for a split of a dataset on the Hugging Face hub, or its first `limit` documents."""
         for record in itertools.islice(open_dataset(name, split), limit):
             text = self.text_of(record, f"--dataset={name}")
             self.show(len(text))
@@ -123,9 +124,9 @@ class Reader:
                 yield from in_pieces(text)
 
     def lines(self, path, limit):
-        """The file's lines with their newlines, longer ones in parts of `limit` characters."""
+        """The file's lines with their newlines; long ones are split into `limit` characters."""
         with open_text(path, errors="count") as text:
-            where = text.raw_file.tell if text.raw_file.seekable() else lambda: 0  # a pipe cannot
+            where = text.raw_file.tell if text.raw_file.seekable() else lambda: 0  # a pipe has no position
             seen, shown = 0, 0
             while line := text.readline(limit):
                 yield line
@@ -157,7 +158,7 @@ class Reader:
             for batch in file.iter_batches(batch_size=256, columns=[self.field]):
                 for text in batch.column(0).to_pylist():
                     yield self.text_of({self.field: text}, path)
-        except (OSError, ValueError) as e:  # pyarrow's own are among these
+        except (OSError, ValueError) as e:  # pyarrow's errors are subclasses
             raise UserError(f"{path}: is damaged ({e}): check it, or leave it out") from None
         self.show(os.path.getsize(path))
 
@@ -175,11 +176,11 @@ class Reader:
 
 def split_documents(lines, blank_line):
     """
-    Cut one file's lines into documents: yields (text, ends), `ends` telling that the document
-    is over. Documents of white space only are left out, and so are blank lines before a document.
-    No text is longer than four times JOB_CHARS.
+    Cut one file's lines into documents. Yields (text, ends); `ends` is true for a document's last piece.
+    Leaves out documents of white space only, and blank lines before a document. No piece is longer than
+    four times JOB_CHARS.
     """
-    parts, size, within = [], 0, False  # within: the last line is not yet over
+    parts, size, within = [], 0, False  # within: the last line has not ended yet
     for line in lines:
         empty, whole = not line.strip(), not within and line.endswith("\n")
         within = not line.endswith("\n")
@@ -202,7 +203,7 @@ def split_documents(lines, blank_line):
 
 
 def by_document(found, split_of):
-    """What write_pieces takes; split_of(number of the document) -> "train" or "val"."""
+    """Pieces for write_pieces(); split_of(document number) -> "train" or "val"."""
     number = 0
     for text, ends in found:
         yield split_of(number), text, ends
@@ -210,7 +211,7 @@ def by_document(found, split_of):
 
 
 def by_length(found, n_train):
-    """The same with about the first n_train characters for train, cut at white space."""
+    """The same, with about the first n_train characters for train, cut at white space."""
     seen = 0
     for text, ends in found:
         at = n_train - seen
@@ -227,8 +228,8 @@ def by_length(found, n_train):
 
 
 def length_to_split(reader, files, within):
-    """How many characters the documents have, or None if there are several and not `within`."""
-    if not all(map(os.path.isfile, files)):  # a pipe can be read but once
+    """Characters in all documents, or None if there are several and `within` is false."""
+    if not all(map(os.path.isfile, files)):  # a pipe can be read only once
         if within:
             raise UserError("--val-within reads its files twice, which a pipe does not allow")
         return None
@@ -240,7 +241,7 @@ def length_to_split(reader, files, within):
     return length
 
 
-MEANS = dict(  # options that mean nothing beside some others, see Parser
+MEANS = dict(  # options that have no effect beside some others, see Parser
     **dict.fromkeys(("split", "limit"), ("--dataset", lambda a: a.dataset)),
     vocab=("--tokenizer wordpiece", lambda a: a.tokenizer == "wordpiece"),
     eot=("a tokenizer.json", lambda a: a.tokenizer not in ("bytes", "gpt2", "wordpiece")),
@@ -284,7 +285,7 @@ def parse(argv, **usual):
 
 
 def choose_files(args):
-    """(training files, validation files): the latter empty without --val."""
+    """(training files, validation files); the latter is empty without --val."""
     left_out = Counter()
     train, val = find_files(args.input, "--input", left_out), \
         find_files(args.val or [], "--val", left_out)
@@ -295,7 +296,7 @@ def choose_files(args):
     if not val and args.doc_sep == "file" and len(train) > 1 and not args.val_within \
             and all(extensions(path)[0] not in READ[1:] for path in train):
         splits = {pick_split(i, args.val_fraction, args.seed) for i in range(len(train))}
-        if len(splits) == 1:  # tell before reading gigabytes
+        if len(splits) == 1:  # fail before reading gigabytes
             raise UserError(f"with --doc-sep=file and --val-fraction={args.val_fraction} all "
                             f"{len(train)} files fall into {splits.pop()}.bin: give --val FILE, "
                             "another --val-fraction or --val-within")
@@ -316,7 +317,7 @@ def main(argv=None, **usual):
                         "another folder, or --force to replace it")
     tok = open_tokenizer(args.tokenizer, args.vocab, args.bert, args.eot)
     bert = args.bert or tok.name == "wordpiece"
-    # bytes need no work: one process is faster than handing text around
+    # bytes need no tokenizing: one process is faster than passing text around
     workers = args.workers or (1 if tok.name == "bytes" else os.cpu_count() or 1)
     source = (args.dataset or " ".join(args.input)) + (" with --val " + " ".join(args.val) if args.val else "")
     how = args.field, args.doc_sep == "blank-line"

@@ -153,7 +153,7 @@ def wrap(model, ranks, mesh, dtype=torch.float32):
     if not ranks.several:
         return model
     ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-    with warnings.catch_warnings():  # an argument was renamed after torch 2.11
+    with warnings.catch_warnings():  # torch 2.11 does not know the new name yet
         warnings.simplefilter("ignore", FutureWarning)
         return DDP(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
