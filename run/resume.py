@@ -118,13 +118,14 @@ def rewarmed(state, was, config):
     taken = range(it - 1, had[0] - 1 if had else -1, -1) if changed else ()
     jumps = any(learning_rate(was, i, had) != learning_rate(config, i, had) for i in taken)
     last, left = learning_rate(was, it - 1, had) if it else 0.0, config.max_iters - it
-    if config.rewarm_iters and (jumps or config.rewarm_iters != was.rewarm_iters):
+    branches = config.is_branch() and config.init_from != was.init_from  # else it goes on with its own
+    if config.rewarm_iters and (jumps or branches or config.rewarm_iters != was.rewarm_iters):
         for key in ("rewarm_iters", *["decay_iters"] * (config.schedule == "wsd")):
             if getattr(config, key) > left:
                 raise UserError(f"{key}={getattr(config, key)}: more than the {left} iterations that are left "
                                 f"from iteration {it} on: lower it, or raise max_iters")
-        peaks = [getattr(was, k) / getattr(config, k) for k in ("learning_rate", "muon_learning_rate")
-                 if getattr(config, k)]
+        rates = ("learning_rate", *["muon_learning_rate"] * (config.optimizer == "muon"))
+        peaks = [getattr(was, k) / getattr(config, k) for k in rates if getattr(config, k)]
         return [it, min([1.0, *(last * p for p in peaks)]), config.rewarm_iters]
     if not jumps:
         return had

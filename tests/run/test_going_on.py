@@ -126,6 +126,23 @@ def test_a_branch_warms_up_again(trunks, tmp_path):
         assert words in refused(start, f"--out_dir={tmp_path}/d", *given)
 
 
+def test_a_branch_of_what_warmed_up_again_may_do_so_too(trunks, tmp_path):
+    """Over as many iterations; and AdamW's share of its peak is no matter of the matrices' rate."""
+    first, out = tmp_path / "first", tmp_path / "out"
+    go_on("--resume", str(shutil.copytree(trunks["wsd"], first)), "--max_iters=80", "--rewarm_iters=8")
+    go_on(f"--init_from={first}/ckpt_0000064.pt", f"--out_dir={out}", "--rewarm_iters=8", "--max_iters=96",
+          "--learning_rate=2e-3")
+    lr = rates(out)
+    assert 1e-3 < lr[65] < 1.2e-3 and lr[72] == lr[80] == 2e-3
+    cut_off(out, 72)
+    go_on("--resume", str(out))
+    assert rates(out) == lr
+    low = tmp_path / "low"
+    go_on(f"--init_from={trunks['wsd']}/ckpt_0000040.pt", f"--out_dir={low}", "--rewarm_iters=8", "--max_iters=80",
+          "--learning_rate=1e-4")
+    assert rates(low)[41] == pytest.approx(rates(trunks["wsd"])[40])  # at its peak already
+
+
 # -- ramps
 
 STAGES = [dict(at=12, n_inner=48), dict(at=24, n_embd=32, n_head=2)]
