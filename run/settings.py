@@ -331,6 +331,9 @@ def plain(config):
 
 def check_ramps(config):
     """UserError if the last ramp ends after the run: the model would stay masked."""
+    if config.residual_warmup_iters > config.max_iters:
+        raise UserError(f"residual_warmup_iters={config.residual_warmup_iters}: more than max_iters="
+                        f"{config.max_iters}, and would leave the model masked: lower it, or raise max_iters")
     end = max((s["at"] + config.ramp_of(s) for s in config.stages), default=0)
     if end > config.max_iters:
         raise UserError(f"max_iters={config.max_iters}: the ramp of stages[{len(config.stages) - 1}] ends at "

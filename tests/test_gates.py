@@ -1,10 +1,11 @@
 """Gates of layers that rise one after another: in a growth, and from scratch (residual warmup)."""
 import pytest
-from runs import events, losses, make_data, train_here
+from runs import cut_off, events, losses, make_data, train_here
 from test_grow import CASES, check_preserved, make
 
 from base.errors import UserError
 from grow import set_mask, warm_up_residuals
+from run.arguments import from_args
 from run.settings import from_dict
 
 
@@ -38,8 +39,10 @@ def test_a_run_and_its_resume(tmp_path):
     train_here(out_dir=tmp_path / "whole", max_iters=16, **settings, stages=[dict(at=12, n_layer=4)], ramp_iters=4)
     masks = {e["iter"]: e["mask"] for e in events(tmp_path / "whole", "step")}
     assert masks[1] == 0.125 and masks[7] == 0.875 and masks[8] == 1 and masks[13] == 0.25
-    train_here(out_dir=tmp_path / "cut", max_iters=5, **settings, stages=[], ramp_iters=None)
-    train_here("--resume", out_dir=tmp_path / "cut", max_iters=12, **settings, stages=[], ramp_iters=None)
+    given = dict(out_dir=tmp_path / "cut", max_iters=12, **settings, stages=[], ramp_iters=None, eval_interval=5)
+    train_here(**given, keep_checkpoints=9)
+    cut_off(tmp_path / "cut", 5)
+    train_here("--resume", **given)
     steps = [[x for x in losses(tmp_path / run) if x[0] == "step"][:12] for run in ("whole", "cut")]
     assert len(steps[0]) == 12 and steps[0] == steps[1]
 
@@ -47,6 +50,12 @@ def test_a_run_and_its_resume(tmp_path):
 def test_a_growth_within_the_warmup_is_refused(tmp_path):
     with pytest.raises(UserError, match="before iteration 14"):
         from_dict(dict(residual_warmup_iters=14, stages=[dict(at=12, n_layer=8)]))
+
+
+def test_a_warmup_that_outlasts_the_run_is_refused():
+    with pytest.raises(UserError, match="residual_warmup_iters=14: more than max_iters=12, "):
+        from_args(["--residual_warmup_iters=14", "--max_iters=12", "--warmup_iters=5"])
+    from_args(["--residual_warmup_iters=12", "--max_iters=12", "--warmup_iters=5"])
 
 
 def test_a_trained_model_is_not_hidden_again():
