@@ -128,7 +128,7 @@ class Monitor:
         run = self.run
         if self.evaluated == run.iter:
             return
-        result, self.evaluated = self.evaluate(), run.iter
+        result, self.evaluated, self.saved = self.evaluate(), run.iter, -1  # saved before, it says nothing of this
         self.loss = result["val_loss"]
         self.note("eval", **result)
         self.log.say(f"iter {run.iter}: val loss {self.loss:.4f}, " + "".join(

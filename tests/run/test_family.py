@@ -130,6 +130,24 @@ def test_stopped_in_a_branch(out, data, tmp_path, monkeypatch):
     assert all_losses(dead) == all_losses(out)
 
 
+@pytest.mark.parametrize("end", [21, 60])
+def test_stopped_in_a_last_evaluation(end, out, data, tmp_path, monkeypatch):
+    """Of a branch, or of the run: that model is finished once --resume has evaluated it, and that it does once."""
+    dead, evaluate, ends = str(tmp_path / "out"), Monitor.evaluate, []
+
+    def stopped(self, *args):
+        if self.run.iter == self.run.config.max_iters == end:
+            ends.append(self.run.iter)
+            self.stop = self.stop or (signal.SIGTERM if len(ends) == 1 else None)
+            assert len(ends) < 3
+        return evaluate(self, *args)
+    monkeypatch.setattr(Monitor, "evaluate", stopped)
+    train(data_dir=data, out_dir=dead, **SETTINGS)
+    train("--resume", out_dir=dead, **dict.fromkeys(TINY))
+    assert all_losses(dead) == all_losses(out) and len(ends) == 2
+    assert all(m.is_finished() for m in family.members(family.read_trunk(dead)))
+
+
 def test_a_branch_elsewhere(driver, out, data, tmp_path, monkeypatch):  # noqa: F811
     """
     The printed command, in a process of its own; the run goes on and leaves that model to it. Whoever
