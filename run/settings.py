@@ -283,9 +283,10 @@ def check(config):
     if config.warmup_iters > config.max_iters:
         raise UserError(f"warmup_iters={config.warmup_iters}: more than max_iters="
                         f"{config.max_iters}, the whole run: lower it too")
-    if config.residual_warmup_iters and config.init_from not in OWN_STARTS and not config.is_branch():
-        raise UserError(f"residual_warmup_iters={config.residual_warmup_iters}: init_from={config.init_from} is trained "
-                        "already, and its layers would be hidden: leave it out")
+    for key in ("residual_warmup_iters", "zero_proj"):
+        if getattr(config, key) and config.init_from not in OWN_STARTS and not config.is_branch():
+            raise UserError(f"{key}={getattr(config, key)}: is for a new model, and init_from={config.init_from} is "
+                            "trained already: leave it out")
     if config.shard == "fsdp" and config.compile == "model":
         raise UserError("compile='model': shard='fsdp' gathers a block at a time, between the graphs: "
                         "use compile='block'")

@@ -59,5 +59,6 @@ def test_a_warmup_that_outlasts_the_run_is_refused():
 
 
 def test_a_trained_model_is_not_hidden_again():
-    with pytest.raises(UserError, match="trained already"):
-        from_dict(dict(residual_warmup_iters=14, init_from="hf/somebody"))
+    for setting in (dict(residual_warmup_iters=14), dict(zero_proj=True)):
+        with pytest.raises(UserError, match="trained already"):
+            from_dict(dict(setting, init_from="hf/somebody"))
