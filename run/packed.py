@@ -22,7 +22,7 @@ from base.reading import read_json
 
 PACK = "runs.tar.xz"
 KINDS = (".json", ".jsonl", ".txt", ".png")  # measured values only: no checkpoints, no source
-SAID = ("run.txt", "log.txt")        # nor its output
+SAID = ("run.txt", "log.txt", "source.txt")  # nor what it said meanwhile, or of its source
 
 
 def unpacked(path):
@@ -79,7 +79,8 @@ def copy(folder, into):
                                     if p.suffix in (".json", ".md", ".png")}}
     for name in [n for n in files if os.path.basename(n) == "config.json"]:
         config = read_json(folder / name)
-        config.update({k: os.path.basename(str(config[k])) for k in ("out_dir", "init_from") if k in config})
+        config.update({k: os.path.basename(str(config[k])) for k in ("out_dir", "init_from", "data_dir")
+                       if k in config and (k != "data_dir" or os.path.isabs(str(config[k])))})
         if isinstance(config.get("resolved"), dict):
             config["resolved"].pop("data_dir", None)
         files[name] = json.dumps(config, indent=1).encode()

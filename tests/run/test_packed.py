@@ -20,7 +20,7 @@ def folder(tmp_path):
         (folder / run).mkdir(parents=True)
         (folder / run / "metrics.jsonl").write_text(f'{{"event": "eval", "run": "{run}"}}\n')
         (folder / run / "config.json").write_text(json.dumps(
-            dict(out_dir=f"/home/me/{run}", init_from="/home/me/x/ckpt.pt", resolved=dict(data_dir="/home/me"))))
+            dict(out_dir=f"/home/me/{run}", data_dir="/home/me/data/mine", init_from="/home/me/x/ckpt.pt", resolved=dict(data_dir="/home/me"))))
         for name in ("ckpt_0000010.pt", "log.txt", "run.txt"):
             (folder / run / name).write_text("large")
     (folder / "report.json").write_text("{}")
@@ -59,7 +59,7 @@ def test_a_finished_study_is_copied_without_this_machines_folders(folder, tmp_pa
     assert "3 runs" in capsys.readouterr().out and (into / "report.json").exists()
     config = json.loads((into / "a" / "seed_1" / "config.json").read_text())
     assert (into / "a" / "seed_1" / "metrics.jsonl").read_text() == start.replace(', "data_dir": "/home/me/data"', "")
-    assert config == dict(out_dir="seed_1", init_from="ckpt.pt", resolved={})
+    assert config == dict(out_dir="seed_1", data_dir="mine", init_from="ckpt.pt", resolved={})
     assert (folder / "b" / "ckpt_0000010.pt").exists() and not list(into.rglob("*.pt"))
 
 
