@@ -14,6 +14,7 @@ from base.reading import need, read_json
 from base.words import human, table
 from run.checkpoint import checkpoint
 from run.packed import unpacked
+from run.resume import REWARM_MAY_CHANGE
 from run.runlog import read_metrics
 from run.settings import TrainConfig, from_dict, known_settings
 
@@ -84,13 +85,16 @@ def has_start(trunk, member):
 
 
 def branch(trunk, member):
-    start = checkpoint.path_at(trunk.out_dir, member.at)
+    start = path = checkpoint.path_at(trunk.out_dir, member.at)
     if checkpoint.exists(member.out_dir):
-        start = "resume"
+        start, path = "resume", (checkpoint.numbered(member.out_dir) or [path])[0]
     else:  # perhaps killed before its first checkpoint
         for log in ("metrics.jsonl", "log.txt"):
             remove(os.path.join(member.out_dir, log))
-    return from_dict({**asdict(trunk), **branch_settings(member), "init_from": start, "rewarm_iters": 0,
+    then = {}  # the trunk may have warmed up again since, with other rates
+    with contextlib.suppress(OSError):  # a damaged checkpoint: the run will say so
+        then = {k: v for k, v in checkpoint.glance(path)["config"].items() if k in REWARM_MAY_CHANGE}
+    return from_dict({**asdict(trunk), **then, **branch_settings(member), "init_from": start, "rewarm_iters": 0,
                       "max_iters": member.end, "stages": trunk.stages[:member.stage]})
 
 

@@ -3,6 +3,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -186,6 +187,16 @@ def test_an_older_family_is_completed(out, data, tmp_path):
     train("--resume", out_dir=old, **dict.fromkeys(TINY))
     assert not os.path.exists(os.path.join(old, NAMES[0]))
     assert losses(os.path.join(old, NAMES[1])) == all_losses(out)[1]
+
+
+def test_a_trunk_that_warmed_up_again(out, data, tmp_path):
+    """To a peak of its own: what is still to be finished decays from the rate at which it was trained."""
+    longer = shutil.copytree(out, tmp_path / "longer")
+    shutil.rmtree(longer / "1x32")
+    train(data_dir=data, out_dir=str(longer), init_from="resume", **{
+        **SETTINGS, "max_iters": 90, "rewarm_iters": 5, "learning_rate": 4e-4, "min_lr_frac": 0.0})
+    assert losses(longer / "1x32") == losses(os.path.join(out, "1x32"))
+    assert max(e["lr"] for e in events(longer, "step") if e["iter"] > 60) == 4e-4
 
 
 def test_each_its_own_decay(data, tmp_path):
