@@ -32,12 +32,13 @@ ON, ALONE, ALL = "trained on", "from scratch, extra compute only", "from scratch
 
 
 class Study:
-    """The jobs of an experiment. Losses come from the last evaluation."""
+    """The jobs of an experiment. Losses come from the last evaluation. seeds, only: run these (None: all)."""
 
-    def __init__(self, experiment, out):
+    def __init__(self, experiment, out, seeds=None, only=None):
         check_experiment(experiment)
-        self.__dict__.update(experiment)
+        self.__dict__.update(experiment, seeds=seeds or experiment["seeds"])
         self.out, self.names = out, [ON, *self.larger]
+        self.asked = {known(name, [*self.names, ALONE, ALL], "--only") for name in only or [*self.names, ALONE, ALL]}
         self.cost, self.weights = {}, {}
         for name, sizes in {ON: {}, **self.larger}.items():
             config = from_dict({**self.settings, **self.small, **sizes})
@@ -101,12 +102,15 @@ class Study:
         """(tokens, extra), cheapest first."""
         return sorted(((t, e) for t in self.tokens for e in self.extras), key=lambda c: c[0] * (1 + c[1]))
 
+    def wanted(self):
+        """The jobs that are asked for, in order; without those whose peak is not tuned yet."""
+        tuning = [job for name in self.names if name in self.asked for job in self.tuning(name)]
+        return tuning + [job for seed in self.seeds for cell in self.cells()
+                         for name, job in self.jobs(seed, *cell).items() if job and name in self.asked]
+
     def ready(self):
         """The jobs that can start now, in order."""
-        wanted = [job for name in self.names for job in self.tuning(name)]
-        wanted += [job for seed in self.seeds for cell in self.cells()
-                   for job in self.jobs(seed, *cell).values() if job]
-        for job in wanted:
+        for job in self.wanted():
             yield from (j for j in job.chain() if not j.done() and (j.after is None or j.after.done()))
 
 
@@ -185,12 +189,9 @@ def draw(study, found):
 @exits_cleanly
 def main():
     args = many_parser("lab.saturation", __doc__, dict(help="a file such as lab/experiments/saturation.py")).parse_args()
-    study = Study(read_file(args.what), args.out or os.path.join("out", Path(args.what).stem))
-    study.seeds = args.seeds or study.seeds
+    study = Study(read_file(args.what), args.out or os.path.join("out", Path(args.what).stem), args.seeds, args.only)
     if args.plan:
-        jobs = {j.out_dir: j for s in study.seeds for c in study.cells() for job in
-                [*study.jobs(s, *c).values(), *(j for n in study.names for j in study.tuning(n))] if job
-                for j in job.chain()}
+        jobs = {j.out_dir: j for job in study.wanted() for j in job.chain()}
         left = [j for j in jobs.values() if not j.done()]
         print(f"{len(jobs)} runs, {len(left)} to do, {human(sum(j.flops for j in left), 'FLOP')}, "
               "and those whose peak is not tuned yet")

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from runs import make_data
 
+from base.errors import UserError
 from lab import saturation
 from lab.branches import Branch
 from run.arguments import read_file
@@ -52,6 +53,15 @@ def test_every_contestant_gets_the_same_extra_compute(study):
     assert study.scratch(saturation.ALL, 320, 0.3, 11).flops == pytest.approx(1.3 * small.flops, rel=0.01)
     for name, times in (("x 1.5, depth", 1.5), ("x 1.5, width", 1.5), ("x 2, width", 2), ("x 2, both", 2)):
         assert study.weights[name] / study.weights[saturation.ON] == pytest.approx(times, rel=0.02)
+
+
+def test_only_what_is_asked_for(study):
+    study.asked, study.seeds = {saturation.ON, saturation.ALL}, [11]
+    order = play(study)
+    assert all("x_" not in job.out_dir and saturation.ALONE not in job.out_dir for job in order)
+    assert {job.values["seed"] for job in order} == {1, 11}
+    with pytest.raises(UserError, match="--only"):
+        saturation.Study(read_file("lab/experiments/saturation.py"), "out", only=["x 3"])
 
 
 def test_tuned_on_a_seed_that_is_not_reported(study):
