@@ -21,6 +21,7 @@ from run.packed import PACK, unpacked
 from run.settings import from_dict, known_settings
 
 STUDIES = [os.path.join(ROOT, "results", name) for name in ("frontier", "frontier_gpu")]
+SATURATION = os.path.join(ROOT, "results", "saturation", "report.json")
 NEAR = 1.5  # largest ratio of tokens per parameter, or of small models, at which a measurement counts
 NEAR_SIZE = 10  # the same for the target's parameters
 
@@ -102,6 +103,24 @@ def nearest(rows, N, ratio, key):
     """The best row by row[key], at the budget nearest to `ratio`, then the parameters nearest to N."""
     return max((r for r in rows if r[key]), default=None, key=lambda r: (
         -abs(math.log(r["budget"] / ratio)), -abs(math.log(r["weights"] / N)), r[key][0]))
+
+
+def train_on_or_upscale(n, d, extra):
+    """
+    One line of what was measured for a small model of n parameters, trained on d tokens, and for extra
+    compute as a share of its own: at the nearest of the study's cells. "" if the study is not there.
+    """
+    if not os.path.exists(SATURATION):
+        return ""
+    found = read_json(SATURATION, rows=list, weights=int, larger=dict)
+    rows = [r for r in found["rows"] if r["name"] in found["larger"] and r["less_trained_on"]]
+    row = min(rows, key=lambda r: (abs(math.log(r["tokens"] * n / d)), abs(math.log(r["extra"] / extra)),
+                                   sum(r["less_trained_on"]) / len(r["less_trained_on"])))
+    less = sum(row["less_trained_on"]) / len(row["less_trained_on"])
+    return (f"Upscale it, or train it on? It has {d / n:.3g} tokens per parameter, and this run's compute is "
+            f"{extra:.2g} of its own. Nearest measured, {row['tokens']:g} and {row['extra']:g}: upscaled ({row['name']}) "
+            f"it ended {abs(less):.4f} {'lower' if less < 0 else 'higher'} than trained on, "
+            f"{len(row['less_trained_on'])} seed(s), {human(found['weights'])} parameters.")
 
 
 def advise_by(law, N, D, small=None, rows=()):
@@ -192,6 +211,8 @@ def show_advice(config, rows, vocab_size, args):
         table(["less compute to its loss", "small model to be trained",
                f"there already: {human(small[0])}, {human(small[1])} tokens"], lines), "",
         f"To be trained: {both[0]['words']}", f"There already: {both[1]['words']}"]
+    if args.small and (line := train_on_or_upscale(*small, N * D / (small[0] * small[1]))):
+        out.append(line)
     if row := both[0]["row"]:
         r = row["recipe"]
         grown = "; ".join(f"at {at:.0%} of the compute {sizes}" for at, sizes in r["growths"])

@@ -167,7 +167,7 @@ def report(study):
         "Peak: a share of the rate from scratch, tuned on a seed that is not reported. Less trained on: paired "
         "by seed, 95 % t-interval; below zero, it pays.")
     draw(study, found)
-    write_report(study.out, text, dict(rows=found))
+    write_report(study.out, text, dict(rows=found, weights=study.weights[ON], trained_on=ON, larger=study.larger))
     return text
 
 

@@ -60,6 +60,22 @@ def test_near_in_all_that_matters(monkeypatch):
     assert "9x" not in words(1e7, 5, (5e6, 1e8)) and "9x" not in words(1e7, 5, (2e6, 1e6))
 
 
+def test_train_on_or_upscale(tmp_path, monkeypatch):
+    """The nearest tokens per parameter, then the nearest extra compute, then the best of the larger sizes."""
+    monkeypatch.setattr(advice, "SATURATION", str(tmp_path / "none.json"))
+    assert advice.train_on_or_upscale(1e6, 1e8, 0.1) == ""
+    rows = [dict(tokens=t, extra=e, name=name, less_trained_on=less) for t, e, name, less in (
+        (80, 0.1, "x 2", [0.03, 0.01]), (80, 1, "x 2", [0.01]), (80, 1, "x 1.5", [0.004]), (1000, 0.1, "x 2", [-0.03]),
+        (1000, 0.1, "trained on", [0.0]), (1000, 0.1, "x 1.5", []), (1000, 0.1, "from scratch", [-1.0]))]
+    monkeypatch.setattr(advice, "SATURATION", str(tmp_path / "report.json"))
+    (tmp_path / "report.json").write_text(json.dumps(dict(
+        rows=rows, weights=24600, larger={"x 2": {}, "x 1.5": {}})))
+    for ask, words in (((1e6, 1e8, 0.05), "80 and 0.1: upscaled (x 2) it ended 0.0200 higher than trained on, 2 seed(s)"),
+                       ((1e6, 1e8, 9), "80 and 1: upscaled (x 1.5) it ended 0.0040 higher"),
+                       ((1e9, 9e12, 0.1), "1000 and 0.1: upscaled (x 2) it ended 0.0300 lower")):
+        assert words in advice.train_on_or_upscale(*ask)
+
+
 def ladder(folder, law, shapes, **more):
     """Finished runs as train.py leaves them, [(n_layer, iterations), ...], in a world of a law."""
     for n_layer, iters in shapes:
