@@ -54,7 +54,7 @@ def from_args(argv):
     values = {**file, **given}
     start = values.get("init_from", "scratch")
     if isinstance(start, str) and start.endswith(".pt"):
-        values = branched(values, os.path.expanduser(start))
+        values = branched(values, given, os.path.expanduser(start))
     elif start not in OWN_STARTS:
         values = sized_by_folder(values)
     config = from_dict(values)
@@ -66,8 +66,11 @@ def from_args(argv):
     return config
 
 
-def branched(values, start):
-    """The settings of the run that wrote the checkpoint `start`, overridden by `values`."""
+def branched(values, given, start):
+    """
+    The settings of the run that wrote the checkpoint `start`, overridden by `values`, of which those of
+    the command line are `given`.
+    """
     values = {key: typed(key, value) for key, value in values.items()}
     state = checkpoint.settings_of(start)
     need(start, state, config=dict, iter=int, stage=int)
@@ -75,21 +78,24 @@ def branched(values, start):
     need(start, had, stages=list)
     if values.get("out_dir", had["out_dir"]) == had["out_dir"]:
         raise UserError(f"init_from={start}: a branch is a run of its own: give it another --out_dir")
-    done = state["stage"]
+    done, stages = state["stage"], values.get("stages", had["stages"])
     if values.get("decay_iters"):
         values.setdefault("schedule", "wsd")
-        if "max_iters" not in values:
+        if "max_iters" not in (given if "decay_iters" in given else values):
             values["max_iters"] = state["iter"] + values["decay_iters"]
-            had["stages"] = had["stages"][:done]  # a decay drops the stages still to come
+            stages = stages if "stages" in given else stages[:done]  # a decay drops those still to come
     elif "decay_frac" in values:
         values.setdefault("decay_iters", 0)
     had["rewarm_iters"] = 0  # the checkpoint records past rewarms
-    stages = values.get("stages", had["stages"])
-    if stages[:done] == had["stages"][:done] and any(
-            values.get(k, had[k]) != had[k] for k in ("ramp_iters", "operator")):
-        with checkpoint.believed(start):  # stages that have begun keep their settings
-            values["stages"] = [*map(TrainConfig(**had).whole, stages[:done]), *stages[done:]]
-    return {**had, **values}
+    if stages[:done] == had["stages"][:done]:
+        begun, was = stages[:done], TrainConfig(**had)
+        if any(values.get(k, had[k]) != had[k] for k in ("ramp_iters", "operator")):
+            with checkpoint.believed(start):  # stages that have begun keep their settings
+                begun = [*map(was.whole, begun)]
+        if values.get("finish_stages", was.finish_stages):  # the parent's family finishes the smaller sizes
+            begun = [{**stage, "finish_iters": 0} for stage in begun]
+        stages = [*begun, *stages[done:]]
+    return {**had, **values, "stages": stages}
 
 
 def recorded(files, given):

@@ -13,8 +13,8 @@ from base.errors import UserError
 from base.reading import need, read_json
 from base.words import human, table
 from run.checkpoint import checkpoint
+from run.optim import REWARM_MAY_CHANGE
 from run.packed import unpacked
-from run.resume import REWARM_MAY_CHANGE
 from run.runlog import read_metrics
 from run.settings import TrainConfig, from_dict, known_settings
 

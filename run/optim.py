@@ -17,6 +17,8 @@ from torch.distributed.tensor import DTensor
 from grow import role
 from run.parallel.shard import all_gather_owned, from_owners, owned, to_owners
 
+# what a run that warms up again may change: learning rates of the steps to come
+REWARM_MAY_CHANGE = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "learning_rate", "muon_learning_rate"}
 # entries of the matrices that Muon works on at a time: on a CPU they should fit the cache, elsewhere
 # fewer kernels are faster (128 MiB a tensor in float32)
 AT_ONCE = dict(cpu=1 << 18)

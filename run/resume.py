@@ -5,9 +5,10 @@ from dataclasses import fields
 from base.errors import UserError, say_once
 from base.reading import need
 from data.tokenizer import tokenizer_of
+from run import family
 from run.checkpoint import checkpoint
 from run.checkpoint.sharded import alone
-from run.optim import learning_rate
+from run.optim import REWARM_MAY_CHANGE, learning_rate
 from run.settings import TrainConfig, known_settings, plain
 
 # what a resumed run may change, because it does not affect the steps already taken
@@ -15,8 +16,8 @@ RESUME_MAY_CHANGE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_i
         "eval_seqs", "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
         "max_bad_steps", "data_dir", "shard", "tensorboard", "wandb",
         "sample_interval", "finish_stages", "family", "rewarm_iters"}
-# what a rewarm may also change: learning rates of the steps to come
-REWARM_MAY_CHANGE = {"schedule", "decay_frac", "decay_iters", "min_lr_frac", "learning_rate", "muon_learning_rate"}
+# what applies to growths: it may change for those to come
+OF_STAGES = {"stages", "ramp_iters", "operator", "stagger"}
 # what a branch may also change: settings of the steps to come
 BRANCH_MAY_CHANGE = {*REWARM_MAY_CHANGE, "weight_decay", "grad_clip", "ramp_iters", "operator", "dropout"}
 
@@ -34,6 +35,10 @@ def saved_state(config, meta, restarted=False, ask=alone):
         if found:
             raise UserError(f"out_dir={config.out_dir} holds a run already: --resume continues it, "
                             "or choose another --out_dir, or delete that folder")
+        for member in family.members(config)[:-1]:
+            if checkpoint.exists(member.out_dir):
+                raise UserError(f"out_dir={config.out_dir} holds {member.out_dir} of an earlier family: choose "
+                                "another --out_dir, or delete that folder")
         return branch_point(config, meta, ask) if config.is_branch() else None
     if not found and config.init_from != "resume":
         return None
@@ -81,29 +86,37 @@ def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
         say_once(f"going on without {', '.join(f'{k}={v!r}' for k, v in gone)}: there is no such setting any more")
     was = TrainConfig(**had)
     rewarm = rewarmed(state, was, config)
-    if rewarm != state.get("rewarm"):
+    anew = rewarm != state.get("rewarm")
+    if anew:
         say_once(f"warming up again from iteration {rewarm[0]} on, over {rewarm[2]} iterations")
         state["rewarm"], free = rewarm, free | REWARM_MAY_CHANGE
-    if was.micro_batch != config.micro_batch and was.stages == config.stages and any(
-            "micro_batch" in s for s in config.stages[:done]):
+    if was.micro_batch != config.micro_batch and any("micro_batch" in s for s in config.stages[:done]):
         raise UserError(f"micro_batch={config.micro_batch}: a stage has its own: change that, in --stages")
     before, now = plain(was), plain(config)  # settings with no effect may differ
     for f in fields(TrainConfig):
         old, new = getattr(before, f.name), getattr(now, f.name)
         if old == new or f.name in ("init_from", "rewarm_iters"):
             continue
-        later = f.name == "stages" and all(s["at"] >= state["iter"] for s in new[done:]) and \
-            past(was, done) == past(config, done)
+        later = past(was, done) == past(config, done) and (
+            all(s["at"] >= state["iter"] for s in new[done:]) if f.name == "stages" else
+            f.name in OF_STAGES and not config.residual_warmup_iters)
         if f.name not in free and not later:
             raise UserError(f"{f.name}={new!r}: the checkpoint was trained with {old!r}; resume "
                             "with that, or start anew in another out_dir")
+        if f.name == "eval_seqs":
+            state.pop("best", None)  # of another set: the two cannot be compared
         if not config.is_branch():  # a branch's command shows it
             say_once(f"resuming with {f.name}={new!r}, which was {old!r}")
+        elif f.name in ("learning_rate", "muon_learning_rate") and state["iter"] and not anew:
+            say_once(f"{f.name} goes from {old:g} to {new:g} at iteration {state['iter']} in one step: "
+                     "--rewarm_iters=N warms up to it")
 
 
 def past(config, done):
     """The first `done` stages, with only what affects the steps already taken."""
-    return [{**config.whole(stage), "micro_batch": None} for stage in config.stages[:done]]
+    return [{**config.whole(stage), "micro_batch": None, "finish_iters": None,
+             "stagger": "n_layer" in stage and config.has_ramp(stage) and config.stagger}
+            for stage in config.stages[:done]]
 
 
 def rewarmed(state, was, config):

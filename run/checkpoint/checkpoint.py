@@ -43,7 +43,7 @@ def commit(out_dir, state, keep, best=False, numbered=True):
 
     def write():
         write_sealed(temporary, state)
-        if best:  # first, because the numbered checkpoint records that best.pt exists
+        if best and not is_beaten(out_dir, state):  # first: the numbered checkpoint records that it exists
             point(temporary, os.path.join(out_dir, BEST))
         if numbered:
             os.replace(temporary, path)
@@ -93,6 +93,15 @@ def tidy_parts(out_dir):
         for name in folders:
             if name not in used:
                 sharded.delete(os.path.join(out_dir, name))
+
+
+def is_beaten(out_dir, state):
+    """Is best.pt better than `state`? A save that failed half-way may have left it there."""
+    with contextlib.suppress(OSError, KeyError, TypeError):
+        there = glance(os.path.join(out_dir, BEST))
+        return there["iter"] <= state["iter"] and there["best"] < state["best"] and \
+            there["config"]["eval_seqs"] == state["config"]["eval_seqs"]
+    return False
 
 
 def glance(path):

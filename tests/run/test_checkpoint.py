@@ -100,6 +100,21 @@ def test_the_best_is_of_those_that_were_saved(counts, scored, data, tmp_path):
     assert best(out) == (25, 2.0)
 
 
+def test_a_save_that_failed_after_the_best(tmp_path, monkeypatch):
+    """best.pt is written first: it stays, whatever is said to be the best afterwards."""
+    state = dict(model_config={}, config=dict(eval_seqs=8))
+    checkpoint.commit(str(tmp_path), dict(state, iter=1, best=2.0), 2, best=True)
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint, "LATEST", "none/ckpt.pt")
+        m.setattr(disk, "PAUSES", ())
+        with pytest.raises(OSError):
+            checkpoint.commit(str(tmp_path), dict(state, iter=2, best=1.0), 2, best=True)
+    checkpoint.commit(str(tmp_path), dict(state, iter=3, best=1.5), 2, best=True)
+    assert best(tmp_path) == (2, 1.0)
+    checkpoint.commit(str(tmp_path), dict(state, iter=4, best=1.7, config=dict(eval_seqs=9)), 2, best=True)
+    assert best(tmp_path) == (4, 1.7)
+
+
 def test_the_best_between_numbered_checkpoints(counts, scored, data, tmp_path):
     """best.pt alone: it takes no place among the last K, and the numbered ones stay what was asked."""
     out = tmp_path / "out"

@@ -199,6 +199,21 @@ def test_a_trunk_that_warmed_up_again(out, data, tmp_path):
     assert max(e["lr"] for e in events(longer, "step") if e["iter"] > 60) == 4e-4
 
 
+def test_a_member_of_another_family_is_not_adopted(out, data, tmp_path):
+    left = tmp_path / "left"
+    shutil.copytree(os.path.join(out, "1x32"), left / "1x32")
+    done = train(data_dir=data, out_dir=str(left), check=False, **{**SETTINGS, "seed": 5})
+    assert done.returncode == 2 and "1x32 of an earlier family: choose another --out_dir" in done.stderr
+    assert sorted(os.listdir(left / "1x32")) == sorted(os.listdir(os.path.join(out, "1x32")))
+
+
+def test_a_branch_of_a_trunk_leaves_its_family_alone(out, tmp_path, capsys):
+    """Smaller sizes are finished in the trunk's folder, not again beside a decay branched off by hand."""
+    train(f"--init_from={out}/ckpt_0000040.pt", f"--out_dir={tmp_path}/b", "--decay_iters=8", **dict.fromkeys(TINY))
+    assert events(tmp_path / "b", "eval")[-1]["iter"] == 48 and "n_layer" in events(tmp_path / "b", "eval")[-1]
+    assert not os.path.exists(tmp_path / "b" / "family.md")
+
+
 def test_each_its_own_decay(data, tmp_path):
     """And a size on the way that is left out."""
     stages = [{**s, "finish_iters": n} for s, n in zip(TINY["stages"], (5, 0, 7))]

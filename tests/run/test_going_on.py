@@ -224,3 +224,60 @@ def test_what_means_nothing_stops_no_run(data, tmp_path):
     write_sealed(path, state)
     train_here(**{**settings, "max_iters": 9})
     assert events(tmp_path / "a", "eval")[-1]["iter"] == 9
+
+def test_micro_batch_beside_a_stages_own(growing_by_four, tmp_path):
+    """In a decay, which drops the stages still to come, as elsewhere."""
+    said = refused(f"--init_from={growing_by_four}/ckpt_0000008.pt", f"--out_dir={tmp_path}/b", "--decay_iters=4",
+                   "--micro_batch=1")
+    assert "micro_batch=1: a stage has its own" in said
+
+
+@pytest.fixture(scope="module")
+def growing_by_four(data, tmp_path_factory):
+    """A trunk with a config file of its own that grows at 4, with a micro_batch, and at 12; staggered."""
+    folder = tmp_path_factory.mktemp("four")
+    settings = dict(FLAT, max_iters=16, eval_interval=4, ramp_iters=2, schedule="constant", stagger=True,
+                    stages=[dict(at=4, n_inner=48, micro_batch=4), dict(at=12, n_layer=4)])
+    train_here(data_dir=data, out_dir=folder / "out", **settings)
+    (folder / "mine.py").write_text(f"max_iters, stages, ramp_iters = 16, {settings['stages']}, 2\n")
+    return folder / "out"
+
+
+def test_decay_iters_beside_a_config(growing_by_four, tmp_path):
+    """--decay_iters sets the end and drops growths to come, also where the config says max_iters and stages."""
+    start = f"--init_from={growing_by_four}/ckpt_0000008.pt"
+    for file in ([], [str(growing_by_four.parent / "mine.py")]):
+        config = from_args([*file, start, f"--out_dir={tmp_path}/b", "--decay_iters=2"])
+        assert (config.max_iters, config.schedule, len(config.stages)) == (10, "wsd", 1)
+        config = from_args([*file, start, f"--out_dir={tmp_path}/b", "--decay_iters=2", "--max_iters=16"])
+        assert config.max_iters == 16 and len(config.stages) == 2
+
+
+def test_settings_of_growths_to_come(growing_by_four, tmp_path):
+    """A decay leaves the growths in depth out, and with them what stagger means; a resume may, too."""
+    go_on(f"--init_from={growing_by_four}/ckpt_0000008.pt", f"--out_dir={tmp_path}/b", "--decay_iters=2")
+    assert rates(tmp_path / "b")[10] < 1e-3
+    cut_off(growing_by_four, 8, tmp_path / "c")
+    first = from_args(["--resume", str(growing_by_four)]).stages[:1]
+    go_on("--resume", str(tmp_path / "c"), f"--stages={first}")
+    assert events(tmp_path / "c", "step")[-1]["n_layer"] == 1
+    cut_off(growing_by_four, 12, tmp_path / "d")
+    go_on("--resume", str(tmp_path / "d"), "--stagger=False")
+    assert "stagger=False" in refused("--resume", str(growing_by_four), "--stagger=False", "--max_iters=20")
+
+
+def test_a_new_peak_is_said(trunks, tmp_path, capsys):
+    start = f"--init_from={trunks['constant']}/ckpt_0000008.pt"
+    go_on(start, f"--out_dir={tmp_path}/a", "--learning_rate=5e-3", "--max_iters=10")
+    assert "learning_rate goes from 0.001 to 0.005 at iteration 8 in one step: --rewarm_iters=N" in capsys.readouterr().out
+    go_on(start, f"--out_dir={tmp_path}/b", "--learning_rate=5e-3", "--max_iters=10", "--rewarm_iters=2")
+    assert "in one step" not in capsys.readouterr().out
+
+
+def test_other_validation_data_has_another_best(trunks, tmp_path):
+    """Losses on other sequences cannot be compared: best.pt starts anew."""
+    out = shutil.copytree(trunks["constant"], tmp_path / "out")
+    go_on("--resume", str(out), "--max_iters=44", "--eval_seqs=3", "--eval_interval=2")
+    found = checkpoint.load(str(out / "best.pt"))
+    assert found["iter"] > 40 and found["best"] == min(
+        e["val_loss"] for e in events(out, "eval") if e["iter"] > 40)
