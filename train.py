@@ -91,13 +91,12 @@ class Run:
         self.optimizers = make_optimizers(c, self.model, self.dtype, self.compile != "none")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if self.saved:
-            asked = [{k: g[k] for k in ("peak_lr", "weight_decay")} for o in self.optimizers
-                     for g in o.param_groups]
+            decays = [g["weight_decay"] for o in self.optimizers for g in o.param_groups]
             for o, state in zip(self.optimizers, self.saved.pop("optimizers")):
                 shard.load_optimizer(o, state, self.ranks, self.mesh)
             self.ranks.agree(self.ranks.failed)
-            for g, mine in zip((g for o in self.optimizers for g in o.param_groups), asked):
-                g.update(mine)  # a branch may have its own rates
+            for g, decay in zip((g for o in self.optimizers for g in o.param_groups), decays):
+                g["weight_decay"] = decay  # a branch may have its own
             if self.saved["scaler"]:  # empty after another number format
                 self.scaler.load_state_dict(self.saved["scaler"])
         for k, v in self.PROGRESS.items():
@@ -190,10 +189,10 @@ class Run:
         scale = learning_rate(c, self.iter, self.rewarm)
         for o in self.optimizers:
             for g in o.param_groups:
-                g["lr"] = g["peak_lr"] * scale
+                g["lr"] = c.after(self.stage, o.rate) * scale
         torch.manual_seed(hash((c.seed, self.iter, self.ranks.rank)))  # only dropout draws
         total = torch.zeros((), device=self.device)
-        micro_batch = c.micro_batch_of(self.stage)
+        micro_batch = c.after(self.stage, "micro_batch")
         grad_accum_steps = self.loader.grad_accum_steps(micro_batch)
         count = (batch["targets"] >= 0).sum().item() / grad_accum_steps  # a micro-batch's, on average
         n = self.ranks.sum(torch.full((), count, device=self.device)) / self.ranks.world

@@ -47,7 +47,7 @@ class Loader:
                             "the token id that ends a document: put it there, or leave doc_mask out")
         self.T = config.block_size
         self.rows = config.batch_tokens // self.T  # of the batch, over all ranks
-        each = [config.micro_batch_of(stage) for stage in range(len(config.stages) + 1)]
+        each = [config.after(stage, "micro_batch") for stage in range(len(config.stages) + 1)]
         for micro_batch in each:
             self.grad_accum_steps(micro_batch)  # fail now, not when the stage begins
         self.eval_rows = min(each)

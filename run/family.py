@@ -93,9 +93,10 @@ def branch(trunk, member):
             remove(os.path.join(member.out_dir, log))
     then = {}  # the trunk may have warmed up again since, with other rates
     with contextlib.suppress(OSError):  # a damaged checkpoint: the run will say so
-        then = {k: v for k, v in checkpoint.glance(path)["config"].items() if k in REWARM_MAY_CHANGE}
-    return from_dict({**asdict(trunk), **then, **branch_settings(member), "init_from": start, "rewarm_iters": 0,
-                      "max_iters": member.end, "stages": trunk.stages[:member.stage]})
+        had = known_settings(checkpoint.glance(path)["config"])
+        then = {k: had[k] for k in {*REWARM_MAY_CHANGE, "stages"} & had.keys()}
+    values = {**asdict(trunk), **then, **branch_settings(member), "init_from": start, "rewarm_iters": 0}
+    return from_dict({**values, "max_iters": member.end, "stages": values["stages"][:member.stage]})
 
 
 def is_busy(out_dir):

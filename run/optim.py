@@ -65,9 +65,8 @@ def make_optimizers(config, model, dtype=torch.float32, compiled=False):
         adamw.insert(0, group("matrix", weight_decay=config.weight_decay))
     optimizers.append(torch.optim.AdamW(adamw, lr=config.learning_rate,
                                         betas=(config.beta1, config.beta2), fused=True))
-    for o in optimizers:
-        for g in o.param_groups:
-            g["peak_lr"] = g["lr"]
+    for o in optimizers:  # the setting with its peak rate
+        o.rate = "muon_learning_rate" if isinstance(o, Muon) else "learning_rate"
     return optimizers
 
 

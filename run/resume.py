@@ -5,11 +5,12 @@ from dataclasses import fields
 from base.errors import UserError, say_once
 from base.reading import need
 from data.tokenizer import tokenizer_of
+from model import GROWABLE
 from run import family
 from run.checkpoint import checkpoint
 from run.checkpoint.sharded import alone
 from run.optim import REWARM_MAY_CHANGE, learning_rate
-from run.settings import TrainConfig, known_settings, plain
+from run.settings import RATES, TrainConfig, known_settings, plain
 
 # what a resumed run may change, because it does not affect the steps already taken
 RESUME_MAY_CHANGE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "save_interval",
@@ -90,31 +91,37 @@ def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
     if anew:
         say_once(f"warming up again from iteration {rewarm[0]} on, over {rewarm[2]} iterations")
         state["rewarm"], free = rewarm, free | REWARM_MAY_CHANGE
-    if was.micro_batch != config.micro_batch and any("micro_batch" in s for s in config.stages[:done]):
-        raise UserError(f"micro_batch={config.micro_batch}: a stage has its own: change that, in --stages")
+    for key in ("micro_batch", *RATES):
+        if getattr(was, key) != getattr(config, key) and any(key in s for s in config.stages[:done]):
+            raise UserError(f"{key}={getattr(config, key)}: a stage has its own: change that, in --stages")
+    rates = () if anew or config.is_branch() else RATES  # a rewarm or a branch may change them
     before, now = plain(was), plain(config)  # settings with no effect may differ
     for f in fields(TrainConfig):
         old, new = getattr(before, f.name), getattr(now, f.name)
         if old == new or f.name in ("init_from", "rewarm_iters"):
             continue
-        later = past(was, done) == past(config, done) and (
+        later = past(was, done, rates) == past(config, done, rates) and (
             all(s["at"] >= state["iter"] for s in new[done:]) if f.name == "stages" else
             f.name in OF_STAGES and not config.residual_warmup_iters)
         if f.name not in free and not later:
             raise UserError(f"{f.name}={new!r}: the checkpoint was trained with {old!r}; resume "
                             "with that, or start anew in another out_dir")
         if f.name == "eval_seqs":
-            state.pop("best", None)  # of another set: the two cannot be compared
-        if not config.is_branch():  # a branch's command shows it
+            for key in ("best", "evaluated", "loss"):  # of another set: the two cannot be compared
+                state.pop(key, None)
+        if not config.is_branch():  # its command shows it
             say_once(f"resuming with {f.name}={new!r}, which was {old!r}")
-        elif f.name in ("learning_rate", "muon_learning_rate") and state["iter"] and not anew:
-            say_once(f"{f.name} goes from {old:g} to {new:g} at iteration {state['iter']} in one step: "
+    for key in RATES:
+        old, new = was.after(done, key), config.after(done, key)
+        if old != new and state["iter"] and not anew:
+            say_once(f"{key} goes from {old:g} to {new:g} at iteration {state['iter']} in one step: "
                      "--rewarm_iters=N warms up to it")
 
 
-def past(config, done):
-    """The first `done` stages, with only what affects the steps already taken."""
-    return [{**config.whole(stage), "micro_batch": None, "finish_iters": None,
+def past(config, done, rates):
+    """The first `done` stages, with only what affects the steps already taken, and these rates."""
+    keys = ("at", *GROWABLE, "ramp_iters", "operator", *rates)
+    return [{**{k: v for k, v in config.whole(stage).items() if k in keys},
              "stagger": "n_layer" in stage and config.has_ramp(stage) and config.stagger}
             for stage in config.stages[:done]]
 
@@ -125,7 +132,7 @@ def rewarmed(state, was, config):
     and continues from the checkpoint `state` of a run with `was`. UserError if the rate would jump, that
     is, if `config` gives another rate for steps already taken.
     """
-    it, had = state["iter"], state.get("rewarm")
+    it, stage, had = state["iter"], state["stage"], state.get("rewarm")
     changed = [k for k in ("max_iters", "schedule", "decay_iters", "decay_frac", "min_lr_frac")
                if getattr(was, k) != getattr(config, k)]
     taken = range(it - 1, had[0] - 1 if had else -1, -1) if changed else ()
@@ -138,7 +145,7 @@ def rewarmed(state, was, config):
                 raise UserError(f"{key}={getattr(config, key)}: more than the {left} iterations that are left "
                                 f"from iteration {it} on: lower it, or raise max_iters")
         rates = ("learning_rate", *["muon_learning_rate"] * (config.optimizer == "muon"))
-        peaks = [getattr(was, k) / getattr(config, k) for k in rates if getattr(config, k)]
+        peaks = [was.after(stage, k) / config.after(stage, k) for k in rates if config.after(stage, k)]
         return [it, min([1.0, *(last * p for p in peaks)]), config.rewarm_iters]
     if not jumps:
         return had

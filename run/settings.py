@@ -15,7 +15,8 @@ from model import GROWABLE, MODELS
 from run.operators import OPERATORS, refusal
 
 OWN_STARTS = ("scratch", "resume", "auto")
-STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "operator", "micro_batch", "finish_iters")
+RATES = ("learning_rate", "muon_learning_rate")
+STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "operator", "micro_batch", "finish_iters", *RATES)
 
 
 @dataclass
@@ -73,8 +74,8 @@ class TrainConfig:
                                     # BERT always draws its pairs of segments at random
     micro_batch: int = 16           # sequences a process runs at once; a stage may set its own
     optimizer: str = "adamw"        # "adamw", or "muon": Muon for the blocks' matrices, AdamW for the rest
-    learning_rate: float = 1e-3     # peak
-    muon_learning_rate: float = 0.02  # peak for the matrices, with optimizer="muon"
+    learning_rate: float = 1e-3     # peak; a stage may set its own, from its growth on
+    muon_learning_rate: float = 0.02  # peak for the matrices, with optimizer="muon"; a stage may too
     schedule: str = "wsd"           # "wsd" (warmup, stable, decay), "cosine" or "constant"
     warmup_iters: int = 50
     rewarm_iters: int = 0           # to continue from a checkpoint whose learning rate has decayed: a
@@ -136,10 +137,9 @@ class TrainConfig:
         """Iterations of the decay that finishes the size before `stage`; 0 if there is none."""
         return self.finish_stages and stage.get("finish_iters", self.finish_stages)
 
-    def micro_batch_of(self, stage):
-        """Sequences a process runs at once after `stage` growths."""
-        given = [s["micro_batch"] for s in self.stages[:stage] if "micro_batch" in s]
-        return given[-1] if given else self.micro_batch
+    def after(self, stage, key):
+        """A setting that stages may have of their own (micro_batch, RATES), after `stage` growths."""
+        return next((s[key] for s in reversed(self.stages[:stage]) if key in s), getattr(self, key))
 
     def decay_span(self, since=0):
         """Iterations of the "wsd" decay at the run's end. since: the iteration at which a rewarm began."""
@@ -306,7 +306,8 @@ def idle(config):
              if getattr(config, k) != getattr(TrainConfig, k) and not means(config)}
     for i, s in enumerate(config.stages):
         for key, where, means in (("ramp_iters", "operator='msg'", config.has_ramp(s)),
-                                  ("finish_iters", "finish_stages", config.finish_stages)):
+                                  ("finish_iters", "finish_stages", config.finish_stages),
+                                  ("muon_learning_rate", "optimizer='muon'", config.optimizer == "muon")):
             if s.get(key) and not means:
                 found[f"stages[{i}] {key}"] = s[key], where
     return found
@@ -348,17 +349,18 @@ def check_stages(config):
         what = f"stages[{i}]"
         if not isinstance(stage, dict):
             raise UserError(f"{what}={stage!r}: must be dict(at=..., n_embd=..., ...)")
-        for key, value in stage.items():
+        for key, value in [*stage.items()]:
             if key not in STAGE_KEYS:
                 raise UserError(f"{what}: " + unknown(key, STAGE_KEYS,
                                                       f"{', '.join(STAGE_KEYS)} are known"))
-            allowed = CHOICES.get(key)
-            if allowed and value not in allowed:
-                raise UserError(f"{what}: {key}={value!r}: must be one of {', '.join(allowed)}")
-            high = AT_MOST.get(key, 2**53)
-            if not allowed and (type(value) is not int or not 0 <= value <= high):
+            if allowed := CHOICES.get(key):
+                if value not in allowed:
+                    raise UserError(f"{what}: {key}={value!r}: must be one of {', '.join(allowed)}")
+            elif key in RATES:
+                stage[key] = typed(key, value)
+            elif type(value) is not int or not 0 <= value <= AT_MOST.get(key, 2**53):
                 raise UserError(f"{what}: {key}={shortened(value)}: must be a whole number, 0 or more"
-                                + f" and at most {high}" * (key in AT_MOST))
+                                + f" and at most {AT_MOST.get(key)}" * (key in AT_MOST))
             if key == "micro_batch" and value == 0:
                 raise UserError(f"{what}: micro_batch=0: must be at least 1")
         if "at" not in stage:

@@ -281,3 +281,26 @@ def test_other_validation_data_has_another_best(trunks, tmp_path):
     found = checkpoint.load(str(out / "best.pt"))
     assert found["iter"] > 40 and found["best"] == min(
         e["val_loss"] for e in events(out, "eval") if e["iter"] > 40)
+
+
+def test_a_stage_has_its_own_peak(data, tmp_path):
+    """From its growth on, to the bit what a branch with that peak does; a resume keeps it, a decay too."""
+    stages = [dict(at=8, n_inner=48, learning_rate=4e-4, muon_learning_rate=0.01)]
+    settings = dict(FLAT, data_dir=data, ramp_iters=2, max_iters=24, schedule="constant", optimizer="muon")
+    train_here(out_dir=tmp_path / "a", **{**settings, "stages": stages})
+    assert {it: lr for it, lr in rates(tmp_path / "a").items() if it in (8, 9, 24)} == {8: 1e-3, 9: 4e-4, 24: 4e-4}
+    train_here(out_dir=tmp_path / "small", **{**settings, "max_iters": 8})
+    go_on(f"--init_from={tmp_path}/small/ckpt_0000008.pt", f"--out_dir={tmp_path}/b", "--max_iters=24", "--ramp_iters=2",
+          "--learning_rate=4e-4", "--muon_learning_rate=0.01", f"--stages={[dict(at=8, n_inner=48)]}")
+    assert late(tmp_path / "a", 8) == late(tmp_path / "b", 8) != []
+    cut_off(tmp_path / "a", 16, tmp_path / "c")
+    go_on("--resume", str(tmp_path / "c"))
+    assert losses(tmp_path / "c") == losses(tmp_path / "a")
+    go_on(f"--init_from={tmp_path}/a/ckpt_0000016.pt", f"--out_dir={tmp_path}/d", "--decay_iters=4")
+    assert rates(tmp_path / "d")[17] == 4e-4 > rates(tmp_path / "d")[20]
+    assert "learning_rate=0.1: a stage has its own: change that, in --stages" in refused(
+        f"--init_from={tmp_path}/a/ckpt_0000016.pt", f"--out_dir={tmp_path}/e", "--learning_rate=0.1")
+    for bad, words in ((dict(learning_rate="x"), "learning_rate='x'"), (dict(learning_rate=-1), "at least 0"),
+                       (dict(muon_learning_rate=0.01), "optimizer='muon' only")):
+        with pytest.raises(UserError, match=words):
+            from_args(["--stages=" + repr([dict(at=8, n_layer=9, **bad)])])
