@@ -7,7 +7,7 @@ out_dir = "out/pystdlib_family"
 
 block_size = 128
 n_layer, n_embd, n_inner, n_head, head_dim = 2, 32, 128, 1, 32
-stages = [dict(at=624, n_layer=4), dict(at=816, n_layer=8)]
+stages = [dict(at=624, n_layer=4, learning_rate=8e-3), dict(at=816, n_layer=8)]
 finish_stages = 336  # decay iterations that finish 2 layers, and then 4
 ramp_iters = 19
 
@@ -17,7 +17,7 @@ batch_tokens = 2048
 micro_batch = 16
 optimizer = "muon"
 muon_learning_rate = 0.02
-learning_rate = 2e-3  # of AdamW, for embeddings and vectors
+learning_rate = 0.032  # of AdamW, for embeddings and vectors, until the first growth
 warmup_iters = 30
 dtype = "float32"  # the numbers in docs/evidence.md were measured so
 compile = "none"   # models this small train too briefly to repay compiling
