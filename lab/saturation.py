@@ -175,15 +175,17 @@ def draw(study, found):
     """saturation.png: loss minus the trained-on model's over extra compute, a panel for each tokens value."""
     with picture(os.path.join(study.out, "saturation.png"), len(study.tokens)) as axes:
         for ax, tokens in zip(axes[0], study.tokens):
-            for name in [*study.larger, ALONE, ALL]:
-                points = sorted((r["extra"], np.mean(r["less_trained_on"])) for r in found
+            for name in [*study.larger, ALL]:
+                points = sorted((study.extras.index(r["extra"]), np.mean(r["less_trained_on"])) for r in found
                                 if r["name"] == name and r["tokens"] == tokens and r["less_trained_on"])
-                ax.plot([x for x, _ in points], [y for _, y in points], "o-", label=name)
+                ax.plot([x for x, _ in points], [y for _, y in points], "o-" if name != ALL else "o--",
+                        label=f"upscaled {name}" if name != ALL else name, color=None if name != ALL else "0.6")
             ax.axhline(0, color="k", lw=1)
-            ax.set(xscale="log", title=f"trained for {tokens} tokens per parameter", ylim=(-0.2, 0.2),
-                   xlabel="extra compute / the small model's")
-        axes[0][0].set_ylabel("loss less that of training on, nats")
-        axes[0][-1].legend(fontsize=7)
+            ax.set(xlim=(-0.3, len(study.extras) - 0.7), ylim=(-0.08, 0.03), xlabel="extra compute, of the small model's",
+                   title=f"trained for {tokens:g} tokens per parameter")
+            ax.set_xticks(range(len(study.extras)), [f"{e:g}" for e in study.extras])
+        axes[0][0].set_ylabel("loss less that of training on, nats\n(below 0: upscaling wins)")
+        axes[0][0].legend(fontsize=7)
 
 
 @exits_cleanly

@@ -20,6 +20,7 @@ from model import GROWABLE
 from run import hf
 from run.checkpoint import checkpoint
 from run.settings import (
+    GROWTHS,
     OWN_STARTS,
     TrainConfig,
     check_ramps,
@@ -47,7 +48,7 @@ def from_args(argv):
     if "--resume" in argv:
         config = from_dict({**recorded(files, given), **given, "init_from": "resume"})
         refuse(config, given)
-        if given.keys() & {"max_iters", "stages"}:  # else older runs with longer ramps could not resume
+        if given.keys() & GROWTHS:  # else older runs with longer ramps could not resume
             check_ramps(config)
         return config
     file = read_file(files[0]) if files else {}
@@ -87,14 +88,12 @@ def branched(values, given, start):
     elif "decay_frac" in values:
         values.setdefault("decay_iters", 0)
     had["rewarm_iters"] = 0  # the checkpoint records past rewarms
-    if stages[:done] == had["stages"][:done]:
-        begun, was = stages[:done], TrainConfig(**had)
-        if any(values.get(k, had[k]) != had[k] for k in ("ramp_iters", "operator")):
-            with checkpoint.believed(start):  # stages that have begun keep their settings
-                begun = [*map(was.whole, begun)]
-        if values.get("finish_stages", was.finish_stages):  # the parent's family finishes the smaller sizes
-            begun = [{**stage, "finish_iters": 0} for stage in begun]
-        stages = [*begun, *stages[done:]]
+    if stages[:done] == had["stages"][:done] and any(
+            values.get(k, had[k]) != had[k] for k in ("ramp_iters", "operator")):
+        with checkpoint.believed(start):  # stages that have begun keep their settings
+            stages = [*map(TrainConfig(**had).whole, stages[:done]), *stages[done:]]
+    if values.get("finish_stages", had["finish_stages"]):  # the parent's family finishes the smaller sizes
+        stages = [{**s, "finish_iters": 0} if i < done and isinstance(s, dict) else s for i, s in enumerate(stages)]
     return {**had, **values, "stages": stages}
 
 

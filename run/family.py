@@ -167,10 +167,10 @@ def costs(trunk, vocab_size):
 
 
 def last_evaluation(out_dir, iteration):
-    """The evaluation at `iteration` in a run's metrics, or None. Damaged lines are skipped."""
+    """The last evaluation at `iteration` in a run's metrics, or None. Damaged lines are skipped."""
     if not os.path.exists(os.path.join(out_dir, "metrics.jsonl")):
         return None
-    return next((e for e in read_metrics(out_dir, []) if e["event"] == "eval" and e["iter"] == iteration and
+    return next((e for e in reversed(read_metrics(out_dir, [])) if e["event"] == "eval" and e["iter"] == iteration and
                  isinstance(e["val_loss"], float)), None)
 
 

@@ -10,7 +10,7 @@ from run import family
 from run.checkpoint import checkpoint
 from run.checkpoint.sharded import alone
 from run.optim import REWARM_MAY_CHANGE, learning_rate
-from run.settings import RATES, TrainConfig, known_settings, plain
+from run.settings import GROWTHS, RATES, TrainConfig, check_ramps, known_settings, plain
 
 # what a resumed run may change, because it does not affect the steps already taken
 RESUME_MAY_CHANGE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "save_interval",
@@ -91,6 +91,8 @@ def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
     if anew:
         say_once(f"warming up again from iteration {rewarm[0]} on, over {rewarm[2]} iterations")
         state["rewarm"], free = rewarm, free | REWARM_MAY_CHANGE
+    if any(getattr(was, key) != getattr(config, key) for key in GROWTHS):
+        check_ramps(config)
     for key in ("micro_batch", *RATES):
         if getattr(was, key) != getattr(config, key) and any(key in s for s in config.stages[:done]):
             raise UserError(f"{key}={getattr(config, key)}: a stage has its own: change that, in --stages")
@@ -133,6 +135,7 @@ def rewarmed(state, was, config):
     is, if `config` gives another rate for steps already taken.
     """
     it, stage, had = state["iter"], state["stage"], state.get("rewarm")
+    coming = stage + any(s["at"] == it for s in config.stages[stage:])  # a growth may be due
     changed = [k for k in ("max_iters", "schedule", "decay_iters", "decay_frac", "min_lr_frac")
                if getattr(was, k) != getattr(config, k)]
     taken = range(it - 1, had[0] - 1 if had else -1, -1) if changed else ()
@@ -145,7 +148,7 @@ def rewarmed(state, was, config):
                 raise UserError(f"{key}={getattr(config, key)}: more than the {left} iterations that are left "
                                 f"from iteration {it} on: lower it, or raise max_iters")
         rates = ("learning_rate", *["muon_learning_rate"] * (config.optimizer == "muon"))
-        peaks = [was.after(stage, k) / config.after(stage, k) for k in rates if config.after(stage, k)]
+        peaks = [was.after(stage, k) / config.after(coming, k) for k in rates if config.after(coming, k)]
         return [it, min([1.0, *(last * p for p in peaks)]), config.rewarm_iters]
     if not jumps:
         return had

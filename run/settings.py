@@ -16,6 +16,7 @@ from run.operators import OPERATORS, refusal
 
 OWN_STARTS = ("scratch", "resume", "auto")
 RATES = ("learning_rate", "muon_learning_rate")
+GROWTHS = {"max_iters", "stages", "ramp_iters", "operator"}  # say how growths end before the run does
 STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "operator", "micro_batch", "finish_iters", *RATES)
 
 

@@ -29,6 +29,7 @@ from run.checkpoint import sharded
 from run.parallel.shard import with_values
 
 LATEST, BEST, PARTS = "ckpt.pt", "best.pt", "parts_"
+HALF_SAVED = {}  # {out_dir: iteration of the last save that failed}
 
 
 def commit(out_dir, state, keep, best=False, numbered=True):
@@ -50,6 +51,9 @@ def commit(out_dir, state, keep, best=False, numbered=True):
             point(path, os.path.join(out_dir, LATEST))
     try:
         patiently(write)
+    except (OSError, RuntimeError):
+        HALF_SAVED[out_dir] = state["iter"]
+        raise
     finally:
         with contextlib.suppress(OSError):
             remove(temporary)
@@ -96,11 +100,10 @@ def tidy_parts(out_dir):
 
 
 def is_beaten(out_dir, state):
-    """Is best.pt better than `state`? A save that failed half-way may have left it there."""
+    """Is best.pt better than `state`? A save of this process that failed half-way may have left it there."""
     with contextlib.suppress(OSError, KeyError, TypeError):
         there = glance(os.path.join(out_dir, BEST))
-        return there["iter"] <= state["iter"] and there["best"] < state["best"] and \
-            there["config"]["eval_seqs"] == state["config"]["eval_seqs"]
+        return there["iter"] == HALF_SAVED.get(out_dir) and there["best"] < state["best"]
     return False
 
 

@@ -207,6 +207,15 @@ def test_a_member_of_another_family_is_not_adopted(out, data, tmp_path):
     assert sorted(os.listdir(left / "1x32")) == sorted(os.listdir(os.path.join(out, "1x32")))
 
 
+def test_the_table_has_the_last_evaluation(out, data, tmp_path):
+    """A run that goes on with other eval_seqs evaluates its last iteration again."""
+    again = shutil.copytree(out, tmp_path / "again")
+    train(data_dir=data, out_dir=str(again), init_from="resume", **{**SETTINGS, "eval_seqs": 5})
+    first, last = (e["val_loss"] for e in events(again, "eval") if e["iter"] == 60)
+    found = json.load(open(again / "family.json"))["members"][-1]["val_loss"]
+    assert found == last != first
+
+
 def test_a_branch_of_a_trunk_leaves_its_family_alone(out, tmp_path, capsys):
     """Smaller sizes are finished in the trunk's folder, not again beside a decay branched off by hand."""
     train(f"--init_from={out}/ckpt_0000040.pt", f"--out_dir={tmp_path}/b", "--decay_iters=8", **dict.fromkeys(TINY))

@@ -304,3 +304,25 @@ def test_a_stage_has_its_own_peak(data, tmp_path):
                        (dict(muon_learning_rate=0.01), "optimizer='muon' only")):
         with pytest.raises(UserError, match=words):
             from_args(["--stages=" + repr([dict(at=8, n_layer=9, **bad)])])
+
+
+@pytest.mark.parametrize("given", ["--ramp_iters=6", "--max_iters=13"])
+def test_a_later_ramp_that_outlasts_the_run(given, growing_by_four, data, tmp_path):
+    """On every way to go on: --resume, and init_from=auto with the whole command."""
+    cut_off(growing_by_four, 8, tmp_path / "a")
+    assert "would leave the model masked" in refused("--resume", str(tmp_path / "a"), given)
+    whole = dict(FLAT, data_dir=data, out_dir=tmp_path / "a", init_from="auto", max_iters=16, eval_interval=4,
+                 ramp_iters=2, schedule="constant", stagger=True,
+                 stages=[dict(at=4, n_inner=48, micro_batch=4), dict(at=12, n_layer=4)])
+    key, value = given[2:].split("=")
+    done = train(check=False, **{**whole, key: value})
+    assert done.returncode == 2 and "would leave the model masked" in done.stderr
+
+
+def test_a_rewarm_with_a_growth_due(data, tmp_path):
+    """Its first rate follows from the one before, though the new stage has another peak."""
+    train_here(data_dir=data, out_dir=tmp_path / "a", **{**FLAT, "max_iters": 16, "eval_interval": 4})
+    go_on("--resume", str(tmp_path / "a"), "--max_iters=32", "--rewarm_iters=8", "--ramp_iters=2",
+          f"--stages={[dict(at=16, n_layer=2, learning_rate=1e-2)]}")
+    found = rates(tmp_path / "a")
+    assert found[17] < 2e-3 and found[24] == 1e-2
