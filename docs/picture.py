@@ -65,11 +65,12 @@ def draw_family(ax, report):
             ax.annotate(f"{r['member'].split()[0]} layers", (x, y), (-9, -4) if i == 0 else (9, 2),
                         textcoords="offset points", ha="right" if i == 0 else "left", fontsize=9, color=color)
         ends.append(compute[-1])
-    at = loss[-1] - 0.022
+    lowest, highest = (f(r["loss"][0] for r in rows) for f in (min, max))
+    at = lowest - 0.022
     ax.annotate("", (ends[0], at), (ends[1], at), arrowprops=dict(arrowstyle="<->", color="0.3"))
     ax.text(sum(ends) / 2, at - 0.013, f"{1 - ends[0] / ends[1]:.0%} saved", ha="center", va="center", fontsize=9)
     ax.margins(x=0.24, y=0.16)
-    ax.set_ylim(1.595, 1.9)  # with room for the legend
+    ax.set_ylim(lowest - 0.05, highest + 0.08)  # with room for the legend
     ax.set(xlabel="compute spent so far (TFLOP)", ylabel="validation loss")
     ax.set_title("three models: loss over compute", fontsize=10.5, fontweight="bold")
     ax.legend(frameon=False, fontsize=9)

@@ -46,6 +46,9 @@ def from_args(argv):
         raise UserError(f"{files[1]}: only one config file is read; settings are --key=value")
     given = once(parse_override(a) for a in argv if a.startswith("--") and a != "--resume")
     if "--resume" in argv:
+        if given.get("init_from", "resume") != "resume":
+            raise UserError(f"init_from={given['init_from']}: --resume goes on from the run's newest checkpoint: "
+                            "leave one of the two out")
         config = from_dict({**recorded(files, given), **given, "init_from": "resume"})
         refuse(config, given)
         if given.keys() & GROWTHS:  # else older runs with longer ramps could not resume

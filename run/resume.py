@@ -147,6 +147,10 @@ def rewarmed(state, was, config):
             if getattr(config, key) > left:
                 raise UserError(f"{key}={getattr(config, key)}: more than the {left} iterations that are left "
                                 f"from iteration {it} on: lower it, or raise max_iters")
+        warm = it + config.rewarm_iters
+        if early := [s["at"] for s in config.stages[stage:] if config.finish_of(s) and s["at"] < warm]:
+            raise UserError(f"finish_stages={config.finish_stages}: a stage grows at {early[0]}, within the new "
+                            f"warmup, which ends at {warm}: grow later, or lower rewarm_iters")
         rates = ("learning_rate", *["muon_learning_rate"] * (config.optimizer == "muon"))
         peaks = [was.after(stage, k) / config.after(coming, k) for k in rates if config.after(coming, k)]
         return [it, min([1.0, *(last * p for p in peaks)]), config.rewarm_iters]

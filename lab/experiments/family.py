@@ -28,9 +28,9 @@ _sizes = dict(members=["2 x 32", "4 x 32", "8 x 32"], tokens=20)
 _long = dict(_sizes, trunk=[0.65, 0.2, 0.25], decay=[0.35, 0.35, 0.42])
 _shorter = dict(_sizes, trunk=[0.65, 0.15, 0.2], decay=[0.35, 0.35, 0.35])
 families = {  # rate: from the first growth on
-    "masks, long, rate 0.008": dict(_long, rate=0.008),
-    "masks, long": dict(_long, tuning=True),
-    "masks, long, rate 0.016": dict(_long, rate=0.016, tuning=True),
-    "masks, long, rate 0.004": dict(_long, rate=0.004, tuning=True),
-    "masks, shorter, rate 0.016": dict(_shorter, rate=0.016, tuning=True),
-    "masks, shorter, rate 0.008": dict(_shorter, rate=0.008, tuning=True)}
+    "masks": dict(_long, rate=0.008),
+    "masks, one rate": dict(_long, tuning=True),
+    "masks, rate 0.016": dict(_long, rate=0.016, tuning=True),
+    "masks, rate 0.004": dict(_long, rate=0.004, tuning=True),
+    "shorter, rate 0.016": dict(_shorter, rate=0.016, tuning=True),
+    "shorter, rate 0.008": dict(_shorter, rate=0.008, tuning=True)}

@@ -1,11 +1,10 @@
-# family.py with Llama's parts: RMSNorm, SwiGLU, rotary positions. Rate, decay and shares are those that
-# family.py tuned for GPT.
+# family.py with Llama's parts: RMSNorm, SwiGLU, rotary positions. Tuned as family.py is. Not run.
 from lab.experiments import family as _f
 
 settings = dict(_f.settings, model="llama", n_inner=88, eval_seqs=4096)
-target, ladder = _f.target, {name: dict(entry, rate=0.02) for name, entry in _f.ladder.items()}
-budgets, decays, rates, sweep_at = [20], [0.35], dict(muon_learning_rate=[0.02]), 20
-seeds = [11, 12, 13]
+target, ladder = _f.target, _f.ladder
+budgets, decays, rates, sweep_at = [20], _f.decays, _f.rates, 20
+tune_seeds, seeds = [1], [11, 12, 13]
 save_every = 48
 
 families = {"masks": _f.families["masks"]}

@@ -14,6 +14,6 @@ larger = {                   # the sizes it is upscaled to; zero outputs keep it
     "x 2, width": dict(n_embd=48, n_head=3, n_inner=160),
     "x 2, both": dict(n_layer=3, n_embd=40, n_inner=144)}
 target = "x 2, depth"        # also trained from scratch
-rates = dict(muon_learning_rate=0.02, learning_rate=2e-3)  # peak rates from scratch
-peaks = [0.5, 0.25, 0.125]   # shares of these peaks to continue with; the tuning seed tries all
+rates = dict(muon_learning_rate=0.01, learning_rate=8e-3)  # peak rates from scratch, tuned on the small model
+peaks = [1, 0.5, 0.25, 0.125]  # shares of these peaks to continue with; the tuning seed tries all
 tune_seed, seeds = 1, [11, 12, 13]

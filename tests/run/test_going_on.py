@@ -326,3 +326,13 @@ def test_a_rewarm_with_a_growth_due(data, tmp_path):
           f"--stages={[dict(at=16, n_layer=2, learning_rate=1e-2)]}")
     found = rates(tmp_path / "a")
     assert found[17] < 2e-3 and found[24] == 1e-2
+
+
+def test_a_rewarm_and_what_does_not_go_with_it(trunks, tmp_path):
+    """A size that is to be finished within the warmup; another run's checkpoint beside --resume."""
+    out = str(shutil.copytree(trunks["wsd"], tmp_path / "out"))
+    assert "grows at 44, within the new warmup, which ends at 48" in refused(
+        "--resume", out, "--max_iters=99", "--rewarm_iters=8", "--finish_stages=3", "--ramp_iters=2",
+        "--stages=[dict(at=44, n_layer=3)]")
+    assert "goes on from the run's newest checkpoint" in refused(
+        "--resume", out, f"--init_from={out}/ckpt_0000008.pt", "--max_iters=99")
