@@ -20,7 +20,7 @@ decays = [0.2, 0.35, 0.55, 0.75, 0.9]  # shares of the run
 rates = dict(learning_rate=[0.004, 0.008, 0.016, 0.032, 0.064, 0.128])
 sweep_at = 20
 tune_seeds = [1]
-seeds = [3, 4, 5, 6, 7, 8, 9]
+seeds = [3, 4, 5, 6, 7]
 save_every = 48  # iterations, 1/20 of the run: growths and decays begin at multiples
 
 _sizes = dict(members=["2 x 32", "4 x 32", "8 x 32"], tokens=20)
