@@ -46,7 +46,7 @@ def from_args(argv):
         raise UserError(f"{files[1]}: only one config file is read; settings are --key=value")
     given = once(parse_override(a) for a in argv if a.startswith("--") and a != "--resume")
     if "--resume" in argv:
-        if given.get("init_from", "resume") != "resume":
+        if given.get("init_from", "resume") not in ("resume", "auto"):
             raise UserError(f"init_from={given['init_from']}: --resume goes on from the run's newest checkpoint: "
                             "leave one of the two out")
         config = from_dict({**recorded(files, given), **given, "init_from": "resume"})

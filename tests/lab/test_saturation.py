@@ -25,7 +25,7 @@ def study(tmp_path, monkeypatch):
 
 def loss(job):
     """A half of the peak is best for all; the deeper ones are lower, from scratch is higher."""
-    peak = job.values["muon_learning_rate"] / 0.02
+    peak = job.values["muon_learning_rate"] / 0.01
     if not job.after:
         return 2.0 + 1e-3 * job.values["seed"]
     grown = job.values["stages"]
