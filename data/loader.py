@@ -59,7 +59,8 @@ class Loader:
         self.split = {split: open_tokens(config.data_dir, split, meta, vocab_size, self.need())
                       for split in ("train", "val")}
         # rows of an evaluation over all ranks: at most the validation set once
-        self.eval_seqs = min(config.eval_seqs, max(1, (len(self.split["val"]) - 1) // self.T))
+        self.val_seqs = max(1, (len(self.split["val"]) - 1) // self.T)  # all that there are
+        self.eval_seqs = min(config.eval_seqs, self.val_seqs)
 
     def grad_accum_steps(self, micro_batch):
         """Micro-batches per iteration on each rank. Raises UserError."""

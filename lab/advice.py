@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 from dataclasses import asdict, replace
+from statistics import mean
 
 from base.disk import write_json
 from base.errors import UserError, number
@@ -115,11 +116,11 @@ def train_on_or_upscale(n, d, extra):
     found = read_json(SATURATION, rows=list, weights=int, larger=dict)
     rows = [r for r in found["rows"] if r["name"] in found["larger"] and r["less_trained_on"]]
     row = min(rows, key=lambda r: (abs(math.log(r["tokens"] * n / d)), abs(math.log(r["extra"] / extra)),
-                                   sum(r["less_trained_on"]) / len(r["less_trained_on"])))
-    less = sum(row["less_trained_on"]) / len(row["less_trained_on"])
-    return (f"Upscale it, or train it on? It has {d / n:.3g} tokens per parameter, and this run's compute is "
-            f"{extra:.2g} of its own. Nearest measured, {row['tokens']:g} and {row['extra']:g}: upscaled ({row['name']}) "
-            f"it ended {abs(less):.4f} {'lower' if less < 0 else 'higher'} than trained on, "
+                                   mean(r["less_trained_on"])))
+    less = mean(row["less_trained_on"])
+    return (f"Need it not be this size, upscale it or train it on? It has {d / n:.3g} tokens per parameter, and this run's "
+            f"compute is {extra:.2g} of its own. Nearest measured, {row['tokens']:g} and {row['extra']:g}: upscaled "
+            f"({row['name']}) it ended {abs(less):.4f} {'lower' if less < 0 else 'higher'} than trained on, "
             f"{len(row['less_trained_on'])} seed(s), {human(found['weights'])} parameters.")
 
 

@@ -177,7 +177,7 @@ def advise(law, N, D, small=None, measured=None):
     gains = f"{saves:.3g}x against the target from scratch, {how}"
     if there:
         words = "Grow if it must be this size: what is there is better already than the target from " \
-            "scratch would be; if not, train it on."
+            "scratch would be."
     elif saves < WORTH or not sure:
         words = f"Do not grow ({gains}{', which may be chance' * (saves >= WORTH)}): train the target " \
             "from scratch" + (f", or better {size}." if ratio < 0.8 else ".")

@@ -167,12 +167,13 @@ def report(study):
         "Peak: a share of the rate from scratch, tuned on a seed that is not reported. Less trained on: paired "
         "by seed, 95 % t-interval; below zero, it pays.")
     draw(study, found)
-    write_report(study.out, text, dict(rows=found, weights=study.weights[ON], trained_on=ON, larger=study.larger))
+    write_report(study.out, text, dict(rows=found, weights=study.weights[ON], larger=study.larger))
     return text
 
 
 def draw(study, found):
     """saturation.png: loss minus the trained-on model's over extra compute, a panel for each tokens value."""
+    ends = [0, *(np.mean(r["less_trained_on"]) for r in found if r["name"] in study.larger and r["less_trained_on"])]
     with picture(os.path.join(study.out, "saturation.png"), len(study.tokens)) as axes:
         for ax, tokens in zip(axes[0], study.tokens):
             for name in [*study.larger, ALL]:
@@ -181,8 +182,8 @@ def draw(study, found):
                 ax.plot([x for x, _ in points], [y for _, y in points], "o-" if name != ALL else "o--",
                         label=f"upscaled {name}" if name != ALL else name, color=None if name != ALL else "0.6")
             ax.axhline(0, color="k", lw=1)
-            ax.set(xlim=(-0.3, len(study.extras) - 0.7), ylim=(-0.08, 0.03), xlabel="extra compute, of the small model's",
-                   title=f"trained for {tokens:g} tokens per parameter")
+            ax.set(xlim=(-0.3, len(study.extras) - 0.7), ylim=(min(ends) - 0.02, max(ends) + 0.02),
+                   xlabel="extra compute, of the small model's", title=f"trained for {tokens:g} tokens per parameter")
             ax.set_xticks(range(len(study.extras)), [f"{e:g}" for e in study.extras])
         axes[0][0].set_ylabel("loss less that of training on, nats\n(below 0: upscaling wins)")
         axes[0][0].legend(fontsize=7)

@@ -20,7 +20,6 @@ from model import GROWABLE
 from run import hf
 from run.checkpoint import checkpoint
 from run.settings import (
-    GROWTHS,
     OWN_STARTS,
     TrainConfig,
     check_ramps,
@@ -51,8 +50,6 @@ def from_args(argv):
                             "leave one of the two out")
         config = from_dict({**recorded(files, given), **given, "init_from": "resume"})
         refuse(config, given)
-        if given.keys() & GROWTHS:  # else older runs with longer ramps could not resume
-            check_ramps(config)
         return config
     file = read_file(files[0]) if files else {}
     values = {**file, **given}
@@ -65,7 +62,7 @@ def from_args(argv):
     refuse(config, given)
     if files:
         refuse(config, own_names(files[0]) - given.keys(), file)
-    if not (start == "auto" and checkpoint.exists(config.out_dir)):
+    if not (start == "auto" and checkpoint.exists(config.out_dir)):  # else check_resume() does it
         check_ramps(config)
     return config
 

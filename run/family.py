@@ -182,7 +182,7 @@ def from_scratch(trunk, member, tokens):
     """
     recipes = {}
     for out_dir, below, files in os.walk(unpacked(RESULTS)):
-        below[:] = [name for name in below if name not in ("family", "probes", "controls")]
+        below[:] = [name for name in below if name not in ("family", "probes", "controls")]  # lab.frontier's
         run = read_config(out_dir) if {"config.json", "metrics.jsonl"} <= set(files) else None
         if run is None:
             continue

@@ -37,8 +37,11 @@ class Monitor:
         """asked: the config that --resume continues with; before: the Monitor of the previous run."""
         self.run, self.asked, self.stop, config, saved = run, asked, None, run.config, run.saved
         self.stopped = False  # do all ranks know of a signal to stop?
+        most = run.loader.val_seqs  # an evaluation reads no more, whatever eval_seqs says
+        same = saved and min(saved["config"]["eval_seqs"], most) == min(config.eval_seqs, most)
         for k, v in self.PROGRESS.items():
-            setattr(self, k, saved.get(k, v) if saved else v)
+            known = saved and (same or k not in ("best", "evaluated", "loss"))  # losses of one set compare
+            setattr(self, k, saved.get(k, v) if known else v)
         self.clock = Clock(self.train_s, partial(synchronize, run.device))
         self.saver, self.unsaved = Saver(config, run.ranks), None
         self.last_log = self.train_s, run.tokens, run.flops

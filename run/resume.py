@@ -10,7 +10,7 @@ from run import family
 from run.checkpoint import checkpoint
 from run.checkpoint.sharded import alone
 from run.optim import REWARM_MAY_CHANGE, learning_rate
-from run.settings import GROWTHS, RATES, TrainConfig, check_ramps, known_settings, plain
+from run.settings import RATES, TrainConfig, check_ramps, known_settings, plain
 
 # what a resumed run may change, because it does not affect the steps already taken
 RESUME_MAY_CHANGE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "save_interval",
@@ -91,8 +91,8 @@ def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
     if anew:
         say_once(f"warming up again from iteration {rewarm[0]} on, over {rewarm[2]} iterations")
         state["rewarm"], free = rewarm, free | REWARM_MAY_CHANGE
-    if any(getattr(was, key) != getattr(config, key) for key in GROWTHS):
-        check_ramps(config)
+    if any(getattr(was, key) != getattr(config, key) for key in ("max_iters", *OF_STAGES)):
+        check_ramps(config)  # if not, older runs with longer ramps may end masked, as they were to
     for key in ("micro_batch", *RATES):
         if getattr(was, key) != getattr(config, key) and any(key in s for s in config.stages[:done]):
             raise UserError(f"{key}={getattr(config, key)}: a stage has its own: change that, in --stages")
@@ -108,10 +108,7 @@ def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
         if f.name not in free and not later:
             raise UserError(f"{f.name}={new!r}: the checkpoint was trained with {old!r}; resume "
                             "with that, or start anew in another out_dir")
-        if f.name == "eval_seqs":
-            for key in ("best", "evaluated", "loss"):  # of another set: the two cannot be compared
-                state.pop(key, None)
-        if not config.is_branch():  # its command shows it
+        if not config.is_branch():  # a branch's command shows it
             say_once(f"resuming with {f.name}={new!r}, which was {old!r}")
     for key in RATES:
         old, new = was.after(done, key), config.after(done, key)

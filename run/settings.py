@@ -16,7 +16,6 @@ from run.operators import OPERATORS, refusal
 
 OWN_STARTS = ("scratch", "resume", "auto")
 RATES = ("learning_rate", "muon_learning_rate")
-GROWTHS = {"max_iters", "stages", "ramp_iters", "operator"}  # say how growths end before the run does
 STAGE_KEYS = ("at", *GROWABLE, "ramp_iters", "operator", "micro_batch", "finish_iters", *RATES)
 
 
@@ -350,7 +349,7 @@ def check_stages(config):
         what = f"stages[{i}]"
         if not isinstance(stage, dict):
             raise UserError(f"{what}={stage!r}: must be dict(at=..., n_embd=..., ...)")
-        for key, value in [*stage.items()]:
+        for key, value in stage.items():
             if key not in STAGE_KEYS:
                 raise UserError(f"{what}: " + unknown(key, STAGE_KEYS,
                                                       f"{', '.join(STAGE_KEYS)} are known"))
@@ -358,7 +357,7 @@ def check_stages(config):
                 if value not in allowed:
                     raise UserError(f"{what}: {key}={value!r}: must be one of {', '.join(allowed)}")
             elif key in RATES:
-                stage[key] = typed(key, value)
+                typed(key, value)
             elif type(value) is not int or not 0 <= value <= AT_MOST.get(key, 2**53):
                 raise UserError(f"{what}: {key}={shortened(value)}: must be a whole number, 0 or more"
                                 + f" and at most {AT_MOST.get(key)}" * (key in AT_MOST))

@@ -100,6 +100,18 @@ def test_the_best_is_of_those_that_were_saved(counts, scored, data, tmp_path):
     assert best(out) == (25, 2.0)
 
 
+@pytest.mark.parametrize("before, after, found", [(8, 3, (25, 4.5)), (10**6, 10**7, (15, 3.0))])
+def test_the_best_on_other_validation_data(before, after, found, scored, data, tmp_path):
+    """Losses on other sequences cannot be compared: best.pt starts anew. Both may be all that there are."""
+    out = tmp_path / "out"
+    scored.update({0: 5.0, 5: 4.0, 10: 3.5, 15: 3.0, 20: 3.2})
+    train_here(data_dir=data, out_dir=out, **{**PLAIN, "eval_seqs": before})
+    assert best(out) == (15, 3.0)
+    scored.update({20: 4.6, 25: 4.5})
+    train_here("--resume", data_dir=data, out_dir=out, **{**PLAIN, "eval_seqs": after, "max_iters": 25})
+    assert best(out) == found
+
+
 def test_a_save_that_failed_after_the_best(tmp_path, monkeypatch):
     """best.pt is written first: it stays, whatever is said to be the best afterwards."""
     state = dict(model_config={}, config=dict(eval_seqs=8))
