@@ -1,5 +1,5 @@
 # A family of three GPTs with 2, 4 and 8 layers, on the bytes of Python's own standard library. One trunk
-# grows from size to size at a constant learning rate. Before each growth a decay branches off and finishes
+# grows from size to size. Its learning rate is constant but for one step down. Before each growth a decay branches off and finishes
 # that size, in out/pystdlib_family/2x32 and 4x32. The smallest sees 20 tokens per parameter of the largest.
 # The others start from the trunk and need fewer tokens of their own.
 data_dir = "data/pystdlib"

@@ -118,8 +118,8 @@ def train_on_or_upscale(n, d, extra):
     row = min(rows, key=lambda r: (abs(math.log(r["tokens"] * n / d)), abs(math.log(r["extra"] / extra)),
                                    mean(r["less_trained_on"])))
     less = mean(row["less_trained_on"])
-    return (f"Need it not be this size, upscale it or train it on? It has {d / n:.3g} tokens per parameter, and this run's "
-            f"compute is {extra:.2g} of its own. Nearest measured, {row['tokens']:g} and {row['extra']:g}: upscaled "
+    return (f"If it need not be this size: upscale it, or train it on? It has {d / n:.3g} tokens per parameter, and this "
+            f"run's compute is {extra:.2g} of its own. Nearest measured, {row['tokens']:g} and {row['extra']:g}: upscaled "
             f"({row['name']}) it ended {abs(less):.4f} {'lower' if less < 0 else 'higher'} than trained on, "
             f"{len(row['less_trained_on'])} seed(s), {human(found['weights'])} parameters.")
 
