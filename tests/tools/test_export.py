@@ -138,7 +138,7 @@ def test_train_starts_and_grows_from_a_folder(kind, folders, tmp_path):
     assert torch.equal(new[:, :12], old)  # learning_rate 0
     [growth] = events(out, "grow")
     assert abs(growth["val_loss_after"] - growth["val_loss_before"]) < 1e-5
-    train_here(where, "--resume", max_iters=6, **settings)
+    train_here("--resume", max_iters=6, **settings)
     assert checkpoint.load(out)["iter"] == 6
 
 
