@@ -1,5 +1,5 @@
 # family.py with tokens in proportion to size: 20 per parameter of each of 2, 4 and 8 layers x 32. Tuned as
-# family.py is. Not run.
+# family.py is.
 from lab.experiments import family as _f
 
 settings = dict(_f.settings, eval_seqs=4096, warmup_iters=20)

@@ -1,4 +1,4 @@
-# family.py with Llama's parts: RMSNorm, SwiGLU, rotary positions. Tuned as family.py is. Not run.
+# family.py with Llama's parts: RMSNorm, SwiGLU, rotary positions. Tuned as family.py is.
 from lab.experiments import family as _f
 
 settings = dict(_f.settings, model="llama", n_inner=88, eval_seqs=4096)
