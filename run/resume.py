@@ -91,6 +91,8 @@ def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
     if anew:
         say_once(f"warming up again from iteration {rewarm[0]} on, over {rewarm[2]} iterations")
         state["rewarm"], free = rewarm, free | REWARM_MAY_CHANGE
+    elif rewarm and config.rewarm_iters:
+        say_once(f"rewarm_iters={config.rewarm_iters}: the new warmup began at iteration {rewarm[0]} already")
     if any(getattr(was, key) != getattr(config, key) for key in ("max_iters", *OF_STAGES)):
         check_ramps(config)  # if not, older runs with longer ramps may end masked, as they were to
     for key in ("micro_batch", *RATES):

@@ -90,7 +90,7 @@ def test_a_resume_before_the_decay_may_move_the_end(trunks, data, tmp_path):
 
 
 @pytest.mark.parametrize("schedule, low", [("wsd", 0.1), ("cosine", 0.002)])
-def test_a_finished_run_warms_up_again(schedule, low, trunks, tmp_path):
+def test_a_finished_run_warms_up_again(schedule, low, trunks, tmp_path, capsys):
     """From the rate it ended with to the peak, then its own decay; cut off anywhere, it goes on so."""
     out, command = tmp_path / "out", ("--max_iters=80", "--rewarm_iters=10")
     shutil.copytree(trunks[schedule], out)
@@ -103,6 +103,7 @@ def test_a_finished_run_warms_up_again(schedule, low, trunks, tmp_path):
         cut_off(out, 48, tmp_path / name)
         go_on("--resume", str(tmp_path / name), *argv)
         assert losses(tmp_path / name) == losses(out)
+        assert "rewarm_iters=10: the new warmup began at iteration 40 already" in capsys.readouterr().out
     cut_off(out, 40, tmp_path / "early")  # killed before its first checkpoint: config.json still says it
     go_on("--resume", str(tmp_path / "early"))
     assert losses(tmp_path / "early") == losses(out)
