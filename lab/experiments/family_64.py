@@ -6,7 +6,7 @@ from lab.experiments import family as _f
 settings = dict(_f.settings, n_embd=64, n_head=2, n_inner=256, eval_seqs=4096)
 target = "8 x 64"
 ladder = {"2 x 64": dict(n_layer=2, tokens=1), "4 x 64": dict(n_layer=4, tokens=1), "8 x 64": dict(n_layer=8)}
-budgets, decays, sweep_at = [20], [0.35, 0.55, 0.75], 20
+budgets, decays, sweep_at = [20], [0.75, 0.55], 20
 rates = dict(learning_rate=[0.004, 0.008, 0.016, 0.032, 0.064])
 tune_seeds, seeds = [1], [3, 4]
 save_every = 192

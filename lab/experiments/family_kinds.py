@@ -13,7 +13,7 @@ ladder = {
     "4 x 48": dict(n_layer=4, n_embd=48, n_inner=192, tokens=1),  # about as many weights as the target
     "8 x 32": dict(n_layer=8, rate=0.016)}
 budgets, decays, rates, sweep_at = [20], _f.decays, _f.rates, 20
-tune_seeds, seeds = [1], [11, 12, 13]
+tune_seeds, seeds = [1], [11, 12]
 save_every = 48
 
 _masks = _f.families["masks"]
