@@ -186,10 +186,9 @@ class Run:
         mean over the targets of the whole batch. (BERT's rows differ in how many they have.)
         """
         c = self.config
-        scale = learning_rate(c, self.iter, self.rewarm)
         for o in self.optimizers:
             for g in o.param_groups:
-                g["lr"] = c.after(self.stage, o.rate) * scale
+                g["lr"] = c.after(self.stage, o.rate) * learning_rate(c, self.iter, self.rewarm, o.rate)
         torch.manual_seed(hash((c.seed, self.iter, self.ranks.rank)))  # only dropout draws
         total = torch.zeros((), device=self.device)
         micro_batch = c.after(self.stage, "micro_batch")
@@ -311,9 +310,9 @@ def loop(run, monitor):
     c = run.config
     batch = run.fetch(run.iter)
     while True:
-        if run.iter % c.eval_interval == 0 or run.iter == c.max_iters:
-            monitor.evaluate_and_log()
         growing = run.growth_is_due()
+        if run.iter % c.eval_interval == 0 or run.iter == c.max_iters or growing:
+            monitor.evaluate_and_log()
         monitor.save(anyway=growing)  # before growing: if the growth fails, nothing is lost
         if run.iter >= c.max_iters or monitor.stopping() or growing and monitor.branch_is_due():
             break

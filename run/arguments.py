@@ -82,9 +82,10 @@ def branched(values, given, start):
     done, stages = state["stage"], values.get("stages", had["stages"])
     if values.get("decay_iters"):
         values.setdefault("schedule", "wsd")
-        if "max_iters" not in (given if "decay_iters" in given else values):
+        beside = given if "decay_iters" in given else values
+        if "max_iters" not in beside:
             values["max_iters"] = state["iter"] + values["decay_iters"]
-            stages = stages if "stages" in given else stages[:done]  # a decay drops those still to come
+            stages = stages if "stages" in beside else stages[:done]  # a decay drops those still to come
     elif "decay_frac" in values:
         values.setdefault("decay_iters", 0)
     had["rewarm_iters"] = 0  # the checkpoint records past rewarms

@@ -171,17 +171,17 @@ class Monitor:
 
     def grow(self):
         """
-        Grow the run and log it. The loss before is the last evaluation, if that is of this iteration.
-        One batch, before and after, measures the change.
+        Grow the run and log it. Call after an evaluation. One batch, before and after, shows whether the
+        loss changed. If it did, the whole validation set is evaluated again.
         """
-        run = self.run
-        before = self.loss if self.evaluated == run.iter else self.evaluate()["val_loss"]
+        run, before = self.run, self.loss
         had = self.evaluate(1)["val_loss"]
         started = time.perf_counter()
         run.grow()
         self.clock.wait()
         grow_s, model = time.perf_counter() - started, run.model
-        after = before + self.evaluate(1)["val_loss"] - had
+        change = self.evaluate(1)["val_loss"] - had
+        after = before + change if abs(change) < 1e-4 else self.evaluate()["val_loss"]
         self.note("grow", val_loss_before=before, val_loss_after=after, val_loss=after, grow_s=grow_s,
                   params=model.num_params(), mask=0.0)
         self.log.say(f"iter {run.iter}: grown to {describe(sizes_of(model.config))}, "

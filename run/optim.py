@@ -25,12 +25,14 @@ AT_ONCE = dict(cpu=1 << 18)
 AT_ONCE_ELSEWHERE = 1 << 25
 
 
-def learning_rate(config, it, rewarm=None):
+def learning_rate(config, it, rewarm=None, key="learning_rate"):
     """
-    The learning rate of iteration `it`, as a share of the peak. rewarm: (iteration where the schedule
-    started again, share of the peak it started at, iterations of its warmup).
+    The learning rate `key` of iteration `it`, as a share of its peak. rewarm: (iteration where the schedule
+    started again, {key: share of its peak there}, iterations of its warmup).
     """
     began, low, warmup = rewarm or (0, 0.0, config.warmup_iters)
+    if isinstance(low, dict):  # older checkpoints have one number for all rates
+        low = low[key]
     it, end = it - began, config.max_iters - began
     scale = low + (1 - low) * ((it + 1) / warmup) if it + 1 < warmup else 1.0
     low, span = config.min_lr_frac, config.decay_span(began)

@@ -53,13 +53,16 @@ def branch_point(config, meta, ask):
     """Another run's checkpoint: model, optimizers and place in the data, without its history."""
     state = checkpoint.load(config.init_from, values=False, ask=ask)
     with checkpoint.believed(config.init_from):
-        check_resume(state, config, meta, RESUME_MAY_CHANGE | BRANCH_MAY_CHANGE)
+        check_resume(state, config, meta, branches=True)
     own = ("metrics_bytes", "best", "evaluated", "saved")
     return {k: v for k, v in state.items() if k not in own}
 
 
-def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
-    """Report what changed since the checkpoint. UserError for what a resumed run may not change."""
+def check_resume(state, config, meta, branches=False):
+    """
+    Report what changed since the checkpoint. UserError for what a resumed run may not change, or one that
+    branches off here.
+    """
     need(config.goes_on_from(), state, config=dict, meta=dict, iter=int, stage=int, tokens=int, flops=(int, float))
     if {k: meta.get(k) for k in ("tokenizer", "vocab_size")} != \
             {k: state["meta"].get(k) for k in ("tokenizer", "vocab_size")}:
@@ -86,7 +89,9 @@ def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
     if gone:
         say_once(f"going on without {', '.join(f'{k}={v!r}' for k, v in gone)}: there is no such setting any more")
     was = TrainConfig(**had)
-    rewarm = rewarmed(state, was, config)
+    free = RESUME_MAY_CHANGE | (BRANCH_MAY_CHANGE if branches else set())
+    due = done + any(s["at"] == state["iter"] for s in config.stages[done:])  # a growth may come next
+    rewarm = rewarmed(state, was, config, due, branches)
     anew = rewarm != state.get("rewarm")
     if anew:
         say_once(f"warming up again from iteration {rewarm[0]} on, over {rewarm[2]} iterations")
@@ -96,7 +101,7 @@ def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
     if any(getattr(was, key) != getattr(config, key) for key in ("max_iters", *OF_STAGES)):
         check_ramps(config)  # if not, older runs with longer ramps may end masked, as they were to
     for key in ("micro_batch", *RATES):
-        if getattr(was, key) != getattr(config, key) and any(key in s for s in config.stages[:done]):
+        if getattr(was, key) != getattr(config, key) and any(key in s for s in config.stages[:due]):
             raise UserError(f"{key}={getattr(config, key)}: a stage has its own: change that, in --stages")
     rates = () if anew or config.is_branch() else RATES  # a rewarm or a branch may change them
     before, now = plain(was), plain(config)  # settings with no effect may differ
@@ -112,8 +117,9 @@ def check_resume(state, config, meta, free=RESUME_MAY_CHANGE):
                             "with that, or start anew in another out_dir")
         if not config.is_branch():  # a branch's command shows it
             say_once(f"resuming with {f.name}={new!r}, which was {old!r}")
+    planned = due if was.stages[:due] == config.stages[:due] else done
     for key in RATES:
-        old, new = was.after(done, key), config.after(done, key)
+        old, new = was.after(planned, key), config.after(due, key)
         if old != new and state["iter"] and not anew:
             say_once(f"{key} goes from {old:g} to {new:g} at iteration {state['iter']} in one step: "
                      "--rewarm_iters=N warms up to it")
@@ -127,20 +133,19 @@ def past(config, done, rates):
             for stage in config.stages[:done]]
 
 
-def rewarmed(state, was, config):
+def rewarmed(state, was, config, due, branches):
     """
     Where the learning rate schedule started again (see optim.learning_rate), or None. The run has `config`
-    and continues from the checkpoint `state` of a run with `was`. UserError if the rate would jump, that
-    is, if `config` gives another rate for steps already taken.
+    and continues from the checkpoint `state` of a run with `was`; due: its stage at the next step; branches:
+    does it branch off here? UserError if the rate would jump, that is, if `config` gives another rate for
+    steps already taken.
     """
     it, stage, had = state["iter"], state["stage"], state.get("rewarm")
-    coming = stage + any(s["at"] == it for s in config.stages[stage:])  # a growth may be due
     changed = [k for k in ("max_iters", "schedule", "decay_iters", "decay_frac", "min_lr_frac")
                if getattr(was, k) != getattr(config, k)]
     taken = range(it - 1, had[0] - 1 if had else -1, -1) if changed else ()
     jumps = any(learning_rate(was, i, had) != learning_rate(config, i, had) for i in taken)
     last, left = learning_rate(was, it - 1, had) if it else 0.0, config.max_iters - it
-    branches = config.is_branch() and config.init_from != was.init_from  # else it goes on with its own
     if config.rewarm_iters and (jumps or branches or config.rewarm_iters != was.rewarm_iters):
         for key in ("rewarm_iters", *["decay_iters"] * (config.schedule == "wsd")):
             if getattr(config, key) > left:
@@ -150,9 +155,14 @@ def rewarmed(state, was, config):
         if early := [s["at"] for s in config.stages[stage:] if config.finish_of(s) and s["at"] < warm]:
             raise UserError(f"finish_stages={config.finish_stages}: a stage grows at {early[0]}, within the new "
                             f"warmup, which ends at {warm}: grow later, or lower rewarm_iters")
-        rates = ("learning_rate", *["muon_learning_rate"] * (config.optimizer == "muon"))
-        peaks = [was.after(stage, k) / config.after(coming, k) for k in rates if config.after(coming, k)]
-        return [it, min([1.0, *(last * p for p in peaks)]), config.rewarm_iters]
+        starts = {}  # each rate goes on from where it was
+        for key in RATES[:2 if config.optimizer == "muon" else 1]:
+            share, peak = learning_rate(was, it - 1, had, key) if it else 0.0, config.after(due, key)
+            starts[key] = share * was.after(stage, key) / peak if peak else 1.0
+        if not jumps and {*starts.values()} == {1.0}:
+            raise UserError(f"rewarm_iters={config.rewarm_iters}: the learning rate is at its peak at iteration "
+                            f"{it}, with nothing to warm up to: leave it out")
+        return [it, starts, config.rewarm_iters]
     if not jumps:
         return had
     key, decay = changed[0], max(0, math.floor(was.max_iters - was.decay_span(had[0] if had else 0)))

@@ -180,6 +180,7 @@ MEANS = dict(
     mask_frac=("model='bert'", lambda c: c.model == "bert"),
     stagger=("stages that add layers by masks, or residual_warmup_iters", lambda c: c.residual_warmup_iters or any(
         "n_layer" in s and c.has_ramp(s) for s in c.stages)),
+    residual_warmup_iters=("n_layer of at least 1", lambda c: c.n_layer),
     finish_stages=("stages", lambda c: c.stages), family=("finish_stages", lambda c: c.finish_stages),
     operator=("stages that name no operator themselves", lambda c: any("operator" not in s for s in c.stages)),
     ramp_iters=("stages that have operator='msg' and no ramp_iters themselves",

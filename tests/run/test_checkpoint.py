@@ -100,6 +100,24 @@ def test_the_best_is_of_those_that_were_saved(counts, scored, data, tmp_path):
     assert best(out) == (25, 2.0)
 
 
+def test_the_best_may_be_from_just_before_a_growth(scored, data, tmp_path):
+    """Its evaluation counts as any other, wherever it falls."""
+    scored.update({0: 5.0, 5: 4.0, 7: 1.0, 10: 3.0, 15: 3.0, 20: 3.0})
+    train_here(data_dir=data, out_dir=tmp_path, **{**PLAIN, "ramp_iters": 2, "stages": [dict(at=7, n_layer=2)]})
+    assert best(tmp_path) == (7, 1.0)
+
+
+def test_the_loss_after_a_growth_that_changes_it(data, tmp_path):
+    """Is that of the whole validation set, whatever the micro_batch."""
+    found = []
+    for rows in (1, 8):
+        train_here(data_dir=data, out_dir=tmp_path / str(rows), **{
+            **PLAIN, "micro_batch": rows, "dropout": 0.0, "operator": "direct", "ramp_iters": None, "max_iters": 4,
+            "stages": [dict(at=3, n_embd=32, n_inner=64, n_head=2)]})
+        found += [e["val_loss_after"] for e in events(tmp_path / str(rows), "grow")]
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
 @pytest.mark.parametrize("before, after, found", [(8, 3, (25, 4.5)), (10**6, 10**7, (15, 3.0))])
 def test_the_best_on_other_validation_data(before, after, found, scored, data, tmp_path):
     """Losses on other sequences cannot be compared: best.pt starts anew. Both may be all that there are."""

@@ -9,6 +9,8 @@ from base.disk import write_sealed
 from base.errors import UserError
 from run.arguments import from_args
 from run.checkpoint import checkpoint
+from run.optim import learning_rate
+from run.resume import saved_state
 from train import Run
 
 FLAT = dict(stages=[], warmup_iters=5, max_iters=40, eval_interval=8, keep_checkpoints=99, dropout=0.0)
@@ -37,6 +39,11 @@ def late(out, after):
 def go_on(*argv, **more):
     """train.py with these flags alone."""
     train_here(*argv, **{**NONE, **more})
+
+
+def read(out):
+    """The meta of a run's data, as its checkpoint has it."""
+    return checkpoint.load(str(out))["meta"]
 
 
 def refused(*argv):
@@ -142,6 +149,24 @@ def test_a_branch_of_what_warmed_up_again_may_do_so_too(trunks, tmp_path):
     go_on(f"--init_from={trunks['wsd']}/ckpt_0000040.pt", f"--out_dir={low}", "--rewarm_iters=8", "--max_iters=80",
           "--learning_rate=1e-4")
     assert rates(low)[41] == pytest.approx(rates(trunks["wsd"])[40])  # at its peak already
+
+
+def test_a_rewarm_moves_each_rate_from_where_it_was(trunks, data, tmp_path):
+    """Down to a lower peak as well; with Muon each rate on its own; where nothing moves it is refused."""
+    start = f"--init_from={trunks['constant']}/ckpt_0000016.pt"
+    go_on(start, f"--out_dir={tmp_path}/a", "--max_iters=24", "--rewarm_iters=4", "--learning_rate=1e-4")
+    lr = [rates(tmp_path / "a")[i] for i in range(17, 22)]
+    assert lr == pytest.approx([7.75e-4, 5.5e-4, 3.25e-4, 1e-4, 1e-4])
+    settings = dict(FLAT, data_dir=data, optimizer="muon", muon_learning_rate=0.01, schedule="constant", max_iters=8)
+    train_here(out_dir=tmp_path / "muon", **settings)
+    config = from_args([f"--init_from={tmp_path}/muon/ckpt_0000008.pt", f"--out_dir={tmp_path}/b", "--max_iters=16",
+                        "--rewarm_iters=4", "--learning_rate=1e-2"])
+    state = saved_state(config, read(tmp_path / "muon"))
+    assert state["rewarm"] == [8, dict(learning_rate=pytest.approx(0.1), muon_learning_rate=1.0), 4]
+    assert [learning_rate(config, it, state["rewarm"], "muon_learning_rate") for it in (8, 9, 15)] == [1.0] * 3
+    for given in ([start, f"--out_dir={tmp_path}/c"], ["--resume", str(trunks["constant"])]):
+        assert "rewarm_iters=4: the learning rate is at its peak at iteration" in refused(
+            *given, "--rewarm_iters=4", "--max_iters=60")
 
 
 # -- ramps
@@ -253,6 +278,8 @@ def test_decay_iters_beside_a_config(growing_by_four, tmp_path):
         assert (config.max_iters, config.schedule, len(config.stages)) == (10, "wsd", 1)
         config = from_args([*file, start, f"--out_dir={tmp_path}/b", "--decay_iters=2", "--max_iters=16"])
         assert config.max_iters == 16 and len(config.stages) == 2
+    file.write_text("stages = [dict(at=12, n_layer=4, ramp_iters=2)]\ndecay_iters = 4\n")  # a branch's own
+    assert [s["at"] for s in from_args([str(file), start, f"--out_dir={tmp_path}/b"]).stages] == [12]
 
 
 def test_settings_of_growths_to_come(growing_by_four, tmp_path):
@@ -293,6 +320,11 @@ def test_a_stage_has_its_own_peak(data, tmp_path):
     assert rates(tmp_path / "d")[17] == 4e-4 > rates(tmp_path / "d")[20]
     assert "learning_rate=0.1: a stage has its own: change that, in --stages" in refused(
         f"--init_from={tmp_path}/a/ckpt_0000016.pt", f"--out_dir={tmp_path}/e", "--learning_rate=0.1")
+    due = f"--stages={[dict(at=8, n_inner=48, learning_rate=4e-4, micro_batch=4)]}"
+    for key in ("--learning_rate=0.1", "--micro_batch=8"):  # the growth that is due now has its own as well
+        assert f"{key[2:]}: a stage has its own" in refused(
+            f"--init_from={tmp_path}/small/ckpt_0000008.pt", f"--out_dir={tmp_path}/e", "--max_iters=24", due, key,
+            "--ramp_iters=2")
     for bad, words in ((dict(learning_rate="x"), "learning_rate='x'"), (dict(learning_rate=-1), "at least 0"),
                        (dict(muon_learning_rate=0.01), "optimizer='muon' only")):
         with pytest.raises(UserError, match=words):
