@@ -54,14 +54,15 @@ def from_args(argv):
     file = read_file(files[0]) if files else {}
     values = {**file, **given}
     start = values.get("init_from", "scratch")
+    parent = {}
     if isinstance(start, str) and start.endswith(".pt"):
-        values = branched(values, given, os.path.expanduser(start))
+        values, parent = branched(values, given, os.path.expanduser(start))
     elif start not in OWN_STARTS:
         values = sized_by_folder(values)
     config = from_dict(values)
     refuse(config, given)
     if files:
-        refuse(config, own_names(files[0]) - given.keys(), file)
+        refuse(config, own_names(files[0]) - given.keys(), {**parent, "max_iters": config.max_iters, **file})
     if not (start == "auto" and checkpoint.exists(config.out_dir)):  # else check_resume() does it
         check_ramps(config)
     return config
@@ -70,7 +71,7 @@ def from_args(argv):
 def branched(values, given, start):
     """
     The settings of the run that wrote the checkpoint `start`, overridden by `values`, of which those of
-    the command line are `given`.
+    the command line are `given`. Returns them, and that run's own.
     """
     values = {key: typed(key, value) for key, value in values.items()}
     state = checkpoint.settings_of(start)
@@ -86,7 +87,8 @@ def branched(values, given, start):
         if "max_iters" not in beside:
             values["max_iters"] = state["iter"] + values["decay_iters"]
             stages = stages if "stages" in beside else stages[:done]  # a decay drops those still to come
-    elif "decay_frac" in values:
+    elif values.get("decay_frac"):
+        values.setdefault("schedule", "wsd")
         values.setdefault("decay_iters", 0)
     had["rewarm_iters"] = 0  # the checkpoint records past rewarms
     if stages[:done] == had["stages"][:done] and any(
@@ -95,7 +97,7 @@ def branched(values, given, start):
             stages = [*map(TrainConfig(**had).whole, stages[:done]), *stages[done:]]
     if values.get("finish_stages", had["finish_stages"]):  # the parent's family finishes the smaller sizes
         stages = [{**s, "finish_iters": 0} if i < done and isinstance(s, dict) else s for i, s in enumerate(stages)]
-    return {**had, **values, "stages": stages}
+    return {**had, **values, "stages": stages}, had
 
 
 def recorded(files, given):

@@ -149,7 +149,7 @@ def open_trackers(config, start=0):
     if config.tensorboard:
         SummaryWriter = library("torch.utils.tensorboard", "tensorboard").SummaryWriter
         # on resume, hide what came after the checkpoint: it will be written again
-        board = SummaryWriter(config.out_dir, purge_step=start or None, flush_secs=10)
+        board = SummaryWriter(config.out_dir, purge_step=start + 1 if start else None, flush_secs=10)
         atexit.register(board.close)
         made.append(lambda values, it: [  # text is Markdown there: indented, it stays verbatim
             board.add_text(k, textwrap.indent(v, "    "), it) if isinstance(v, str) else

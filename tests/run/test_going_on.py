@@ -252,6 +252,20 @@ def test_what_means_nothing_stops_no_run(data, tmp_path):
     train_here(**{**settings, "max_iters": 9})
     assert events(tmp_path / "a", "eval")[-1]["iter"] == 9
 
+
+def test_a_decay_in_the_file_of_a_branch(trunks, tmp_path):
+    """Means a decay, by iterations or by share, whatever schedule the parent had; its end alone says nothing."""
+    branch = [f"--init_from={trunks['constant']}/ckpt_0000016.pt", f"--out_dir={tmp_path}/b"]
+    for decay in ("max_iters = 32\ndecay_frac = 0.5", "decay_iters = 16"):
+        (tmp_path / "b.py").write_text(decay)
+        config = from_args([str(tmp_path / "b.py"), *branch])
+        assert [learning_rate(config, it) for it in (15, 24)] == [1.0, 0.5]
+    for more in ("", "warmup_iters = 5\n"):
+        (tmp_path / "b.py").write_text(more + "max_iters = 32\nmin_lr_frac = 0.2")
+        with pytest.raises(UserError, match="min_lr_frac=0.2: means something with"):
+            from_args([str(tmp_path / "b.py"), *branch])
+
+
 def test_micro_batch_beside_a_stages_own(growing_by_four, tmp_path):
     """In a decay, which drops the stages still to come, as elsewhere."""
     said = refused(f"--init_from={growing_by_four}/ckpt_0000008.pt", f"--out_dir={tmp_path}/b", "--decay_iters=4",

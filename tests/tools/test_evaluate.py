@@ -565,7 +565,7 @@ def test_tensorboard_gets_the_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(runlog.atexit, "register", lambda f: None)
     want = log_something(tmp_path, from_args(["--tensorboard=True", f"--out_dir={tmp_path}"]), 4)
     assert Board.last.got == want
-    assert Board.last.folder == str(tmp_path) and Board.last.purge_step == 4
+    assert Board.last.folder == str(tmp_path) and Board.last.purge_step == 5
 
 
 def test_wandb_gets_the_numbers(tmp_path, monkeypatch):
