@@ -35,7 +35,7 @@ class Family:
                                 f"each of two members or more, and has {n}")
         if entry.get("tokens") not in study.budgets:
             raise UserError(f"{what}: tokens={entry.get('tokens')}: is none of the budgets {study.budgets}")
-        self.budget, self.given, self.tuning = entry["tokens"], entry.get("rate"), entry.get("tuning", False)
+        self.budget, self.given, self.tuning = entry["tokens"], entry.get("rate"), entry.get("tuning")
         iters = study.branch(study.target, self.budget, 1)[1]
         self.ends = [study.on_grid(share * iters) for share in itertools.accumulate(entry["trunk"])]
         self.decays = [round(share * iters) for share in entry["decay"]]
@@ -101,4 +101,5 @@ class Family:
 
     def seeds(self):
         """The seeds that it runs on."""
-        return self.study.tune_seeds if self.tuning else self.study.every_seed
+        study = self.study
+        return {True: study.tune_seeds, False: study.seeds, None: study.every_seed}[self.tuning]

@@ -1,5 +1,5 @@
-# A family of three sizes, trained as one growing run or one by one: 2, 4 and 8 layers x 32, on the same
-# tokens, 20 per parameter of the largest. Bytes of Python's standard library, one CPU thread. Each size
+# A family of three sizes, trained as one growing run or one by one: 2, 4 and 8 layers x 32. One by one they
+# see the same tokens, 20 per parameter of the largest. Bytes of Python's standard library, one CPU thread. Each size
 # from scratch has its own learning rate of AdamW, for embeddings and vectors, and its own decay; the family
 # has its own too. All are tuned on a seed that is not reported. Muon's rate, 0.02, was the best of all three
 # sizes at a rate of AdamW of 0.002 (0.01 and 0.04 were worse), and for 8 layers at 0.016 (0.01 was worse).

@@ -9,4 +9,5 @@ budgets, decays, rates, sweep_at = [20], [0.35, 0.55, 0.75], _f.rates, 20
 tune_seeds, seeds = [1], [11, 12]
 save_every = 24
 
-families = {"masks": dict(_f.families["masks"], trunk=[0.1625, 0.25, 0.45], decay=[0.0875, 0.175, 0.4])}
+families = {"masks": dict(_f.families["masks"], trunk=[0.1625, 0.25, 0.45], decay=[0.0875, 0.175, 0.4],
+                               tuning=False)}

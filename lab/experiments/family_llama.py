@@ -8,4 +8,4 @@ budgets, decays, rates, sweep_at = [20], _f.decays, _f.rates, 20
 tune_seeds, seeds = [1], [11, 12]
 save_every = 48
 
-families = {"masks": _f.families["masks"]}
+families = {"masks": dict(_f.families["masks"], tuning=False)}
