@@ -292,8 +292,9 @@ def test_decay_iters_beside_a_config(growing_by_four, tmp_path):
         assert (config.max_iters, config.schedule, len(config.stages)) == (10, "wsd", 1)
         config = from_args([*file, start, f"--out_dir={tmp_path}/b", "--decay_iters=2", "--max_iters=16"])
         assert config.max_iters == 16 and len(config.stages) == 2
-    file.write_text("stages = [dict(at=12, n_layer=4, ramp_iters=2)]\ndecay_iters = 4\n")  # a branch's own
-    assert [s["at"] for s in from_args([str(file), start, f"--out_dir={tmp_path}/b"]).stages] == [12]
+    own = tmp_path / "own.py"  # a branch's own stages
+    own.write_text("stages = [dict(at=12, n_layer=4, ramp_iters=2)]\ndecay_iters = 8\n")
+    assert [s["at"] for s in from_args([str(own), start, f"--out_dir={tmp_path}/b"]).stages] == [12]
 
 
 def test_settings_of_growths_to_come(growing_by_four, tmp_path):
