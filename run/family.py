@@ -177,7 +177,7 @@ def last_evaluation(out_dir, iteration):
 def from_scratch(trunk, member, tokens):
     """
     {seed: (out_dir, last evaluation)} of runs in RESULTS that trained a member's size from scratch, on
-    the same data and about as many tokens. Of several recipes, the one with most seeds (up to three),
+    data of the same name and about as many tokens. Of several recipes, the one with most seeds (up to three),
     then the lowest mean loss. Leaves out seeds that recipes were chosen on. {} if there are none.
     """
     recipes = {}
@@ -201,13 +201,23 @@ def from_scratch(trunk, member, tokens):
 
 def task(config):
     """What two runs must share for their losses to be compared."""
-    return config.model, config.block_size, os.path.basename(os.path.normpath(config.data_dir))
+    return config.model, config.block_size, config.eval_seqs, os.path.basename(os.path.normpath(config.data_dir))
+
+
+def other_text(resolved):
+    """The text of the runs in RESULTS, if a run with `resolved` had another; else None."""
+    path = os.path.join(RESULTS, "data.json")
+    if "data" not in resolved or not os.path.exists(path):
+        return None
+    theirs = read_json(path, fingerprint=str, source=str)
+    return theirs["source"] if theirs["fingerprint"] != resolved["data"] else None
 
 
 def summary(trunk):
     """Losses and costs of a family, a dict for family.json. Unfinished members have no loss yet."""
     where = os.path.join(trunk.out_dir, "config.json")
-    vocab_size, = need(where, read_json(where, resolved=dict)["resolved"], vocab_size=int)
+    resolved = read_json(where, resolved=dict)["resolved"]
+    vocab_size, = need(where, resolved, vocab_size=int)
     rows, family = costs(trunk, vocab_size), members(trunk)
     for row, m in zip(rows, family):
         ends = from_scratch(trunk, m, family[0].end * trunk.batch_tokens)
@@ -218,7 +228,8 @@ def summary(trunk):
                        std=statistics.stdev(losses) if len(losses) > 1 else None,
                        flops=statistics.mean(end["flops"] for _, end in ends.values())) if ends else None)
     total, alone = (sum(row[k] for row in rows) for k in ("flops", "alone"))
-    return dict(members=rows, flops=total, alone=alone, saved=1 - total / alone)
+    other = other_text(resolved) if any(row["scratch"] for row in rows) else None
+    return dict(members=rows, flops=total, alone=alone, saved=1 - total / alone, other_text=other)
 
 
 def in_words(found):
@@ -233,6 +244,8 @@ def in_words(found):
         rows.append([r["name"], f"{r['params']:,}", loss, human(r["flops"]), *alone])
     lines = table(["model", "parameters", "validation loss", "this run's FLOPs for it", "from scratch: loss",
                    "FLOPs"], rows)
+    if found["other_text"]:
+        lines += f"\n\nThe runs from scratch saw another text, the {found['other_text']}: losses do not compare."
     return f"{lines}\n\nthe family cost {human(found['flops'], 'FLOP')}, trained one by one it costs " \
         f"{human(found['alone'], 'FLOP')}: {found['saved']:.0%} saved"
 

@@ -181,7 +181,8 @@ MEANS = dict(
     stagger=("stages that add layers by masks, or residual_warmup_iters", lambda c: c.residual_warmup_iters or any(
         "n_layer" in s and c.has_ramp(s) for s in c.stages)),
     residual_warmup_iters=("n_layer of at least 1", lambda c: c.n_layer),
-    finish_stages=("stages", lambda c: c.stages), family=("finish_stages", lambda c: c.finish_stages),
+    finish_stages=("stages to finish", lambda c: any(map(c.finish_of, c.stages))),
+    family=("finish_stages", lambda c: c.finish_stages),
     operator=("stages that name no operator themselves", lambda c: any("operator" not in s for s in c.stages)),
     ramp_iters=("stages that have operator='msg' and no ramp_iters themselves",
                 lambda c: any("ramp_iters" not in s and c.has_ramp(s) for s in c.stages)),

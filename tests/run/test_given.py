@@ -31,6 +31,7 @@ IDLE = [  # flags of which the last means nothing beside the others
     ["--model=bert", "--norm_eps=1e-6"], ["--rope_theta=5e5"], ["--rope_scaling=linear:2"], ["--qkv_bias=True"], ["--qk_norm=True"], ["--rewarm_iters=5"],
     ["--init_from=auto", "--rewarm_iters=5"], ["--family=end"], ["--stagger=True"],
     ["--n_layer=0", "--residual_warmup_iters=5"],
+    ["--stages=[dict(at=300, n_layer=8, finish_iters=0)]", "--finish_stages=5"],
     [GROWS, "--operator=stack", "--stagger=True"],
     ["--stages=[dict(at=300, n_layer=8, finish_iters=9)]"]]
 USED = [
