@@ -19,6 +19,7 @@ from base.reading import need, read_json
 from model import GROWABLE
 from run import hf
 from run.checkpoint import checkpoint
+from run.optim import REWARM_MAY_CHANGE
 from run.settings import (
     OWN_STARTS,
     TrainConfig,
@@ -115,8 +116,8 @@ def recorded(files, given):
         return {**values, "out_dir": folder}  # no config.json: loading the checkpoint decides
     had = read_json(path)
     old = known_settings(had)
-    if "max_iters" in given:
-        old.pop("rewarm_iters", None)  # it belonged to the earlier max_iters
+    if given.keys() & {"max_iters", *REWARM_MAY_CHANGE}:
+        old.pop("rewarm_iters", None)  # it belonged to the earlier schedule
     for key in sorted(values.keys() & old.keys() - given.keys() - {"out_dir", "init_from"}):
         if values[key] != old[key]:
             say_once(f"resuming with the run's own {key}={old[key]!r}, not {files[0]}'s "

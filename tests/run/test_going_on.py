@@ -11,6 +11,7 @@ from run.arguments import from_args
 from run.checkpoint import checkpoint
 from run.optim import learning_rate
 from run.resume import saved_state
+from run.settings import from_dict
 from train import Run
 
 FLAT = dict(stages=[], warmup_iters=5, max_iters=40, eval_interval=8, keep_checkpoints=99, dropout=0.0)
@@ -149,6 +150,25 @@ def test_a_branch_of_what_warmed_up_again_may_do_so_too(trunks, tmp_path):
     go_on(f"--init_from={trunks['wsd']}/ckpt_0000040.pt", f"--out_dir={low}", "--rewarm_iters=8", "--max_iters=80",
           "--learning_rate=1e-4")
     assert rates(low)[41] == pytest.approx(rates(trunks["wsd"])[40])  # at its peak already
+
+
+def test_a_restart_adopts_no_other_run(trunks, tmp_path):
+    """torchrun starts a command again that was refused: it then finds a run, but not its own."""
+    cut_off(trunks["wsd"], 24, tmp_path / "out")
+    meta = read(tmp_path / "out")
+    again = dict(json.loads((trunks["wsd"] / "config.json").read_text()), out_dir=str(tmp_path / "out"))
+    again.pop("resolved")
+    assert saved_state(from_dict(again), meta, restarted=True)["iter"] == 24
+    with pytest.raises(UserError, match="holds a run from init_from=scratch: choose another"):
+        saved_state(from_dict({**again, "init_from": f"{trunks['wsd']}/ckpt_0000008.pt"}), meta, restarted=True)
+
+
+def test_a_past_rewarm_is_not_asked_for_again(trunks, tmp_path):
+    out = str(shutil.copytree(trunks["wsd"], tmp_path / "out"))
+    go_on("--resume", out, "--max_iters=64", "--rewarm_iters=4")
+    cut_off(out, 56)
+    for given in ("--min_lr_frac=0.1", "--schedule=constant", "--decay_frac=0.5"):
+        refused("--resume", out, given)
 
 
 def test_a_rewarm_moves_each_rate_from_where_it_was(trunks, data, tmp_path):
