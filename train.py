@@ -113,7 +113,7 @@ class Run:
                     dtype=str(self.dtype).split(".")[1], compile=self.compile,
                     processes=self.ranks.world, vocab_size=self.vocab_size,
                     threads=torch.get_num_threads(), torch=torch.__version__,
-                    data_dir=os.path.abspath(self.config.data_dir), data=self.meta["fingerprint"])
+                    data_dir=os.path.abspath(self.config.data_dir), fingerprint=self.meta["fingerprint"])
 
     def vocabulary(self):
         """vocab_size as set, or the dataset's, padded to a multiple of 64."""

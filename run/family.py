@@ -207,10 +207,10 @@ def task(config):
 def other_text(resolved):
     """The text of the runs in RESULTS, if a run with `resolved` had another; else None."""
     path = os.path.join(RESULTS, "data.json")
-    if "data" not in resolved or not os.path.exists(path):
+    if "fingerprint" not in resolved or not os.path.exists(path):
         return None
     theirs = read_json(path, fingerprint=str, source=str)
-    return theirs["source"] if theirs["fingerprint"] != resolved["data"] else None
+    return theirs["source"] if theirs["fingerprint"] != resolved["fingerprint"] else None
 
 
 def summary(trunk):

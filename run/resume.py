@@ -46,7 +46,7 @@ def saved_state(config, meta, restarted=False, ask=alone):
     state = checkpoint.load(config.out_dir, values=False, ask=ask)
     with checkpoint.believed(config.out_dir):
         began = need(config.out_dir, state, config=dict)[0].get("init_from")
-        if config.init_from not in ("resume", "auto", began):  # a restart must not adopt another run
+        if not {config.init_from, began} & {"resume", "auto"} and config.init_from != began:  # another run
             raise UserError(f"out_dir={config.out_dir} holds a run from init_from={began}: choose another --out_dir, "
                             "or delete that folder")
         check_resume(state, config, meta)

@@ -98,7 +98,7 @@ def test_runs_from_scratch_to_compare_with(out, data, tmp_path, monkeypatch):
     assert first["scratch"]["seeds"] == [2, 3] and first["scratch"]["flops"] == ends[0]["flops"]
     assert first["scratch"]["mean"] == pytest.approx(sum(e["val_loss"] for e in ends) / 2)
     assert not any(m["scratch"] for m in others)
-    mine = json.load(open(os.path.join(out, "config.json")))["resolved"]["data"]
+    mine = json.load(open(os.path.join(out, "config.json")))["resolved"]["fingerprint"]
     for theirs, said in ((mine, False), ("0", True)):
         (tmp_path / "data.json").write_text(json.dumps(dict(fingerprint=theirs, source="text of old")))
         table = family.in_words(family.summary(family.read_trunk(out)))

@@ -161,6 +161,8 @@ def test_a_restart_adopts_no_other_run(trunks, tmp_path):
     assert saved_state(from_dict(again), meta, restarted=True)["iter"] == 24
     with pytest.raises(UserError, match="holds a run from init_from=scratch: choose another"):
         saved_state(from_dict({**again, "init_from": f"{trunks['wsd']}/ckpt_0000008.pt"}), meta, restarted=True)
+    go_on("--resume", str(tmp_path / "out"))  # as a family's trunk does after a branch
+    assert saved_state(from_dict(again), meta, restarted=True)["iter"] == 40
 
 
 def test_a_past_rewarm_is_not_asked_for_again(trunks, tmp_path):
