@@ -10,4 +10,4 @@ tune_seeds, seeds = [1], [11, 12]
 save_every = 24
 
 families = {"masks": dict(_f.families["masks"], trunk=[0.1625, 0.25, 0.45], decay=[0.0875, 0.175, 0.4],
-                               tuning=False)}
+                          tuning=False)}

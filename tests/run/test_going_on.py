@@ -42,7 +42,7 @@ def go_on(*argv, **more):
     train_here(*argv, **{**NONE, **more})
 
 
-def read(out):
+def meta_of(out):
     """The meta of a run's data, as its checkpoint has it."""
     return checkpoint.load(str(out))["meta"]
 
@@ -155,7 +155,7 @@ def test_a_branch_of_what_warmed_up_again_may_do_so_too(trunks, tmp_path):
 def test_a_restart_adopts_no_other_run(trunks, tmp_path):
     """torchrun starts a command again that was refused: it then finds a run, but not its own."""
     cut_off(trunks["wsd"], 24, tmp_path / "out")
-    meta = read(tmp_path / "out")
+    meta = meta_of(tmp_path / "out")
     again = dict(json.loads((trunks["wsd"] / "config.json").read_text()), out_dir=str(tmp_path / "out"))
     again.pop("resolved")
     assert saved_state(from_dict(again), meta, restarted=True)["iter"] == 24
@@ -167,10 +167,10 @@ def test_a_restart_adopts_no_other_run(trunks, tmp_path):
 
 def test_a_past_rewarm_is_not_asked_for_again(trunks, tmp_path):
     out = str(shutil.copytree(trunks["wsd"], tmp_path / "out"))
-    go_on("--resume", out, "--max_iters=64", "--rewarm_iters=4")
-    cut_off(out, 56)
+    go_on("--resume", out, "--max_iters=64", "--rewarm_iters=4", "--decay_frac=0.75")
+    cut_off(out, 56)  # within its decay
     for given in ("--min_lr_frac=0.1", "--schedule=constant", "--decay_frac=0.5"):
-        refused("--resume", out, given)
+        assert "would jump" in refused("--resume", out, given)
 
 
 def test_a_rewarm_moves_each_rate_from_where_it_was(trunks, data, tmp_path):
@@ -183,7 +183,7 @@ def test_a_rewarm_moves_each_rate_from_where_it_was(trunks, data, tmp_path):
     train_here(out_dir=tmp_path / "muon", **settings)
     config = from_args([f"--init_from={tmp_path}/muon/ckpt_0000008.pt", f"--out_dir={tmp_path}/b", "--max_iters=16",
                         "--rewarm_iters=4", "--learning_rate=1e-2"])
-    state = saved_state(config, read(tmp_path / "muon"))
+    state = saved_state(config, meta_of(tmp_path / "muon"))
     assert state["rewarm"] == [8, dict(learning_rate=pytest.approx(0.1), muon_learning_rate=1.0), 4]
     assert [learning_rate(config, it, state["rewarm"], "muon_learning_rate") for it in (8, 9, 15)] == [1.0] * 3
     for given in ([start, f"--out_dir={tmp_path}/c"], ["--resume", str(trunks["constant"])]):
