@@ -249,11 +249,14 @@ class Study:
 
     def rate(self, name):
         """Its best learning rate, else that of the from-scratch size nearest in cost to its last size."""
-        here = math.log(self.cost(self.target if name in self.grown else name))
-        near = sorted(self.ladder, key=lambda n: abs(math.log(self.cost(n)) - here))
-        found = (self.best_rate(n) for n in [name, *near])
+        found = (self.best_rate(n) for n in self.likest(name))
         # only plans use the middle one; no run does
         return next((r for r in found if r), self.rate_values[len(self.rate_values) // 2])
+
+    def likest(self, name):
+        """The contestants that it takes a learning rate from, most alike first: itself, then sizes by cost."""
+        here = math.log(self.cost(self.target if name in self.grown else name))
+        return [name, *sorted(self.ladder, key=lambda n: abs(math.log(self.cost(n)) - here))]
 
     def tried(self, name, budget, seed):
         """A tuning seed: the jobs that tune the decay at the best rate. Other seeds: the best so far."""
@@ -287,8 +290,12 @@ class Study:
         def sweeps(names):
             return ((("rates", self.sweep_at, job.values["seed"]), job) for name in self.swept(names)
                     for job in self.sweep(name))
-        yield from sweeps(self.ladder)
-        if not guess and None in map(self.best_rate, self.swept(self.ladder)):
+        tuned = {n for n in self.names if n in self.given or self.swept([n])}
+        first = {next((n for n in self.likest(name) if n in tuned), None) for name in
+                 [n for n in self.run_names if n not in self.families] + [self.start(n) for n in grown]}
+        sizes = [n for n in self.ladder if n in first]  # whose rates are needed
+        yield from sweeps(sizes)
+        if not guess and None in map(self.best_rate, self.swept(sizes)):
             return  # a grown run starts at the best rate of the size it starts from
         yield from sweeps(grown)
         for budget, seed in sorted(((b, s) for b in self.run_budgets for s in self.run_seeds),

@@ -170,6 +170,8 @@ def test_a_part_of_the_study_first(study, tmp_path):
     one = play_all(make(tmp_path, only_budgets=[10], only_seeds=[1], only_names=["late"]))
     assert {os.path.relpath(j.out_dir, study.out).split(os.sep)[1] for j in one
             if "tokens_10" in j.out_dir} == {"late"}
+    assert {os.path.relpath(j.out_dir, study.out).split(os.sep)[1] for j in one
+            if "scratch" in j.out_dir and not j.keep} == {study.start("late")}  # no other size is swept
     with pytest.raises(UserError, match="--only: 'lat': no such name, did you mean late"):
         make(tmp_path, only_names=["lat"])
     first = one + play_all(make(tmp_path, only_budgets=[10], only_seeds=[1]))
