@@ -111,7 +111,8 @@ class Study:
     def ready(self):
         """The jobs that can start now, in order."""
         for job in self.wanted():
-            yield from (j for j in job.chain() if not j.done() and (j.after is None or j.after.done()))
+            if not job.done():  # else its small model need not be there: results/ keeps no checkpoints
+                yield from (j for j in job.chain() if not j.done() and (j.after is None or j.after.done()))
 
 
 def check_experiment(experiment):

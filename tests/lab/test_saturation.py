@@ -64,6 +64,15 @@ def test_only_what_is_asked_for(study):
         saturation.Study(read_file("lab/experiments/saturation.py"), "out", only=["x 3"])
 
 
+def test_what_is_finished_needs_no_checkpoint(study):
+    """results/ keeps no checkpoints: a small model is trained again only if something starts from it."""
+    play(study)
+    last = max((job for job in study.wanted() if job.after), key=lambda job: job.after.last)
+    for job in [last, *(j.after for j in study.wanted() if j.after)]:
+        study.played.pop(job.out_dir, None)
+    assert [job.out_dir for job in play(study)] == [last.after.out_dir, last.out_dir]
+
+
 def test_tuned_on_a_seed_that_is_not_reported(study):
     order = play(study)
     assert {study.peak(name) for name in study.names} == {0.5}
