@@ -208,8 +208,7 @@ class Study:
         own = self.rate(name) if rate is None else rate
         values = dict(self.values(name, self.stages(name, budget), seed, own), schedule="wsd",
                       max_iters=end, decay_iters=end - begin, keep_checkpoints=1)
-        out_dir = os.path.join(self.folder(name, budget, seed, own),
-                               f"tokens_{budget:g}_decay_{decay:g}")
+        out_dir = os.path.join(self.folder(name, budget, seed, own), f"tokens_{budget:g}_decay_{decay:g}")
         flops = self.spent(name, budget, end) - self.spent(name, budget, at)
         return Branch(out_dir, values, flops, self.trunk(name, at, seed, rate, budget))
 
@@ -218,8 +217,7 @@ class Study:
                 **({"stages": stages} if stages else {}), "seed": seed, self.rate_key: rate}
 
     def folder(self, name, budget, seed, rate):
-        parts = ["grown", slug(name), f"tokens_{budget:g}"] if name in self.grown else \
-            ["scratch", slug(name)]
+        parts = ["grown", slug(name), f"tokens_{budget:g}"] if name in self.grown else ["scratch", slug(name)]
         return os.path.join(self.out, *parts, f"rate_{rate:g}", f"seed_{seed}")
 
     def swept(self, names):
@@ -249,9 +247,8 @@ class Study:
 
     def rate(self, name):
         """Its best learning rate, else that of the from-scratch size nearest in cost to its last size."""
-        found = (self.best_rate(n) for n in self.likest(name))
-        # only plans use the middle one; no run does
-        return next((r for r in found if r), self.rate_values[len(self.rate_values) // 2])
+        middle = self.rate_values[len(self.rate_values) // 2]  # for plans; no run uses it
+        return next(filter(None, map(self.best_rate, self.likest(name))), middle)
 
     def likest(self, name):
         """The contestants that it takes a learning rate from, most alike first: itself, then sizes by cost."""
@@ -290,12 +287,11 @@ class Study:
         def sweeps(names):
             return ((("rates", self.sweep_at, job.values["seed"]), job) for name in self.swept(names)
                     for job in self.sweep(name))
-        tuned = {n for n in self.names if n in self.given or self.swept([n])}
-        first = {next((n for n in self.likest(name) if n in tuned), None) for name in
-                 [n for n in self.run_names if n not in self.families] + [self.start(n) for n in grown]}
+        asked = {*self.run_names, *map(self.start, grown)} - self.families.keys()
+        first = {next((n for n in self.likest(name) if n in self.given or self.swept([n])), None) for name in asked}
         sizes = [n for n in self.ladder if n in first]  # whose rates are needed
         yield from sweeps(sizes)
-        if not guess and None in map(self.best_rate, self.swept(sizes)):
+        if not guess and None in map(self.best_rate, sizes):
             return  # a grown run starts at the best rate of the size it starts from
         yield from sweeps(grown)
         for budget, seed in sorted(((b, s) for b in self.run_budgets for s in self.run_seeds),
@@ -321,10 +317,9 @@ class Study:
     def ready(self):
         """The jobs that can start now, most important first."""
         for _, leaf in self.wanted(guess=False):
-            if leaf.done():
-                continue  # even without its trunk: results/ keeps no trunks
-            yield from (job for job in leaf.chain()
-                        if not job.done() and (job.after is None or job.after.done()))
+            if not leaf.done():  # else it needs no trunk: results/ keeps none
+                yield from (job for job in leaf.chain()
+                            if not job.done() and (job.after is None or job.after.done()))
 
 
 def is_growth(pair):

@@ -1,7 +1,7 @@
 # Long runs at a quarter of the weights of gentle_start.py: the target has 6 layers x 32 (74 thousand weights
 # without embeddings), at 80 tokens per parameter. Is it growing that helps, or a gentle start? AdamW's rate and
-# the decay are tuned for each contestant, on a seed that is not reported. Muon's rate was tried at 0.01 and 0.02
-# on the target.
+# the decay are tuned for each contestant, on a seed that is not reported. Muon's rate was tried on the target. What
+# ran is in docs/studies/long_runs.md.
 from lab.experiments import gentle_start as _g
 
 settings = dict(_g.settings, n_embd=32, n_head=1, n_inner=128)
@@ -9,14 +9,17 @@ target = "6 x 32"
 _six, _to_80 = dict(n_layer=6), 2_880  # the target's iterations at 80 tokens per parameter
 ladder = {
     "6 x 32": dict(_six, budgets=[80]),
-    "6 x 32, Muon 0.02": dict(_six, rate=0.016, settings=dict(muon_learning_rate=0.02)),
+    "6 x 32, Muon 0.02": dict(_six, rate=0.008, settings=dict(muon_learning_rate=0.02)),
+    "6 x 32, Muon 0.005": dict(_six, rate=0.008, settings=dict(muon_learning_rate=0.005)),
+    "6 x 32, AdamW 0.002": dict(_six, rate=0.002),  # as in frontier.py
     "6 x 32, gates open over 12 %, in turn": dict(
         _six, settings=dict(residual_warmup_iters=round(0.12 * _to_80), stagger=True)),
     "6 x 32, outputs start at 0": dict(_six, settings=dict(zero_proj=True)),
     "6 x 32, gates open over 12 %, together": dict(
         _six, settings=dict(residual_warmup_iters=round(0.12 * _to_80))),
 }
-starts = {"2 x 32": dict(n_layer=2), "1 x 32": dict(n_layer=1), "3 x 32": dict(n_layer=3)}
+starts = {"1 x 32": dict(n_layer=1), "2 x 32": dict(n_layer=2), "3 x 32": dict(n_layer=3),
+          "2 x 32, AdamW 0.002": dict(n_layer=2, rate=0.002)}
 
 budgets, grown_at, sweep_at = [80], [80], 80
 decays = [0.35, 0.55, 0.75]
@@ -25,6 +28,8 @@ tune_seeds, seeds = [1], [11, 12, 13, 14, 15]
 
 grown = {
     "2 to 6 layers at 2 %, masks": dict(start="2 x 32", growths=[(0.02, _six)]),
+    "2 to 6 layers at 2 %, masks, AdamW 0.002": dict(start="2 x 32, AdamW 0.002", growths=[(0.02, _six)],
+                                                     rate=0.002),
     "3 to 6 layers at 25 %, masks": dict(start="3 x 32", growths=[(0.25, _six)]),
     "1 to 6 layers at 2 %, masks": dict(start="1 x 32", growths=[(0.02, _six)]),
     "2 to 6 layers at 2 %, copies": dict(start="2 x 32", growths=[(0.02, _six)], operator="stack"),
