@@ -69,6 +69,13 @@ class Branch(Job):
             os.remove(self.path(name))
 
 
+def startable(jobs):
+    """The runs that can start now, in order. What is done needs no checkpoints: results/ keeps none."""
+    for job in jobs:
+        if not job.done():
+            yield from (j for j in job.chain() if not j.done() and (j.after is None or j.after.done()))
+
+
 def outward(jobs):
     """
     The jobs that tune a setting, as far as is known. jobs: a list of jobs for each value. Starts with

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from base.errors import UserError, exits_cleanly, number
 from base.words import human, table
-from lab.branches import Branch, final, outward, run_all
+from lab.branches import Branch, final, outward, run_all, startable
 from lab.campaign import check_keys, known, must_be, slug
 from lab.children import in_folder, listed, many_parser
 from lab.costs import measure, stage_costs, vocab_of
@@ -316,10 +316,7 @@ class Study:
 
     def ready(self):
         """The jobs that can start now, most important first."""
-        for _, leaf in self.wanted(guess=False):
-            if not leaf.done():  # else it needs no trunk: results/ keeps none
-                yield from (job for job in leaf.chain()
-                            if not job.done() and (job.after is None or job.after.done()))
+        return startable(leaf for _, leaf in self.wanted(guess=False))
 
 
 def is_growth(pair):

@@ -17,7 +17,7 @@ import numpy as np
 
 from base.errors import UserError, exits_cleanly, is_number
 from base.words import human, table
-from lab.branches import Branch, run_all
+from lab.branches import Branch, run_all, startable
 from lab.campaign import check_keys, known, must_be, slug
 from lab.children import in_folder, many_parser
 from lab.costs import on_meta, vocab_of
@@ -110,9 +110,7 @@ class Study:
 
     def ready(self):
         """The jobs that can start now, in order."""
-        for job in self.wanted():
-            if not job.done():  # else its small model need not be there: results/ keeps no checkpoints
-                yield from (j for j in job.chain() if not j.done() and (j.after is None or j.after.done()))
+        return startable(self.wanted())
 
 
 def check_experiment(experiment):

@@ -1,5 +1,5 @@
-# Sizes from scratch with as little compute as the members of family_64.py's second family: 4 layers x 64 on 60 % of its
-# tokens, 8 layers on 67 %. Rates and decay are the best of each size in family_64.py: nothing is tuned here.
+# Sizes from scratch with as little compute as the members of family_64.py's "longer decays": 4 layers x 64 on
+# 60 % of the tokens, 8 layers on 67 %. Rates and decay are the best of each size in family_64.py: nothing is tuned here.
 from lab.experiments import family_64 as _f
 
 settings, target, budgets, sweep_at, save_every = _f.settings, _f.target, _f.budgets, _f.sweep_at, _f.save_every
