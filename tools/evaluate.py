@@ -12,6 +12,7 @@ Evaluate a trained model: GPT on texts, last words and multiple choice, BERT on 
                    multiple choice and schema). query may be called ctx or question; choices,
                    endings; gold, label or answer. gold is a number from 0, a letter or the text
     mlm, mlm:DIR   masked-token accuracy on a dataset's val.bin (default: the run's own)
+    layers, layers:DIR   by how much the loss on that val.bin rises without each layer
 
 A model is a checkpoint, a run's folder or a Hugging Face folder. For a family's folder, all finished
 members are measured in one table.
@@ -31,7 +32,7 @@ from base.disk import write_json
 from base.errors import UserError, exits_cleanly, number
 from base.reading import need, read_jsonl, read_text
 from data.dataset import read_meta
-from data.loader import BertLoader
+from data.loader import BertLoader, Loader
 from data.tokenizer import get_tokenizer, tokenizer_of
 from run import family
 from run.evaluation import scores
@@ -161,9 +162,26 @@ class Evaluator:
             min(range(a, b), key=by.__getitem__) - a == gold for a, b, gold in questions
         ) / len(questions) for name, by in scores.items()})
 
-    @torch.no_grad()
     def mlm(self, path):
         """On rows of a dataset's val.bin, masked as in training."""
+        loader = self.loader("mlm", path)
+        sums = self.sums("mlm", loader)
+        mean = {name: s / n for name, (s, n) in sums.items()}
+        return dict(file=loader.config.data_dir, n=sums["mlm_acc"][1], mlm_acc=mean["mlm_acc"],
+                    mlm_loss=mean["val_loss"], nsp_acc=mean["nsp_acc"])
+
+    def layers(self, path):
+        """By how much the loss on a dataset's val.bin rises without each layer, as Veit et al. (2016) do."""
+        loader = self.loader("layers", path)
+        (loss, n), rises = self.sums("layers", loader)["val_loss"], {}
+        for i, block in enumerate(self.model.blocks, 1):
+            block.forward = lambda x, *_: x
+            rises[f"without layer {i}"] = (self.sums(f"layer {i}", loader)["val_loss"][0] - loss) / n
+            del block.forward
+        return dict(file=loader.config.data_dir, n=n, val_loss=loss / n, **rises)
+
+    def loader(self, task, path):
+        """Rows of a dataset's val.bin: of the folder `path`, or of the run's own."""
         config = TrainConfig(**known_settings(self.info["config"]))
         T = self.config.block_size
         config = replace(config, data_dir=path or config.data_dir, block_size=T,
@@ -172,22 +190,26 @@ class Evaluator:
         meta = read_meta(config.data_dir)
         if tokenizer_of(meta) != tokenizer_of(self.info["meta"]):
             raise UserError(f"data_dir={config.data_dir}: made with another tokenizer than the "
-                            "model's: give the folder of a dataset that goes with it, mlm:DIR")
+                            f"model's: give the folder of a dataset that goes with it, {task}:DIR")
+        return (BertLoader if self.kind == "bert" else Loader)(config, meta, self.config.vocab_size)
+
+    @torch.no_grad()
+    def sums(self, desc, loader):
+        """{score: (sum, count)} over the rows of a loader."""
         sums = {}
-        loader = BertLoader(config, meta, self.config.vocab_size)
         total = -(-loader.eval_seqs // self.batch)
-        for data in tqdm(loader.eval_batches(), total=total, desc="mlm", leave=False):
+        for data in tqdm(loader.eval_batches(), total=total, desc=desc, leave=False):
             data = {k: v.to(self.device) for k, v in data.items()}
-            for name, (s, n) in scores(*self.model(**data), data).items():
+            for name, (s, n) in scores(
+                    *self.model(**data, return_logits=self.kind == "bert"), data).items():
                 a, b = sums.get(name, (0.0, 0))
                 sums[name] = a + float(s), b + int(n)
-        mean = {name: s / n for name, (s, n) in sums.items()}
-        return dict(file=config.data_dir, n=sums["mlm_acc"][1], mlm_acc=mean["mlm_acc"],
-                    mlm_loss=mean["val_loss"], nsp_acc=mean["nsp_acc"])
+        return sums
 
 
 DECODERS = ("gpt", "llama")
-TASKS = dict(ppl=DECODERS, lambada=DECODERS, choice=DECODERS, mlm=("bert",))
+TASKS = dict(ppl=DECODERS, lambada=DECODERS, choice=DECODERS, mlm=("bert",), layers=(*DECODERS, "bert"))
+ON_DATASET = ("mlm", "layers")  # these read a val.bin, that of the run if no folder is given
 
 
 # names that datasets use for the parts of a question
@@ -255,8 +277,8 @@ def parse_tasks(text):
         path = os.path.expanduser(path)
         if name not in TASKS:
             raise UserError(f"--tasks={text}: {name!r} is no task: use "
-                            "ppl:FILE, lambada:FILE, choice:FILE or mlm, joined by commas")
-        if not path and name != "mlm":
+                            "ppl:FILE, lambada:FILE, choice:FILE, mlm or layers, joined by commas")
+        if not path and name not in ON_DATASET:
             raise UserError(f"--tasks={text}: {name} needs a file: {name}:FILE")
         if path and not os.path.exists(path):  # fail now, not after the tasks before it
             raise UserError(f"--tasks={text}: {path}: no such file: give one for {name} to read")
@@ -293,7 +315,7 @@ def parse(argv):
         stride=("--tasks=ppl:FILE", lambda a: "ppl:" in a.tasks), join=("--tasks=choice:FILE", lambda a: "choice:" in a.tasks)))
     p.add_argument("--batch", type=number(int, 1), default=16, help="sequences run at once")
     p.add_argument("--limit", type=number(int, 0), default=0,
-                   help="only the first N lines (ppl: tokens; mlm: rows, 1024 by default)")
+                   help="only the first N lines (ppl: tokens; mlm, layers: rows, 1024 by default)")
     p.add_argument("--save", type=os.path.expanduser,
                    help="where the JSON goes (evaluate.json beside the checkpoint)")
     p.add_argument("--tasks", required=True, help="what to measure, joined by commas; see above")

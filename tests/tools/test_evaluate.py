@@ -363,6 +363,23 @@ def test_mlm_equals_the_slow_one(tmp_path):
                          nsp_acc=sum(nsp) / len(nsp))
 
 
+@pytest.mark.parametrize("kind", ["gpt", "llama", "bert"])
+def test_the_loss_without_a_layer(kind, tmp_path):
+    """It equals that of a model that never had the layer; afterwards the model has it again."""
+    data = str(make_data(tmp_path / "data"))
+    e = Evaluator(save(kind, tmp_path, block_size=32, n_layer=3), batch=4, limit=10)
+    got = e.layers(data)
+    assert list(got) == ["file", "n", "val_loss", "without layer 1", "without layer 2", "without layer 3"]
+    assert e.layers(data) == got
+    blocks = list(e.model.blocks)
+    for i in range(3):
+        e.model.blocks = torch.nn.ModuleList(blocks[:i] + blocks[i + 1:])
+        s, n = e.sums("", e.loader("layers", data))["val_loss"]
+        assert n == got["n"] > 0
+        assert s / n - got["val_loss"] == pytest.approx(got[f"without layer {i + 1}"], abs=1e-6)
+        assert abs(got[f"without layer {i + 1}"]) > 1e-5
+
+
 # -----------------------------------------------------------------------------
 # from the command line
 
@@ -403,8 +420,8 @@ def test_what_is_done_is_kept(gpt, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("kind, tasks, said", [
-    ("gpt", "mlm", "is a gpt model, and mlm is for bert: use ppl, lambada, choice"),
-    ("bert", "ppl:{a}", "is a bert model, and ppl is for gpt and llama: use mlm"),
+    ("gpt", "mlm", "is a gpt model, and mlm is for bert: use ppl, lambada, choice, layers"),
+    ("bert", "ppl:{a}", "is a bert model, and ppl is for gpt and llama: use mlm, layers"),
     ("gpt", "blimp", "'blimp' is no task: use ppl:FILE"),
     ("gpt", "ppl", "ppl needs a file: ppl:FILE"),
     ("gpt", "ppl:{a}.missing", "a.txt.missing: no such file"),
@@ -414,7 +431,7 @@ def test_what_is_done_is_kept(gpt, tmp_path, monkeypatch, capsys):
     ("gpt", "lambada:{a}", "a.txt:1: not JSON"),
     ("gpt", "ppl:{latin}", "not UTF-8 text"),
     ("gpt", "ppl:{cut}", "cut.gz: is damaged"),
-    ("bert", "mlm:{dir}/none", "no such file"),
+    ("bert", "mlm:{dir}/none", "no such file"), ("gpt", "layers:{dir}", "make one with"),
     ("bert", "mlm:{dir}", "make one with"),
 ])
 def test_bad_input(kind, tasks, said, gpt, tmp_path, monkeypatch, capsys):
