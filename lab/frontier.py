@@ -36,7 +36,7 @@ EXPERIMENT = dict(settings=dict, ladder=dict, starts=dict, grown=dict, target=st
 OPTIONAL = ("starts", "grown", "grown_at", "tune_seeds", "families", "save_every")
 START_S = 8  # seconds that a start of train.py spends before its first step and on evaluation
 TRUNK_SEQS = 512  # at most, for a trunk's evaluation: it gives no result
-NO_SIZES = ("budgets", "rate", "settings", "tokens")  # other keys of a size's entry
+NO_SIZES = ("budgets", "rate", "decay", "settings", "tokens")  # other keys of a size's entry
 
 class Study:
     """A checked experiment and its jobs, in order. budgets, seeds, only: run these (None: all)."""
@@ -51,7 +51,8 @@ class Study:
         self.sizes = {name: {**{k: v for k, v in entry.items() if k not in NO_SIZES},
                              **entry.get("settings", {})} for name, entry in entries.items()}
         self.every_seed = list(dict.fromkeys([*self.tune_seeds, *self.seeds]))
-        self.given = {n: e["rate"] for n, e in {**entries, **self.grown}.items() if "rate" in e}
+        self.given, self.given_decay = ({n: e[key] for n, e in {**entries, **self.grown}.items() if key in e}
+                                        for key in ("rate", "decay"))
         self.tuned = dict(self.given)
         for what, some, every in (("budgets", budgets, self.budgets), ("seeds", seeds, self.every_seed)):
             if extra := set(some or ()) - set(every):
@@ -65,27 +66,29 @@ class Study:
         asked = {known(n, every, "--only") for n in only or every}
         asked.update(*(self.families[n].get("members", []) for n in asked & set(self.families)))
         self.run_names = [n for n in every if n in asked]
-        self.decay = self.decays[len(self.decays) // 2]  # for sweeps, and until the best is known
         self.batch = self.config(self.target).batch_tokens
         self.weights = self.costs(self.target)[0]["weights"]
         for name, g in self.grown.items():
             known(g.get("start"), self.sizes, f"grown {name!r}: start")
             if not g.get("growths") or not all(is_growth(pair) for pair in g["growths"]):
-                raise UserError(f"grown {name!r}: growths={g.get('growths')!r}: must be [(share of the "
-                                "compute, dict of sizes), ...]")
+                raise UserError(
+                    f"grown {name!r}: growths={g.get('growths')!r}: must be [(share of the compute, dict of sizes), ...]")
             if self.config(name, stages=self.stages(name, self.budgets[0])).sizes()[-1] != \
                     self.config(self.target).sizes()[0]:
                 raise UserError(f"grown {name!r}: does not end at the size of {self.target}")
             for budget in self.budgets_of(name):
                 check_ramps(self.config(name, stages=self.stages(name, budget),
                                         max_iters=self.branch(name, budget, 0)[1]))
+        for name, decay in self.given_decay.items():
+            if decay not in self.decays:
+                raise UserError(f"{name}: decay={decay!r}: is none of the experiment's decays {self.decays}")
         for name, rate in self.given.items():
             self.config(name, **{self.rate_key: rate})  # raises UserError for a bad entry
         for name in self.names:
             refuse(self.config(name, stages=self.stages(name, self.budgets[0])), self.own(name))
             if self.config(name).batch_tokens != self.batch:
-                raise UserError(f"{name}: batch_tokens={self.config(name).batch_tokens}: budgets are counted "
-                                f"in batches of {self.batch} here: leave it out")
+                raise UserError(f"{name}: batch_tokens={self.config(name).batch_tokens}: budgets are counted in "
+                                f"batches of {self.batch} here: leave it out")
         self.families = {name: Family(self, name, entry) for name, entry in self.families.items()}
         for name in self.sizes:
             refuse(self.config(name, **{self.rate_key: self.rate_values[0]}), self.rates)
@@ -127,8 +130,7 @@ class Study:
 
     def spent(self, name, budget, iters):
         """FLOPs of the first iterations of a contestant at a budget."""
-        return sum(r["flops"] * self.batch * min(r["iters"], max(0, iters - r["at"]))
-                   for r in self.costs(name, budget))
+        return sum(r["flops"] * self.batch * min(r["iters"], max(0, iters - r["at"])) for r in self.costs(name, budget))
 
     def stages(self, name, budget):
         """A grown contestant's stages, at shares of the budget's compute; [] from scratch."""
@@ -160,17 +162,13 @@ class Study:
         return self.grown[name]["start"] if name in self.grown else name
 
     def points(self, name, budget=None):
-        """
-        The iterations at which runs branch off a trunk, that of a size or of a grown contestant
-        at a budget.
-        """
+        """The iterations at which runs branch off a trunk, that of a size or of a grown contestant at a budget."""
         if name in self.grown:
             return {self.leaves(name, budget, d) for d in self.decays}
         found = {min(self.stages(g, b)[0]["at"], self.leaves(g, b, d)) for g in self.grown
                  for b in self.budgets_of(g) for d in self.decays if self.start(g) == name}
         found.update(f.ends[0] for f in self.families.values() if f.members[0] == name)
-        return found.union(*({self.leaves(name, b, d) for d in self.decays}
-                             for b in self.budgets_of(name)))
+        return found.union(*({self.leaves(name, b, d) for d in self.decays} for b in self.budgets_of(name)))
 
     def budgets_of(self, name):
         if name in self.grown:
@@ -220,13 +218,20 @@ class Study:
         parts = ["grown", slug(name), f"tokens_{budget:g}"] if name in self.grown else ["scratch", slug(name)]
         return os.path.join(self.out, *parts, f"rate_{rate:g}", f"seed_{seed}")
 
+    def decays_of(self, name):
+        return [self.given_decay[name]] if name in self.given_decay else self.decays
+
+    def middle_decay(self, name):
+        """For sweeps, and until the best is known."""
+        return self.decays_of(name)[len(self.decays_of(name)) // 2]
+
     def swept(self, names):
         """The contestants whose learning rate is swept."""
         return [n for n in names if self.sweep_at in self.budgets_of(n) and n not in self.given]
 
     def at_rates(self, name):
         """The jobs of a sweep over all learning rates: for each a list, one job per tuning seed."""
-        return [[self.leaf(name, self.sweep_at, s, self.decay, r) for s in self.tune_seeds]
+        return [[self.leaf(name, self.sweep_at, s, self.middle_decay(name), r) for s in self.tune_seeds]
                 for r in self.rate_values] if self.sweep_at in self.budgets_of(name) else []
 
     def sweep(self, name):
@@ -260,27 +265,27 @@ class Study:
         if seed in self.tune_seeds:
             i, tuners = self.tune_seeds.index(seed), self.tune_seeds
             return [jobs[i] for jobs in outward(
-                [[self.leaf(name, budget, s, d) for s in tuners] for d in self.decays])]
+                [[self.leaf(name, budget, s, d) for s in tuners] for d in self.decays_of(name)])]
         rate, decay = self.best(name, budget)
         return [self.leaf(name, budget, seed, decay, rate)]
 
     def best(self, name, budget):
         """The best (rate, decay) so far on the tuning seeds at this budget."""
         losses = self.finished(name, budget)
-        return min(losses, key=losses.get) if losses else (self.rate(name), self.decay)
+        return min(losses, key=losses.get) if losses else (self.rate(name), self.middle_decay(name))
 
     def finished(self, name, budget):
         """{(rate, decay): loss} of the tuning seeds' finished jobs at this budget."""
         rates = [self.given[name]] if name in self.given else [
             r for r in self.rate_values if os.path.isdir(self.folder(name, budget, self.tune_seeds[0], r))]
         jobs = {(r, d): [self.leaf(name, budget, s, d, r) for s in self.tune_seeds]
-                for r in rates for d in self.decays}
+                for r in rates for d in self.decays_of(name)}
         return {key: loss for key, some in jobs.items() if (loss := final(some)) is not None}
 
     def wanted(self, guess=True):
         """
-        (purpose, decay) of all jobs, most important first. guess: include jobs whose rate or decay
-        depends on unfinished runs, at the best values so far.
+        (purpose, decay) of all jobs, most important first. guess: include jobs whose rate or decay depends on
+        unfinished runs, at the best values so far.
         """
         grown = [n for n in self.run_names if n in self.grown]
 
@@ -339,8 +344,7 @@ def check_experiment(experiment):
                         **experiment.get("grown", {}), **experiment.get("families", {})}.items():
         if not isinstance(entry, dict):
             raise UserError(f"experiment: {name!r}: {entry!r}: must be a dict")
-        kinds = dict(budgets=list, rate=(int, float), growths=list, start=str, settings=dict,
-                     tokens=(int, float))
+        kinds = dict(budgets=list, rate=(int, float), growths=list, start=str, settings=dict, tokens=(int, float))
         for key in entry.keys() & kinds:
             must_be(entry[key], kinds[key], f"experiment: {name!r}: {key}")
         asked += entry.get("budgets", [])
@@ -374,8 +378,7 @@ def main():
     p.add_argument("--minutes", type=number(float, 0), default=1e6, help="stop after so many")
     p.add_argument("--speeds", action="store_true",
                    help="measure each size's seconds a step, once, with nothing else running")
-    p.add_argument("--budgets", type=listed(number(float, 0)), metavar="2.5,5",
-                   help="only these; the report has all")
+    p.add_argument("--budgets", type=listed(number(float, 0)), metavar="2.5,5", help="only these; the report has all")
     args = p.parse_args()
     study = Study(read_file(args.what), args.out or os.path.join("out", Path(args.what).stem),
                   args.budgets, args.seeds, args.only)

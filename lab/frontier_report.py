@@ -142,20 +142,20 @@ def make_rows(study, found, best, fitted):
                 row[key] = multiplier(found, r, names, "flops")
                 row[f"{key}_s"] = multiplier(found, r, names, "seconds") if timed else None
                 row[f"given_{key}"] = given and multiplier(found, r, names, "flops", given)
+            row["less_target"] = None if name == study.target else less(r, found.get((study.target, budget)))
             row["less_small"] = row["small"] = None
             if name in study.grown:
                 row["small"] = r["parts"][0]
-                row["less_small"] = less(r, found.get((study.start(name), budget)))
+                row["less_small"] = (less(r, found.get((study.start(name), budget))) or [None])[0]
             row["beyond_law"] = mean_loss(r) - fitted.grown_loss(r["parts"]) if fitted else None
             rows.append(row)
     return rows
 
 
 def less(result, other):
-    """Mean difference of two results' losses over the seeds that both have; None without any."""
+    """(mean, half-width) of two results' differences in loss over the seeds that both have; None without any."""
     seeds = result["seeds"].keys() & (other or dict(seeds={}))["seeds"].keys()
-    return float(np.mean([result["seeds"][s]["loss"] - other["seeds"][s]["loss"] for s in seeds])) \
-        if seeds else None
+    return interval([result["seeds"][s]["loss"] - other["seeds"][s]["loss"] for s in sorted(seeds)]) if seeds else None
 
 
 def make_table(rows, best):
@@ -163,12 +163,13 @@ def make_table(rows, best):
               len(r["seeds"]), f"{r['rate']:g}", f"{100 * r['decay']:.0f} %", plus_minus(r["loss"], 4),
               times(r["target"]), times(r["target_s"]), times(r["best"]), times(r["best_s"]),
               times(r["given_target"] or None), times(r["given_best"] or None),
+              "-" if r["less_target"] is None else plus_minus(r["less_target"], 4, sign="+"),
               *("-" if r[k] is None else f"{r[k]:+.4f}" for k in ("less_small", "beyond_law"))]
              for r in rows]
     return table(["tokens per parameter", "contestant", "seeds", "rate", "decay", "final val loss",
                   "target, compute", "target, s", "best fixed size, compute", "best fixed size, s",
-                  "small given: target", "small given: best fixed size", "loss less the small one's, trained on",
-                  "loss less the law's"], lines)
+                  "small given: target", "small given: best fixed size", "loss less the target's",
+                  "loss less the small one's, trained on", "loss less the law's"], lines)
 
 
 def finished(study, found):
@@ -209,8 +210,8 @@ def cautions(study, found, best):
         tried = zip(*study.finished(name, budget))
         for key, had, could in zip(("rate", "decay"), tried, (study.rate_values, study.decays)):
             setting = study.rate_key if key == "rate" else key
-            if key == "rate" and name in study.given or len(could) == 1:
-                continue  # said above, or it is the only one
+            if name in (study.given if key == "rate" else study.given_decay) or len(could) == 1:
+                continue  # given, or the only one
             if len(set(had)) == 1 < len(could):
                 what = f"one {setting} ran"
             elif r[key] in (min(had), max(had)):

@@ -52,11 +52,11 @@ def compare(runs, baseline):
     return result
 
 
-def plus_minus(pair, digits=None):
+def plus_minus(pair, digits=None, sign=""):
     mean, half = pair
     if digits is None:  # seconds: three significant digits
         digits = max(0, 2 - int(math.log10(max(mean, 0.01))))
-    return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+    return f"{mean:{sign}.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
 
 def times(ratio, form="{:.2f}x ({:.2f} to {:.2f})"):

@@ -294,6 +294,8 @@ def test_a_gain_is_seen(study):
     assert rows["early", 10]["target"][0] > 1.2
     early, one = rows["early", 10], rows["one", 10]
     assert early["less_small"] == pytest.approx(early["loss"][0] - one["loss"][0])
+    two = rows["two", 10]
+    assert early["less_target"][0] == pytest.approx(early["loss"][0] - two["loss"][0]) and two["less_target"] is None
     assert early["small"][0] == study.costs("one")[0]["weights"]
     assert one["less_small"] is rows["steps", 10]["less_small"] is None  # starts from no size of the ladder
 
@@ -382,6 +384,20 @@ def test_a_rate_that_is_given(study, tmp_path):
         frontier_report.write_report(again)
     new = make(tmp_path / "new", ladder=ladder, data=tmp_path / "data")
     assert not [j for j in play_all(new) if "scratch/one" in j.out_dir and "rate_0.04" not in j.out_dir]
+
+
+def test_a_decay_that_is_given(tmp_path):
+    """It is used by every seed and at every rate, and nothing tunes it."""
+    make_data(tmp_path / "data")
+    late = dict(TINY["grown"]["late"], decay=0.5)
+    study = make(tmp_path, grown=dict(late=late), ladder=dict(TINY["ladder"], four=dict(n_layer=4, rate=0.02, decay=0.2)))
+    play_all(study)
+    ends = [os.path.basename(j.out_dir) for _, j in study.wanted() if "late" in j.out_dir or "four" in j.out_dir]
+    assert {e.partition("decay_")[2] for e in ends} == {"0.5", "0.2"} and len(ends) >= 2 * 2 + 3 * 2
+    assert study.best("late", 10) == (0.02, 0.5) and study.best("four", 20) == (0.02, 0.2)
+    assert "one decay ran" not in frontier_report.write_report(study)
+    with pytest.raises(UserError, match=r"late: decay=0.6: is none of the experiment's decays \[0.2, 0.35, 0.5\]"):
+        make(tmp_path, grown=dict(late=dict(late, decay=0.6)))
 
 
 def test_every_rate_diverges(study):
