@@ -244,8 +244,10 @@ def _grow_tensors(model, config, optimizers, layers, init, masked):
             _free(p, original)
 
     put(new, made)
+    ours = {id(p) for p in old.values()}
     for group in (g for o in optimizers for g in o.param_groups):
-        group["params"][:] = [made[name] for name in shapes if homes[name] is group]  # LBFGS holds it
+        others = [p for p in group["params"] if id(p) not in ours]  # of another module
+        group["params"][:] = [made[name] for name in shapes if homes[name] is group] + others  # LBFGS holds it
     _keep_modes(model, new, layers)
     return new
 
@@ -319,20 +321,16 @@ def _home(name, layers, optimizers, groups):
     """The param_group of the new parameter `name`: that of its source."""
     source, _ = source_of(name, layers)
     return groups[source] if source is not None else \
-        _adoptive_group([g for o in optimizers for g in o.param_groups], groups, name)
+        _adoptive_group([g for o in optimizers for g in o.param_groups], name)
 
 
-def _adoptive_group(all_groups, groups, name):
-    """The param_group for a parameter of a random layer, which has no source."""
-    _, _, leaf = name.partition("blocks.")
-    siblings = [g for n, g in groups.items() if n.startswith("blocks.") and
-                n.split(".", 2)[2] == leaf.split(".", 1)[1]]
-    tagged = [g for g in all_groups if g.get("role") == role(name)]
-    for candidates in (siblings, tagged, all_groups if len(all_groups) == 1 else []):
-        if candidates:
-            return candidates[0]
+def _adoptive_group(all_groups, name):
+    """The param_group for a parameter of a random layer: there was no layer to go by."""
     if not all_groups:
         return None
+    fitting = all_groups if len(all_groups) == 1 else [g for g in all_groups if g.get("role") == role(name)]
+    if fitting:
+        return fitting[0]
     raise ValueError(f"no param_group for {name}: the model has no block to go by, so give the "
                      "optimizer's groups a 'role' ('matrix', 'embedding' or 'vector')")
 

@@ -297,7 +297,7 @@ class RowLoss(nn.Module):
     """
     logits (R, V), targets (R,), -1 = ignore -> (the summed loss, 0-D, in float32 or wider; its
     gradient with respect to the logits, in their dtype). It is a module so that it can be compiled
-    (run/compiler.py). Its shapes are constant over a run, whatever grows.
+    (run/compiler.py). Its shapes do not depend on the sizes that grow.
     """
 
     def forward(self, logits, targets):

@@ -9,7 +9,7 @@ Structural Growth, Yao et al., ICLR 2024, https://arxiv.org/abs/2305.02869). It 
 
     n_inner   MLP, SwiGLU         proj(m * gelu(fc(x))), proj(m * silu(gate(x)) * up(x))
     n_head    Attention           proj(m * heads(x))
-    n_embd    LayerNorm, RMSNorm  statistics over the unmasked coordinates, output times m
+    n_embd    LayerNorm, RMSNorm  statistics weighted by m, output times m
     n_layer   Block               c * block(x) + (1 - c) * x
 
 Only norms read the residual stream, so masking the norms is enough for n_embd.
@@ -101,7 +101,7 @@ class LlamaConfig(GPTConfig):
                                 # n_kv_head is n_head / kv_group
     rope_theta: float = 10_000.0  # base of the rotary positions' wavelengths
     tie: bool = True            # the output head shares the token embedding's weight
-    rope_scaling: str = ""      # stretches them for longer texts, see layers.rope_scaling()
+    rope_scaling: str = ""      # stretches those wavelengths for longer texts, see layers.rope_scaling()
     qk_norm: bool = False       # RMSNorm on each head's queries and keys (Qwen3)
     qkv_bias: bool = False      # biases of queries, keys and values (Qwen2)
 
@@ -152,7 +152,7 @@ class Attention(nn.Module):
         return self.dropout(self.proj(y, m))
 
     def heads(self, x):
-        """q, k, v: (B, T, n_head * head_dim), by one product: three small ones leave a GPU idle."""
+        """q (B, T, n_head * head_dim), k, v (B, T, n_kv_head * head_dim), by one product: three leave a GPU idle."""
         parts = self.q, self.k, self.v
         bias = None if self.q.bias is None else torch.cat([f.bias for f in parts])
         y = F.linear(x, torch.cat([f.weight for f in parts]), bias)
@@ -203,7 +203,7 @@ class Block(nn.Module):
     def forward(self, x, m=Mask(), gate=None, attn_mask=None, cache=None, rope=None):
         """
         x: (B, T, n_embd). m: the masks of the width axes. gate: None, or c of a new block, 0-D.
-        attn_mask: None, or bool, True = seen: (B, 1, 1, T) or (B, 1, T, T).
+        attn_mask: None, or bool, True = seen: (B, 1, 1, T) or (B, 1, N, T), N the new tokens.
         rope: None, or the cosines and sines from rotary().
         """
         if self.post_ln:

@@ -41,7 +41,7 @@ from run.settings import OWN_STARTS
 
 class Run:
     """A run: a model on its way to its largest size, its optimizers, its counters."""
-    # steps, growths, tokens and FLOPs so far; steps skipped
+    # steps, growths, tokens and FLOPs so far; steps skipped; where the learning rate schedule began anew
     PROGRESS = dict(iter=0, stage=0, tokens=0, flops=0.0, bad=0, rewarm=None)
 
     def __init__(self, config):

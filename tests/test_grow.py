@@ -283,6 +283,17 @@ def train(model, optimizers, data, steps):
     return losses
 
 
+def test_an_optimizer_of_more_than_the_model():
+    """It keeps what is not the model's: a second module's parameters, with their state."""
+    model, probe = make("gpt", torch.float32), torch.nn.Linear(3, 1)
+    opt = torch.optim.AdamW([dict(params=[*probe.parameters(), *model.parameters()])], lr=1e-2)
+    probe(torch.ones(3)).sum().backward()
+    opt.step()
+    model, opt = grow(model, opt, n_inner=2 * model.config.n_inner)
+    held = {id(p) for p in opt.param_groups[0]["params"]}
+    assert held == {id(p) for p in [*probe.parameters(), *model.parameters()]} and probe.weight in opt.state
+
+
 @pytest.mark.parametrize("names", [["adamw"], ["fused"], ["muon", "adamw"]], ids="+".join)
 @pytest.mark.parametrize("n_layer", [0, 2])
 @pytest.mark.parametrize("kind", CASES)
