@@ -39,7 +39,7 @@ def grow(model, optimizer=None, *, n_layer=None, n_head=None, n_embd=None, n_inn
 
     Returns (model, optimizer). The old model is used up: its tensors are freed one by one as the
     new ones are made, and its gradients are dropped. The optimizer is the same object; it now
-    holds the new parameters.
+    holds the new parameters, and still those that were not the model's.
     Raises ValueError, before anything is changed, if the sizes are no growth of this model, the
     ramp of an earlier growth is not over, or an optimizer's state cannot grow (LBFGS's).
     """
