@@ -17,7 +17,7 @@ ladder = {
     "6 x 32, outputs start at 0": dict(_six, settings=dict(zero_proj=True)),
     **{f"6 x 32, gates open over {share:.0%}, {how}".replace("%", " %"): dict(_six, settings=dict(
         residual_warmup_iters=round(share * _to_80), stagger=how == "in turn"))
-       for share in (0.02, 0.06, 0.12, 0.3) for how in ("in turn", "together")},
+       for share in (0.02, 0.06, 0.12) for how in ("in turn", "together")},
 }
 starts = {"1 x 32": dict(n_layer=1), "2 x 32": dict(n_layer=2), "3 x 32": dict(n_layer=3),
           "2 x 32, AdamW 0.002": dict(n_layer=2, rate=0.002),
