@@ -80,8 +80,9 @@ class Study:
                 check_ramps(self.config(name, stages=self.stages(name, budget),
                                         max_iters=self.branch(name, budget, 0)[1]))
         for name, decay in self.given_decay.items():
-            if decay not in self.decays:
-                raise UserError(f"{name}: decay={decay!r}: is none of the experiment's decays {self.decays}")
+            if decay not in self.decays or name not in self.names:
+                raise UserError(f"{name}: decay={decay!r}: is none of the experiment's decays {self.decays}"
+                                + ", for a start has none: leave it out" * (name not in self.names))
         for name, rate in self.given.items():
             self.config(name, **{self.rate_key: rate})  # raises UserError for a bad entry
         for name in self.names:
@@ -308,8 +309,7 @@ class Study:
                             guess or self.is_tuned(family.members, budget)):
                         yield from ((("family", budget, seed), j) for j in family.jobs(seed))
                     continue
-                if budget not in self.budgets_of(name) or not (
-                        guess or self.best_rate(name) or not self.swept([name])):
+                if budget not in self.budgets_of(name) or not (guess or self.best_rate(name) or not self.swept([name])):
                     continue
                 if guess or seed in self.tune_seeds or self.is_tuned([name], budget):
                     kind = "grown" if name in self.grown else "scratch"

@@ -398,6 +398,8 @@ def test_a_decay_that_is_given(tmp_path):
     assert "one decay ran" not in frontier_report.write_report(study)
     with pytest.raises(UserError, match=r"late: decay=0.6: is none of the experiment's decays \[0.2, 0.35, 0.5\]"):
         make(tmp_path, grown=dict(late=dict(late, decay=0.6)))
+    with pytest.raises(UserError, match="narrow: decay=0.2: .*a start has none: leave it out"):
+        make(tmp_path, starts=dict(narrow=dict(TINY["starts"]["narrow"], decay=0.2)))
 
 
 def test_every_rate_diverges(study):
