@@ -9,7 +9,7 @@ target = "6 x 32"
 _six, _to_80 = dict(n_layer=6), 2_880  # the target's iterations at 80 tokens per parameter
 _adamw = dict(optimizer="adamw", muon_learning_rate=0.02)  # for matrices too; 0.02 is the default
 ladder = {
-    "6 x 32": dict(_six, budgets=[80]),
+    "6 x 32": _six,
     "6 x 32, Muon 0.02": dict(_six, rate=0.008, settings=dict(muon_learning_rate=0.02)),
     "6 x 32, Muon 0.005": dict(_six, rate=0.008, settings=dict(muon_learning_rate=0.005)),
     "6 x 32, AdamW 0.002": dict(_six, rate=0.002),  # as in frontier.py
