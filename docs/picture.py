@@ -1,5 +1,6 @@
 """
-Draws docs/growing.png, the picture in the README: a model that grows, and loss over compute.
+Draws docs/growing.png, the picture in the README: a model that grows, and loss over compute. And
+docs/layers.png, of docs/studies/long_runs.md: how much each layer of a trained model is worth.
 
     python docs/picture.py
 """
@@ -17,6 +18,10 @@ FRAMES = [("1  a small model", "few layers, narrow:\ntrains fast", None),
           ("2  grow it: mask 0", "new weights, hidden:\nthe same output", 0.0),
           ("3  mask 0 → 1", "the new weights count\nmore and more", 0.5),
           ("4  a large model", "mask gone:\na plain model", 1.0)]
+
+# kinds of trained models: where their runs are, color, shift to the side
+KINDS = {"from scratch": (("scratch/6_x_64/", "scratch/6_x_32/"), "0.45", 0),
+         "grown from 2 layers at 2 %": ("grown/", NEW, 0.08), "gates open in turn": ("scratch/6_x_32_gates", OLD, -0.08)}
 
 
 def box(ax, x, y, width, color, mask):
@@ -78,6 +83,30 @@ def draw_family(ax, report):
     ax.spines[["top", "right"]].set_visible(False)
 
 
+def draw_layers(axes, answers):
+    """
+    The rise of the loss without one layer, over that layer: a dot for a trained model, a line through the
+    means of its kind. answers: from tools.evaluate --tasks=layers. Each of axes shows one size.
+    """
+    answers = json.loads((ROOT / answers).read_text())
+    for ax, size in zip(axes, ("6 x 64", "6 x 32")):
+        for name, (part, color, x) in KINDS.items():
+            rises = [[a[f"without layer {k}"] for k in range(1, 7)] for a in answers
+                     if a["size"] == size and a["run"].startswith(part)]
+            if rises:
+                at = np.arange(1, 7) + x
+                ax.plot(at, np.mean(rises, 0), color=color, lw=1.3, label=f"{name} ({len(rises)} seed{'s' * (len(rises) > 1)})")
+                ax.plot(np.tile(at, len(rises)), np.ravel(rises), "o", color=color, ms=4, alpha=0.7, mew=0)
+        ax.set(yscale="log", xlabel="layer left out", xticks=range(1, 7), yticks=[0.25, 0.5, 1, 2, 4],
+               yticklabels=["0.25", "0.5", "1", "2", "4"])
+        ax.minorticks_off()
+        ax.set_title(size, fontsize=10.5, fontweight="bold")
+        ax.legend(frameon=False, fontsize=9)
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("rise of the loss (nats)")
+
+
 def main():
     fig = Figure(figsize=(11, 3.3), layout="constrained")
     left, right = fig.subfigures(1, 2, width_ratios=[1.75, 1])
@@ -85,6 +114,10 @@ def main():
         draw_frame(ax, *frame)
     draw_family(right.subplots(), "results/family/report.json")
     fig.savefig(ROOT / "docs/growing.png", dpi=130)
+
+    fig = Figure(figsize=(9, 3.3), layout="constrained")
+    draw_layers(fig.subplots(1, 2, sharey=True), "results/gentle_start/layers.json")
+    fig.savefig(ROOT / "docs/layers.png", dpi=130)
 
 
 if __name__ == "__main__":
