@@ -20,7 +20,7 @@ from model import GROWABLE
 
 
 def grow(model, optimizer=None, *, n_layer=None, n_head=None, n_embd=None, n_inner=None,
-         init=None, interleave=False, masked=True, stagger=False):
+         init=None, interleave=False, masked=True):
     """
     Grow `model`, and `optimizer` with it, to the given sizes. The grown model computes the same
     function as before, whatever `init` does. Then call `set_mask` to let the new weights in.
@@ -33,7 +33,6 @@ def grow(model, optimizer=None, *, n_layer=None, n_head=None, n_embd=None, n_inn
     init: a function (new, old, spec) that fills the tensor `new`; `old` is None for a random
     layer. None: each parameter's own initial distribution.
     interleave: put each new layer right after its source. Otherwise new layers go on top, in order.
-    stagger: the gates of new layers rise one after another, the lowest first. Otherwise together.
     masked: False leaves out the masks, and `init` also decides the old entries. This changes the
     function unless `init` prevents it. It is for other growth operators (run/operators.py).
 
@@ -58,18 +57,8 @@ def grow(model, optimizer=None, *, n_layer=None, n_head=None, n_embd=None, n_inn
         new = _grow_tensors(model, config, optimizers, layers, init, masked)
     if masked:
         first = next(new.parameters())
-        new.masks.start(_newborn(model.config, config, layers, stagger), first.device, first.dtype)
+        new.masks.start(_newborn(model.config, config, layers), first.device, first.dtype)
     return new, optimizer
-
-
-def warm_up_residuals(model, stagger=True):
-    """
-    Gate all layers of a new model, as if each had just been grown: set_mask() then lets them in, one after
-    another, or together (Progressive Residual Warmup, arXiv 2603.05369).
-    """
-    first = next(model.parameters())
-    layer = torch.arange(1, model.config.n_layer + 1) if stagger else torch.ones(model.config.n_layer).long()
-    model.masks.start(dict(layer=layer), first.device, first.dtype)
 
 
 def set_mask(model, value):
@@ -195,13 +184,12 @@ FRESH = ("Adam", "AdamW", "Muon")  # without state their updates are at most the
 # -----------------------------------------------------------------------------
 # the bookkeeping
 
-def _newborn(old, new, layers, stagger):
-    """What Masks.start() takes: for each axis that grew a tensor (size,), not 0 on the new coordinates."""
+def _newborn(old, new, layers):
+    """For each axis that grew: axis -> bool (size,), True on the new coordinates."""
     before, after = old.axis_sizes(), new.axis_sizes()
     born = {a: torch.arange(after[a]) >= before[a] for a in WIDTH_AXES if after[a] > before[a]}
     if new.n_layer > old.n_layer:
-        is_new = torch.tensor([new for _, new in layers]).long()
-        born["layer"] = is_new * is_new.cumsum(0) if stagger else is_new
+        born["layer"] = torch.tensor([is_new for _, is_new in layers])
     return born
 
 

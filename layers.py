@@ -29,8 +29,7 @@ class Mask(NamedTuple):
 class Masks(nn.Module):
     """
     The growth in progress. All of it is in buffers, so a checkpoint taken during a ramp is complete:
-    `embd`, `inner`, `head`: bool, True on the newborn coordinates of a grown axis;
-    `layer`: 0 for an old layer, k for one whose gate is open after k parts of the ramp (all 1: together);
+    `embd`, `inner`, `head`, `layer`: bool, True on the newborn coordinates of a grown axis;
     `c`: the mask's present value on them, 0-D. All are None when nothing grows.
     """
 
@@ -39,7 +38,7 @@ class Masks(nn.Module):
         self.stop()
 
     def start(self, newborn, device, dtype):
-        """newborn: axis -> tensor (size,), see above. The ramp starts at 0."""
+        """newborn: axis -> bool tensor (size,). The ramp starts at 0."""
         for axis, new in newborn.items():
             self.register_buffer(axis, new.to(device))
         self.register_buffer("c", torch.zeros((), device=device, dtype=dtype))
@@ -48,12 +47,11 @@ class Masks(nn.Module):
     def stop(self):
         for name in (*WIDTH_AXES, "layer", "c"):
             self.register_buffer(name, None)
-        self.slopes = {}
+        self.new_layers = frozenset()
 
     def _find_new_layers(self, layer):
         # in Python, not in a tensor: which blocks have a gate decides the graph
-        parts = [] if layer is None else layer.tolist()
-        self.slopes = {i: max(parts) / k for i, k in enumerate(parts) if k}
+        self.new_layers = frozenset(() if layer is None else layer.nonzero().flatten().tolist())
 
     def width(self):
         """The present masks of the width axes, as a Mask."""
@@ -61,10 +59,8 @@ class Masks(nn.Module):
                       torch.where(new, self.c, torch.ones_like(self.c)) for axis in WIDTH_AXES))
 
     def gate(self, i):
-        """For a new block c, or c times its slope, at most 1; None for an old block."""
-        if i not in self.slopes:
-            return None
-        return self.c if self.slopes[i] == 1 else (self.c * self.slopes[i]).clamp(max=1)
+        """c for a new block, None for an old one."""
+        return self.c if i in self.new_layers else None
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         # the state dict decides whether a growth is in progress, whatever this model had before

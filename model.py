@@ -55,7 +55,6 @@ class GPTConfig:
     n_inner: int = 3072         # width of the FFN
     head_dim: int = 64          # width of a head: n_head * head_dim need not equal n_embd
     dropout: float = 0.0
-    zero_proj: bool = False     # the blocks' output projections start at 0, so that each block is the identity
     bias: bool = True           # biases in Linears and LayerNorms, as in GPT-2
     gelu: str = "tanh"          # "tanh" (GPT-2's gelu_new) or "exact"
     eot: int | None = None      # id of the token between documents: attention then stays within a
@@ -68,8 +67,8 @@ class GPTConfig:
 
     @classmethod
     def from_saved(cls, saved):
-        """The config from a checkpoint's dict. Older ones called eot doc_end."""
-        return cls(**{"eot" if k == "doc_end" else k: v for k, v in saved.items()})
+        """The config from a checkpoint's dict. Older ones called eot doc_end; some had zero_proj."""
+        return cls(**{"eot" if k == "doc_end" else k: v for k, v in saved.items() if k != "zero_proj"})
 
     @property
     def n_kv_head(self):
@@ -192,8 +191,7 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        out_std = 0.0 if config.zero_proj else \
-            0.02 / math.sqrt(2 * config.n_layer) if config.scale_residual else 0.02
+        out_std = 0.02 / math.sqrt(2 * config.n_layer) if config.scale_residual else 0.02
         self.post_ln = config.post_ln
         self.ln_1 = norm(config)
         self.attn = Attention(config, out_std)

@@ -24,7 +24,7 @@ from base.weights import Weights
 from data.dataset import fingerprint, read_meta
 from data.loader import LOADERS, padded, vocab_needed
 from data.tokenizer import first_id
-from grow import describe, set_mask, warm_up_residuals
+from grow import describe, set_mask
 from model import GROWABLE, MODELS
 from run import compiler, family, hf
 from run.arguments import from_args
@@ -136,8 +136,6 @@ class Run:
             hf.load_hf(self.model, Weights(c.init_from), c.init_from)
         shard.materialize(self.model, self.ranks, self.mesh, self.saved.pop("model") if self.saved else
                    self.model.state_dict() if theirs else None)
-        if c.residual_warmup_iters and not self.saved:
-            warm_up_residuals(self.model, c.stagger)
 
     def wrap(self):
         """Compile the model, then wrap it in DDP or FSDP: at the start and after every growth."""
@@ -245,11 +243,9 @@ class Run:
         self.parallel = None
         if set(sizes) != {"n_layer"}:
             compiler.forget_graphs()  # widths changed. (New layers reuse the old graphs.)
-        name = stage.get("operator", c.operator)
-        if name == "msg":
-            sizes["stagger"] = c.stagger
+        operator, _ = OPERATORS[stage.get("operator", c.operator)]
         with self.fits(self.stage + 1):
-            self.model, self.optimizers = OPERATORS[name][0](self.model, self.optimizers, **sizes)
+            self.model, self.optimizers = operator(self.model, self.optimizers, **sizes)
         self.stage += 1
         self.wrap()
 
@@ -260,10 +256,8 @@ class Run:
         """
         if self.model.masks.c is None:
             return False
-        c = self.config
-        stage = c.stages[self.stage - 1] if self.stage else dict(
-            at=0, operator="msg", ramp_iters=c.residual_warmup_iters)
-        value = (self.iter - stage["at"] + 1) / max(1, c.ramp_of(stage))
+        stage = self.config.stages[self.stage - 1]
+        value = (self.iter - stage["at"] + 1) / max(1, self.config.ramp_of(stage))
         set_mask(self.model, min(1.0, value))
         return value >= 1
 

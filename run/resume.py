@@ -18,7 +18,7 @@ RESUME_MAY_CHANGE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_i
         "max_bad_steps", "data_dir", "shard", "tensorboard", "wandb",
         "sample_interval", "finish_stages", "family", "rewarm_iters"}
 # what applies to growths: it may change for those to come
-OF_STAGES = {"stages", "ramp_iters", "operator", "stagger"}
+OF_STAGES = {"stages", "ramp_iters", "operator"}
 # what a branch may also change: settings of the steps to come
 BRANCH_MAY_CHANGE = {*REWARM_MAY_CHANGE, "weight_decay", "grad_clip", "ramp_iters", "operator", "dropout"}
 
@@ -115,7 +115,7 @@ def check_resume(state, config, meta, branches=False):
             continue
         later = past(was, done, rates) == past(config, done, rates) and (
             all(s["at"] >= state["iter"] for s in new[done:]) if f.name == "stages" else
-            f.name in OF_STAGES and not config.residual_warmup_iters)
+            f.name in OF_STAGES)
         if f.name not in free and not later:
             raise UserError(f"{f.name}={new!r}: the checkpoint was trained with {old!r}; resume "
                             "with that, or start anew in another out_dir")
@@ -132,9 +132,7 @@ def check_resume(state, config, meta, branches=False):
 def past(config, done, rates):
     """The first `done` stages, with only what affects the steps already taken, and these rates."""
     keys = ("at", *GROWABLE, "ramp_iters", "operator", *rates)
-    return [{**{k: v for k, v in config.whole(stage).items() if k in keys},
-             "stagger": "n_layer" in stage and config.has_ramp(stage) and config.stagger}
-            for stage in config.stages[:done]]
+    return [{k: v for k, v in config.whole(stage).items() if k in keys} for stage in config.stages[:done]]
 
 
 def rewarmed(state, was, config, due, branches):

@@ -39,7 +39,6 @@ class TrainConfig:
     n_inner: int = 768
     head_dim: int = 32              # width of a head, a constant of the run
     dropout: float = 0.0
-    zero_proj: bool = False         # the blocks' output projections start at 0
     bias: bool = True               # in GPT and BERT; Llama has none
     gelu: str = ""                  # "tanh", "exact", or "": tanh for GPT, exact for BERT
     doc_mask: bool = False          # documents packed in a row do not attend to each other, and each
@@ -62,9 +61,6 @@ class TrainConfig:
     family: str = "now"             # when finish_stages trains them: "now", before the run grows; or
                                     # "end", after the run, if not done elsewhere by then
     ramp_iters: int = 100           # iterations over which the mask of a growth rises from 0 to 1
-    residual_warmup_iters: int = 0  # from scratch: iterations over which layers' gates rise from 0 to 1
-    stagger: bool = False           # layers' gates rise one after another, lowest first, in this warmup
-                                    # and in growths; else together
     operator: str = "msg"           # how to grow: "msg", or another operator of run/operators.py
     # optimization
     max_iters: int = 2000
@@ -178,9 +174,6 @@ MEANS = dict(
     **dict.fromkeys(("gelu", "bias"), ("model='gpt' or 'bert'", lambda c: c.model != "llama")),
     **dict.fromkeys(("doc_mask", "norm_eps", "sampling"), ("model='gpt' or 'llama'", lambda c: c.model != "bert")),
     mask_frac=("model='bert'", lambda c: c.model == "bert"),
-    stagger=("stages that add layers by masks, or residual_warmup_iters", lambda c: c.residual_warmup_iters or any(
-        "n_layer" in s and c.has_ramp(s) for s in c.stages)),
-    residual_warmup_iters=("n_layer of at least 1", lambda c: c.n_layer),
     finish_stages=("stages to finish", lambda c: any(map(c.finish_of, c.stages))),
     family=("finish_stages", lambda c: c.finish_stages),
     operator=("stages that name no operator themselves", lambda c: any("operator" not in s for s in c.stages)),
@@ -285,10 +278,6 @@ def check(config):
     if config.warmup_iters > config.max_iters:
         raise UserError(f"warmup_iters={config.warmup_iters}: more than max_iters="
                         f"{config.max_iters}, the whole run: lower it too")
-    for key in ("residual_warmup_iters", "zero_proj"):
-        if getattr(config, key) and config.init_from not in OWN_STARTS and not config.is_branch():
-            raise UserError(f"{key}={getattr(config, key)}: is for a new model, and init_from={config.init_from} is "
-                            "trained already: leave it out")
     if config.shard == "fsdp" and config.compile == "model":
         raise UserError("compile='model': shard='fsdp' gathers a block at a time, between the graphs: "
                         "use compile='block'")
@@ -335,9 +324,6 @@ def plain(config):
 
 def check_ramps(config):
     """UserError if the last ramp ends after the run: the model would stay masked."""
-    if config.residual_warmup_iters > config.max_iters:
-        raise UserError(f"residual_warmup_iters={config.residual_warmup_iters}: more than max_iters="
-                        f"{config.max_iters}, and would leave the model masked: lower it, or raise max_iters")
     end = max((s["at"] + config.ramp_of(s) for s in config.stages), default=0)
     if end > config.max_iters:
         raise UserError(f"max_iters={config.max_iters}: the ramp of stages[{len(config.stages) - 1}] ends at "
@@ -346,7 +332,7 @@ def check_ramps(config):
 
 
 def check_stages(config):
-    sizes, free = config.model_config(1), config.residual_warmup_iters
+    sizes, free = config.model_config(1), 0
     for i, stage in enumerate(config.stages):
         what = f"stages[{i}]"
         if not isinstance(stage, dict):

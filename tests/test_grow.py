@@ -256,7 +256,7 @@ def test_mid_ramp_state_dict(kind):
         assert torch.equal(a, b)
     set_mask(grown, 1)
     other.load_state_dict(grown.state_dict())
-    assert other.masks.c is None and not other.masks.slopes
+    assert other.masks.c is None and not other.masks.new_layers
 
 
 def optimizers_of(model, names):

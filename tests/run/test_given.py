@@ -29,10 +29,8 @@ IDLE = [  # flags of which the last means nothing beside the others
     ["--mask_frac=0.3"], ["--model=bert", "--sampling=random"], ["--model=bert", "--doc_mask=True"],
     ["--model=llama", "--gelu=tanh"], ["--model=llama", "--bias=False"], ["--kv_group=2"], ["--tie=False"],
     ["--model=bert", "--norm_eps=1e-6"], ["--rope_theta=5e5"], ["--rope_scaling=linear:2"], ["--qkv_bias=True"], ["--qk_norm=True"], ["--rewarm_iters=5"],
-    ["--init_from=auto", "--rewarm_iters=5"], ["--family=end"], ["--stagger=True"],
-    ["--n_layer=0", "--residual_warmup_iters=5"],
+    ["--init_from=auto", "--rewarm_iters=5"], ["--family=end"],
     ["--stages=[dict(at=300, n_layer=8, finish_iters=0)]", "--finish_stages=5"],
-    [GROWS, "--operator=stack", "--stagger=True"],
     ["--stages=[dict(at=300, n_layer=8, finish_iters=9)]"]]
 USED = [
     ["--decay_iters=10"], ["--schedule=cosine", "--min_lr_frac=0.1"], ["--min_lr_frac=0.1"],
