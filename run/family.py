@@ -242,7 +242,7 @@ def in_words(found):
             spread = "" if s["std"] is None else f" \u00b1 {s['std']:.4f}"
             alone = [f"{s['mean']:.4f}{spread}, {len(s['seeds'])} seed(s)", human(s["flops"])]
         rows.append([r["name"], f"{r['params']:,}", loss, human(r["flops"]), *alone])
-    lines = table(["model", "parameters", "validation loss", "this run's FLOPs for it", "from scratch: loss",
+    lines = table(["model", "parameters", "validation loss", "this run's FLOPs for it", "from scratch: loss ± std",
                    "FLOPs"], rows)
     if found["other_text"]:
         lines += f"\n\nThe runs from scratch saw another text, the {found['other_text']}: losses do not compare."
