@@ -21,7 +21,8 @@ FRAMES = [("1  a small model", "few layers, narrow:\ntrains fast", None),
 
 # kinds of trained models: where their runs are, color, shift to the side
 KINDS = {"from scratch": (("scratch/6_x_64/", "scratch/6_x_32/"), "0.45", 0),
-         "grown from 2 layers at 2 %": ("grown/", NEW, 0.08), "gates open in turn": ("scratch/6_x_32_gates", OLD, -0.08)}
+         "grown from 2 layers at 2 %": ("grown/", NEW, 0.08),
+         "gates open in turn": ("scratch/6_x_32_gates", OLD, -0.08)}
 
 
 def box(ax, x, y, width, color, mask):
@@ -95,7 +96,7 @@ def draw_layers(axes, answers):
                      if a["size"] == size and a["run"].startswith(part)]
             if rises:
                 at = np.arange(1, 7) + x
-                ax.plot(at, np.mean(rises, 0), color=color, lw=1.3, label=f"{name} ({len(rises)} seed{'s' * (len(rises) > 1)})")
+                ax.plot(at, np.mean(rises, 0), color=color, lw=1.3, label=f"{name} ({len(rises)} seeds)")
                 ax.plot(np.tile(at, len(rises)), np.ravel(rises), "o", color=color, ms=4, alpha=0.7, mew=0)
         ax.set(yscale="log", xlabel="layer left out", xticks=range(1, 7), yticks=[0.25, 0.5, 1, 2, 4],
                yticklabels=["0.25", "0.5", "1", "2", "4"])

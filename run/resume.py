@@ -87,6 +87,9 @@ def check_resume(state, config, meta, branches=False):
                         f"{state['iter']} already; raise max_iters")
     done, old, had = state["stage"], state["config"], known_settings(state["config"])
     gone = sorted((k, v) for k, v in old.items() if k not in had and v)
+    if state["iter"] < (gates := old.get("residual_warmup_iters", 0)):
+        raise UserError(f"residual_warmup_iters={gates}: the checkpoint is within that warmup, and there is no such "
+                        "setting any more: finish the warmup with commit 1339b1c")
     if had.get("stages") != old.get("stages"):
         gone += [(f"stages[{i}] {k}", v) for i, s in enumerate(old["stages"]) for k, v in s.items()
                  if k not in had["stages"][i]]

@@ -300,7 +300,7 @@ def growing_by_four(data, tmp_path_factory):
     """A trunk with a config file of its own that grows at 4, with a micro_batch, and at 12."""
     folder = tmp_path_factory.mktemp("four")
     settings = dict(FLAT, max_iters=16, eval_interval=4, ramp_iters=2, schedule="constant",
-                    stages=[dict(at=4, n_inner=48, micro_batch=4), dict(at=12, n_layer=4)])
+                    stages=[dict(at=4, n_inner=48, micro_batch=4, operator="msg"), dict(at=12, n_layer=4)])
     train_here(data_dir=data, out_dir=folder / "out", **settings)
     (folder / "mine.py").write_text(f"max_iters, stages, ramp_iters = 16, {settings['stages']}, 2\n")
     return folder / "out"
@@ -320,13 +320,16 @@ def test_decay_iters_beside_a_config(growing_by_four, tmp_path):
 
 
 def test_settings_of_growths_to_come(growing_by_four, tmp_path):
-    """A decay leaves the growths in depth out; a resume may, too."""
+    """A decay leaves them out, and a resume may, too. Their operator may change; one that has been used may not."""
     go_on(f"--init_from={growing_by_four}/ckpt_0000008.pt", f"--out_dir={tmp_path}/b", "--decay_iters=2")
     assert rates(tmp_path / "b")[10] < 1e-3
     cut_off(growing_by_four, 8, tmp_path / "c")
     first = from_args(["--resume", str(growing_by_four)]).stages[:1]
     go_on("--resume", str(tmp_path / "c"), f"--stages={first}")
     assert events(tmp_path / "c", "step")[-1]["n_layer"] == 1
+    cut_off(growing_by_four, 12, tmp_path / "d")
+    go_on("--resume", str(tmp_path / "d"), "--operator=stack")
+    assert "operator='stack'" in refused("--resume", str(growing_by_four), "--operator=stack", "--max_iters=20")
 
 
 def test_a_new_peak_is_said(trunks, tmp_path, capsys):
@@ -372,7 +375,7 @@ def test_a_later_ramp_that_outlasts_the_run(given, growing_by_four, data, tmp_pa
     assert "would leave the model masked" in refused("--resume", str(tmp_path / "a"), given)
     whole = dict(FLAT, data_dir=data, out_dir=tmp_path / "a", init_from="auto", max_iters=16, eval_interval=4,
                  ramp_iters=2, schedule="constant",
-                 stages=[dict(at=4, n_inner=48, micro_batch=4), dict(at=12, n_layer=4)])
+                 stages=[dict(at=4, n_inner=48, micro_batch=4, operator="msg"), dict(at=12, n_layer=4)])
     key, value = given[2:].split("=")
     done = train(check=False, **{**whole, key: value})
     assert done.returncode == 2 and "would leave the model masked" in done.stderr

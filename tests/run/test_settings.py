@@ -1,4 +1,5 @@
 """What a user types, and what becomes of it: overrides, configs, --help, --resume FOLDER."""
+import contextlib
 import json
 
 import pytest
@@ -106,6 +107,11 @@ def test_settings_that_are_no_more_are_said(tmp_path, capsys, monkeypatch):
         saved_state(config, meta)
         assert capsys.readouterr().out == ""
         monkeypatch.delenv("RANK")
+    for iters in (4, 5):  # gates from the start: their warmup was over at iteration 4, or not
+        state["config"]["residual_warmup_iters"] = iters
+        write_sealed(path, state)
+        with pytest.raises(UserError, match="within that warmup") if iters > 4 else contextlib.nullcontext():
+            saved_state(from_args(["--resume", str(out)]), meta)
 
 
 def test_a_branch_is_a_run_of_its_own(tmp_path):
