@@ -10,6 +10,11 @@ def table(header, rows):
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
+def count(n, noun):
+    """1 seed, 2 seeds."""
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
 def human(n, unit=""):
     """Three significant figures and an SI prefix: 102 G."""
     n = float(f"{n:.3g}")

@@ -11,7 +11,7 @@ from statistics import mean
 from base.disk import write_json
 from base.errors import UserError, number
 from base.reading import read_json
-from base.words import human, table
+from base.words import count, human, table
 from lab.children import ROOT, Job
 from lab.costs import stage_costs, vocab_of
 from lab.law import BESIROGLU, advise, enough, fit, fit_three, read_law
@@ -121,7 +121,7 @@ def train_on_or_upscale(n, d, extra):
     return (f"If it need not be this size: upscale it, or train it on? It has {d / n:.3g} tokens per parameter, and this "
             f"run's compute is {extra:.2g} of its own. Nearest measured, {row['tokens']:g} and {row['extra']:g}: upscaled "
             f"({row['name']}) it ended {abs(less):.4f} {'lower' if less < 0 else 'higher'} than trained on, "
-            f"{len(row['less_trained_on'])} seed(s), {human(found['weights'])} parameters.")
+            f"{count(len(row['less_trained_on']), 'seed')}, {human(found['weights'])} parameters.")
 
 
 def advise_by(law, N, D, small=None, rows=()):
@@ -203,7 +203,7 @@ def show_advice(config, rows, vocab_size, args):
         if (one := a["one"]) else "-" for a in both)])
     for whom, *keys in (("target", "target", "given_target"), ("best fixed size", "best", "given_best")):
         lines.append([f"measured, against the {whom}", *(
-            f"{times(a['row'][k])}: {a['row']['name']}, {len(a['row']['seeds'])} seed(s), "
+            f"{times(a['row'][k])}: {a['row']['name']}, {count(len(a['row']['seeds']), 'seed')}, "
             f"{a['row']['budget']:g} tokens per parameter, {human(a['row']['weights'])} parameters"
             if a["row"] else "not measured yet" for a, k in zip(both, keys))])
     own = law.vocab_size == vocab_size

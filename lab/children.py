@@ -15,6 +15,7 @@ import time
 import torch
 
 from base.errors import Parser, UserError, number
+from base.words import count
 from run.checkpoint.checkpoint import make_out_dir
 from run.packed import unpacked
 from run.runlog import read_metrics
@@ -30,17 +31,17 @@ def slots(n):
     if torch.cuda.is_available():
         ids = os.environ.get("CUDA_VISIBLE_DEVICES")
         ids = ids.split(",") if ids else [str(i) for i in range(torch.cuda.device_count())]
-        shared = "a GPU each" if n <= len(ids) else f"on {len(ids)} GPU(s)"
+        shared = "a GPU each" if n <= len(ids) else f"on {count(len(ids), 'GPU')}"
         return [(dict(CUDA_VISIBLE_DEVICES=i), None, f"{n} at once, {shared}") for i in (n * ids)[:n]]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else \
         list(range(os.cpu_count()))
     if n > len(cores):
         raise UserError(f"parallel={n}: there are {len(cores)} CPU cores here, at least one a run")
     if n == 1:  # like a run started by hand: keep the user's OMP_NUM_THREADS
-        return [({}, None, f"1 at once, {torch.get_num_threads()} thread(s) each")]
+        return [({}, None, f"1 at once, {count(torch.get_num_threads(), 'thread')} each")]
     each = len(cores) // n
     return [(dict(OMP_NUM_THREADS=str(each)), cores[i * each:(i + 1) * each],
-             f"{n} at once, {each} thread(s) each") for i in range(n)]
+             f"{n} at once, {count(each, 'thread')} each") for i in range(n)]
 
 
 class Child:

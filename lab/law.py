@@ -21,7 +21,7 @@ import numpy as np
 
 from base.errors import Parser, UserError, exits_cleanly, library, number
 from base.reading import need, read_json
-from base.words import human, table
+from base.words import count, human, table
 
 WORTH = 1.15  # below this a growth is not worth it: seeds differ by as much
 
@@ -202,8 +202,8 @@ def fit(points):
     """Fit a Law to [(N, D, loss), ...]: Huber loss on log residuals, as in arXiv 2203.15556."""
     N, D, L = (np.array(v, dtype=float) for v in zip(*points)) if points else ([], [], [])
     if not enough(points):
-        raise UserError(f"a loss law has 5 numbers, and cannot be had from {len(points)} points of "
-                        f"{len(set(N))} sizes and {len(set(D))} token counts: finish more runs")
+        raise UserError(f"a loss law has 5 numbers, and cannot be had from {count(len(points), 'point')} of "
+                        f"{count(len(set(N)), 'size')} and {count(len(set(D)), 'token count')}: finish more runs")
     least_squares = library("scipy.optimize", "scipy").least_squares
     n, d = np.exp(np.log(N).mean()), np.exp(np.log(D).mean())  # relative to these, A and B are of order 1
 
@@ -222,8 +222,8 @@ def fit_three(points, like):
     """A Law from too few points for fit(): E, A, B by least squares, exponents from `like`."""
     N, D, L = (np.array(v, dtype=float) for v in zip(*points))
     if len(points) < 3 or len(set(N)) < 2 or len(set(D)) < 2:
-        raise UserError(f"{len(points)} runs of {len(set(N))} sizes and {len(set(D))} token counts are "
-                        "too few for a law: 3 runs, 2 sizes and 2 token counts at least, better 5, 3, 3")
+        raise UserError(f"{count(len(points), 'run')} of {count(len(set(N)), 'size')} and {count(len(set(D)), 'token count')} "
+                        "are too few for a law: 3 runs, 2 sizes and 2 token counts at least, better 5, 3, 3")
     columns = np.stack([np.ones_like(N), N**-like.a, D**-like.b], 1) / L[:, None]
     scale = columns.max(0)
     E, A, B = library("scipy.optimize", "scipy").nnls(columns / scale, np.ones_like(L))[0] / scale

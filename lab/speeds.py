@@ -11,7 +11,7 @@ import torch
 from base.disk import write_json
 from base.errors import UserError
 from base.reading import read_json
-from base.words import table
+from base.words import count, table
 from lab.costs import make_step, seconds_of, vocab_of
 from run import compiler
 from run.parallel.ranks import Ranks, machine
@@ -60,7 +60,7 @@ def measure_speeds(study):
             taken[k].append(seconds_of(lambda: [step() for _ in range(each[k])], device) / each[k])
     step_s = {k: [statistics.median(v), min(v), max(v)] for k, v in taken.items()}
     os.makedirs(study.out, exist_ok=True)
-    where = f"{machine(device)}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+    where = f"{machine(device)}, {count(torch.get_num_threads(), 'thread')}, torch {torch.__version__}"
     write_json(os.path.join(study.out, "speeds.json"), dict(machine=where, rounds=ROUNDS, step_s=step_s))
     return table(["size", "ms a step", "least", "most"],
                  [[k, *(f"{1e3 * s:.1f}" for s in v)] for k, v in step_s.items()]) + f"\n\n{where}"

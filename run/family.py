@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from base.disk import remove, write_json, written
 from base.errors import UserError
 from base.reading import need, read_json
-from base.words import human, table
+from base.words import count, human, table
 from run.checkpoint import checkpoint
 from run.optim import REWARM_MAY_CHANGE
 from run.packed import unpacked
@@ -240,7 +240,7 @@ def in_words(found):
         alone = ["not measured", human(r["alone"])]
         if s:
             spread = "" if s["std"] is None else f" \u00b1 {s['std']:.4f}"
-            alone = [f"{s['mean']:.4f}{spread}, {len(s['seeds'])} seed(s)", human(s["flops"])]
+            alone = [f"{s['mean']:.4f}{spread}, {count(len(s['seeds']), 'seed')}", human(s["flops"])]
         rows.append([r["name"], f"{r['params']:,}", loss, human(r["flops"]), *alone])
     lines = table(["model", "parameters", "validation loss", "this run's FLOPs for it", "from scratch: loss ± std",
                    "FLOPs"], rows)

@@ -28,6 +28,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from base.errors import UserError, library, number  # noqa: E402
 from base.reading import PACKED, files_below, open_text  # noqa: E402
+from base.words import count  # noqa: E402
 from data.bin_writer import (  # noqa: E402
     JOB_CHARS,
     BinWriter,
@@ -301,7 +302,7 @@ def choose_files(args):
                             f"{len(train)} files fall into {splits.pop()}.bin: give --val FILE, "
                             "another --val-fraction or --val-within")
     n = len(train) + len(val)
-    what = [args.dataset] * bool(args.dataset) + [f"{n} file{'s' * (n > 1)}"] * bool(n)
+    what = [args.dataset] * bool(args.dataset) + [count(n, "file")] * bool(n)
     print(f"reading {' and '.join(what)}" + (
         f", leaving out {left_out.total()} that are not {', '.join(READ)}: {counted(left_out)}"
         if left_out else ""))

@@ -126,14 +126,14 @@ class Ranks:
 
 
 def machine(device):
-    """The hardware behind a torch.device: the GPU's name, or the CPU's with its number of cores."""
+    """The hardware behind a torch.device: the GPU's name, or the CPU's with its cores and vector instructions."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = f"{platform.machine()} CPU"
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as f:
             name = next((line.split(":")[1].strip() for line in f if "model name" in line), name)
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def open_device(name):

@@ -70,7 +70,7 @@ def test_train_on_or_upscale(tmp_path, monkeypatch):
     monkeypatch.setattr(advice, "SATURATION", str(tmp_path / "report.json"))
     (tmp_path / "report.json").write_text(json.dumps(dict(
         rows=rows, weights=24600, larger={"x 2": {}, "x 1.5": {}})))
-    for ask, words in (((1e6, 1e8, 0.05), "80 and 0.1: upscaled (x 2) it ended 0.0200 higher than trained on, 2 seed(s)"),
+    for ask, words in (((1e6, 1e8, 0.05), "80 and 0.1: upscaled (x 2) it ended 0.0200 higher than trained on, 2 seeds"),
                        ((1e6, 1e8, 9), "80 and 1: upscaled (x 1.5) it ended 0.0040 higher"),
                        ((1e9, 9e12, 0.1), "1000 and 0.1: upscaled (x 2) it ended 0.0300 lower")):
         assert words in advice.train_on_or_upscale(*ask)
@@ -106,7 +106,7 @@ def test_a_law_of_your_own(n, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("shapes, more, names", [
-    ([(1, 500), (2, 500)], {}, "2 runs of 2 sizes and 1 token counts are too few"),
+    ([(1, 500), (2, 500)], {}, "2 runs of 2 sizes and 1 token count are too few"),
     ([(1, 500)], dict(stages=[dict(at=10, n_layer=2)]), "grew: a ladder is of runs from scratch")])
 def test_what_is_no_ladder(shapes, more, names, tmp_path, monkeypatch, capsys):
     runs = list(ladder(tmp_path, BESIROGLU, shapes, **more))

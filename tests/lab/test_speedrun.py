@@ -286,8 +286,8 @@ sys.exit(2)
 
 
 @pytest.mark.parametrize("n, visible, devices, words", [
-    (2, None, ["0", "1"], "2 at once, a GPU each"), (3, None, ["0", "1", "0"], "3 at once, on 2 GPU(s)"),
-    (3, "5", ["5", "5", "5"], "3 at once, on 1 GPU(s)")])
+    (2, None, ["0", "1"], "2 at once, a GPU each"), (3, None, ["0", "1", "0"], "3 at once, on 2 GPUs"),
+    (3, "5", ["5", "5", "5"], "3 at once, on 1 GPU")])
 def test_runs_are_dealt_out_to_gpus(n, visible, devices, words, monkeypatch):
     monkeypatch.setattr(children.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(children.torch.cuda, "device_count", lambda: 2)
@@ -405,7 +405,7 @@ def test_real_runs_are_interrupted_and_resumed(tmp_path, monkeypatch):
     assert run.done() and run.curve()["iter"] == [0, 30, 60, 90]
     assert [e["iter"] for e in events(run.config.out_dir, "step")] == list(range(1, 91))
     assert sorted(n for n in os.listdir(run.config.out_dir) if n.endswith(".pt")) == ["ckpt.pt"]
-    assert "1 thread(s) each" in open(run.path("place.txt")).read()
+    assert "1 thread each" in open(run.path("place.txt")).read()
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "lab/experiments").glob("*.py")
