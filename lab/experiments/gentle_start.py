@@ -14,11 +14,14 @@ ladder = {
     "6 x 64": dict(_six, **_best),
     "6 x 64, AdamW 0.008": dict(_six, rate=0.008, decay=0.55),  # as tuned at 6 x 32
 }
-starts = {"2 x 64": dict(n_layer=2, rate=0.008)}
+starts = {"2 x 64": dict(n_layer=2, rate=0.008), "3 x 64": dict(n_layer=3, rate=0.008)}
 
 budgets, grown_at, sweep_at = [80], [80], 80
 decays = [0.55, 0.75]
 rates = dict(learning_rate=[0.008])
 seeds = [11, 12, 13, 14, 15]
 
-grown = {"2 to 6 layers at 2 %, masks": dict(start="2 x 64", growths=[(0.02, _six)], **_best)}
+grown = {
+    "2 to 6 layers at 2 %, masks": dict(start="2 x 64", growths=[(0.02, _six)], **_best),
+    "3 to 6 layers at 10 %, masks": dict(start="3 x 64", growths=[(0.10, _six)], **_best),
+}

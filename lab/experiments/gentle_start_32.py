@@ -21,27 +21,37 @@ ladder = {
     "6 x 32, AdamW alone": dict(_six, **_at_80, settings=_adamw),
     "6 x 32, warmup 10 %, AdamW alone": dict(_six, **_at_80, settings=dict(_adamw, warmup_iters=288), rate=0.016),
 }
-starts = {"1 x 32": dict(n_layer=1), "2 x 32": dict(n_layer=2),
-          "2 x 32, AdamW 0.002": dict(n_layer=2, rate=0.002),
-          "2 x 16": dict(n_layer=2, n_embd=16, n_inner=64), "6 x 16": dict(_six, n_embd=16, n_inner=64)}
+starts = {
+    "1 x 32": dict(n_layer=1, rate=0.008),
+    "2 x 32": dict(n_layer=2, rate=0.008),
+    "2 x 32, AdamW 0.002": dict(n_layer=2, rate=0.002),
+    "2 x 16": dict(n_layer=2, n_embd=16, n_inner=64, rate=0.008),
+    "6 x 16": dict(_six, n_embd=16, n_inner=64, rate=0.008),
+}
 
-budgets, grown_at, sweep_at = [20, 80], [80], 80
+budgets, grown_at, sweep_at = [20, 80], [20, 80], 80
 decays = [0.35, 0.55, 0.75]
 rates = dict(learning_rate=[0.002, 0.004, 0.008, 0.016, 0.032, 0.064])
 tune_seeds, seeds = [1], [11, 12, 13, 14, 15]
 
-_wide = dict(n_embd=32, n_inner=128)
+_wide, _adamw_2 = dict(n_embd=32, n_inner=128), "2 x 32, AdamW alone"
+_early = dict(rate=0.032, decay=0.75)  # as tuned for masks
 grown = {
-    "2 to 6 layers at 2 %, masks": dict(start="2 x 32", growths=[(0.02, _six)], budgets=[20, 80]),
-    "2 to 6 layers at 2 %, masks, AdamW 0.002": dict(start="2 x 32, AdamW 0.002", growths=[(0.02, _six)],
+    "2 to 6 layers at 2 %, masks": dict(start="2 x 32", growths=[(0.02, _six)]),
+    "2 to 6 layers at 2 %, masks, AdamW 0.002": dict(_at_80, start="2 x 32, AdamW 0.002", growths=[(0.02, _six)],
                                                      rate=0.002),
-    "2 to 6 layers at 2 %, masks, AdamW alone": dict(start="2 x 32, AdamW alone", growths=[(0.02, _six)]),
-    "2 to 6 layers at 2 %, copies, AdamW alone": dict(start="2 x 32, AdamW alone", growths=[(0.02, _six)],
+    "2 to 6 layers at 2 %, masks, AdamW alone": dict(_at_80, start=_adamw_2, growths=[(0.02, _six)]),
+    "2 to 6 layers at 2 %, copies, AdamW alone": dict(_at_80, start=_adamw_2, growths=[(0.02, _six)],
                                                       operator="stack"),
-    "2 to 6 layers at 2 %, copies": dict(start="2 x 32", growths=[(0.02, _six)], operator="stack"),
+    "2 to 6 layers at 2 %, copies": dict(_early, start="2 x 32", growths=[(0.02, _six)], operator="stack"),
     "1 to 6 layers at 2 %, masks": dict(start="1 x 32", growths=[(0.02, _six)]),
-    **{f"3 to 6 layers at {at} %, {how}": dict(start="3 x 32", growths=[(at / 100, _six)], operator=operator)
-       for at in (10, 25, 45) for how, operator in (("masks", "msg"), ("zero outputs", "zero_output"))},
-    **{f"16 to 32 wide at {at} %, masks": dict(start="6 x 16", growths=[(at / 100, _wide)]) for at in (2, 10)},
-    "2 to 6 layers and 16 to 32 wide at 2 %, masks": dict(start="2 x 16", growths=[(0.02, {**_six, **_wide})]),
+    **{f"3 to 6 layers at {at} %, masks": dict(start="3 x 32", growths=[(at / 100, _six)], decay=0.55)
+       for at in (10, 25, 45)},
+    **{f"3 to 6 layers at {at} %, zero outputs": dict(
+        start="3 x 32", growths=[(at / 100, _six)], operator="zero_output", rate=rate, decay=0.55)  # as the masks'
+       for at, rate in ((10, 0.008), (25, 0.008), (45, 0.002))},
+    **{f"16 to 32 wide at {at} %, masks": dict(_at_80, **_early, start="6 x 16", growths=[(at / 100, _wide)])
+       for at in (2, 10)},
+    **{f"2 to 6 layers and 16 to 32 wide at {at} %, masks": dict(
+        _at_80, rate=0.008, decay=0.55, start="2 x 16", growths=[(at / 100, {**_six, **_wide})]) for at in (2, 10)},
 }
