@@ -183,7 +183,7 @@ def test_fit(noise):
 
 
 def test_too_little_to_fit():
-    with pytest.raises(UserError, match="from 5 points of 1 sizes and 5 token counts"):
+    with pytest.raises(UserError, match="from 5 points of 1 size and 5 token counts"):
         law.fit([(1e5, D, 2.0) for D in range(1, 6)])
     with pytest.raises(UserError, match="from 0 points"):
         law.fit([])
@@ -191,7 +191,7 @@ def test_too_little_to_fit():
     points = [(N, D, true.loss(N, D)) for N, D in ((1e5, 1e6), (4e5, 1e6), (1e5, 8e6))]
     found = law.fit_three(points, CHINCHILLA)
     assert [getattr(found, k) for k in "EABab"] == pytest.approx([getattr(true, k) for k in "EABab"])
-    with pytest.raises(UserError, match="2 runs of 2 sizes and 1 token counts are too few"):
+    with pytest.raises(UserError, match="2 runs of 2 sizes and 1 token count are too few"):
         law.fit_three(points[:2], CHINCHILLA)
     with pytest.raises(UserError, match="parameters make no difference"):
         law.fit_three([(1e5, 1e6, 2), (4e5, 1e6, 2), (1e5, 8e6, 1.5)], CHINCHILLA)
