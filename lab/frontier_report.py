@@ -182,6 +182,11 @@ def finished(study, found):
     return f"Finished, tokens per parameter: contestants x seeds: {', '.join(said)}."
 
 
+def ran_at(study, name):
+    """The learning rates that a contestant's tuning runs finished at, at any budget."""
+    return {rate for budget in study.budgets_of(name) for rate, _ in study.finished(name, budget)}
+
+
 def rates_tried(study, name):
     """{learning rate: loss} of a contestant's finished runs at the sweep's budget, decay and seed."""
     return {jobs[0].values[study.rate_key]: final(jobs) for jobs in study.at_rates(name)
@@ -197,7 +202,7 @@ def cautions(study, found, best):
             if better > 0:
                 said.append(f"{name}: its {study.rate_key}, {rate:g}, is given; "
                             f"{min(tried, key=tried.get):g} was better by {better:.4f}")
-        elif study.best_rate(name) is None:
+        elif study.best_rate(name) is None and ran_at(study, name) <= {rate}:
             said.append(f"{name}: no sweep of its own, {study.rate_key} as of the nearest size, {rate:g}")
     for budget, name in sorted(best.items()):
         ran = sorted((n for n in study.ladder if (n, budget) in found), key=study.cost)

@@ -359,6 +359,9 @@ def test_who_has_no_sweep_takes_the_nearest_size(study, tmp_path):
     play_all(study, wants=0.01)
     assert "four: no sweep of its own, muon_learning_rate as of the nearest size, 0.01" in \
         frontier_report.write_report(study)
+    for job in study.leaf("four", 20, 1, 0.35, 0.04).chain():  # by hand, at a rate of its own
+        play(job)
+    assert "four: no sweep" not in frontier_report.write_report(study)
 
 
 def test_the_best_of_all_rates_that_were_tried_counts(study):
