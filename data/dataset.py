@@ -18,7 +18,7 @@ from base.reading import read_text
 from data.tokenizer import JSON, spec_of
 
 GPT2 = dict(tokenizer="gpt2", vocab_size=50257, dtype="uint16", eot=50256)
-DTYPES = ("uint8", "uint16", "uint32")
+DTYPES = dict(uint8=1 << 8, uint16=1 << 16, uint32=1 << 32)  # and how many ids fit
 CHECK_TOKENS = 1 << 22  # ids checked when a file is opened; the loader checks every batch
 # llm.c's shard header, 256 int32: magic, version, tokens. GPT-2's are uint16, Llama 3's uint32
 HEADER, HEADERS = 1024, {(20240520, 1): "uint16", (20240801, 7): "uint32"}
@@ -83,7 +83,7 @@ def check_meta(meta, path):
         return type(value) is int and value >= 0
 
     meta = meta if isinstance(meta, dict) else {}
-    spec = spec_of(meta)
+    spec, n = spec_of(meta), meta["vocab_size"] if is_id(meta.get("vocab_size")) else 0
     listed = spec.get("name") not in ("char", "wordpiece") or isinstance(spec.get("vocab"), list) \
         and spec["vocab"] and all(isinstance(token, str) for token in spec["vocab"])
     for key, good, should in (
@@ -91,9 +91,10 @@ def check_meta(meta, path):
             ("tokenizer", listed, 'a name with its "vocab", a list of strings'),
             ("vocab_size", is_id(meta.get("vocab_size")) and meta["vocab_size"] > 0,
              "a whole number above 0"),
-            ("dtype", meta.get("dtype") in DTYPES, "one of " + ", ".join(DTYPES)),
-            ("eot", meta.get("eot") is None or is_id(meta["eot"]), "a token id or null"),
-            ("sep", meta.get("sep") is None or is_id(meta["sep"]), "a token id or null")):
+            ("dtype", str(meta.get("dtype")) in DTYPES, "one of " + ", ".join(DTYPES)),
+            ("dtype", n <= DTYPES.get(str(meta.get("dtype")), n), f"wide enough for vocab_size = {n}"),
+            *((key, meta.get(key) is None or is_id(meta[key]) and meta[key] < n,
+               f"null or a token id, below vocab_size = {n}") for key in ("eot", "sep"))):
         if not good:
             has = f"has {key} = {json.dumps(meta[key])[:60]}, but {key}" if key in meta else \
                 f"lacks {key}, which"

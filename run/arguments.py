@@ -111,10 +111,9 @@ def recorded(files, given):
     values = {} if not files or os.path.isdir(files[0]) else read_file(files[0])
     folder = given.get("out_dir") or (files[0] if files and not values else
                                       values.get("out_dir", TrainConfig.out_dir))
-    path = os.path.join(os.path.expanduser(str(folder)), "config.json")
-    if not os.path.exists(path):
-        return {**values, "out_dir": folder}  # no config.json: loading the checkpoint decides
-    had = read_json(path)
+    had = last_config(os.path.expanduser(str(folder)))
+    if had is None:
+        return {**values, "out_dir": folder}  # loading the checkpoint decides
     old = known_settings(had)
     if given.keys() & {"max_iters", *REWARM_MAY_CHANGE}:
         old.pop("rewarm_iters", None)  # it belonged to the earlier schedule
@@ -127,6 +126,24 @@ def recorded(files, given):
         if os.path.isdir(str(there)):
             old.update(data_dir=there)
     return {**old, "out_dir": folder}
+
+
+def last_config(folder):
+    """The run's config.json; if that is missing or damaged, the settings in its newest checkpoint; else None."""
+    path = os.path.join(folder, "config.json")
+    saved = checkpoint.numbered(folder) if os.path.isdir(folder) else []
+    try:
+        if os.path.exists(path) or not saved:
+            return read_json(path) if os.path.exists(path) else None
+        why = "is missing"
+    except UserError as e:
+        if not saved:
+            raise
+        why = str(e).removeprefix(f"{path}: ")
+    had = checkpoint.settings_of(saved[0])["config"]
+    say_once(f"{path}: {why}: going on with the settings in {saved[0]}")
+    need(saved[0], dict(config=had), config=dict)
+    return had
 
 
 def describe_settings(wanted=""):
@@ -196,6 +213,8 @@ def own_names(path):
 def parse_override(arg):
     key, eq, text = arg[2:].partition("=")
     kinds = {f.name: f.type for f in fields(TrainConfig)}
+    if key == "resume":
+        raise UserError(f"{arg}: is written --resume {text}")
     if not eq:
         raise UserError(f"{arg}: settings are written --key=value")
     if key in kinds and kinds[key] is not str:

@@ -145,6 +145,9 @@ def reader(model, tensors, where="the checkpoint"):
               .replace("LayerNorm.beta", "LayerNorm.bias"): k for k in tensors}
     places = {name: place for name, *place in name_pairs(model)}
     shapes = {name: p.shape for name, p in model.named_parameters()}
+    layers = 1 + max((int(i) for k in called for i in re.findall(r"\b(?:h|layers?)\.(\d+)\.", k)), default=-1)
+    if layers > model.config.n_layer:
+        raise UserError(f"{where}: has the weights of {layers} layers, but its config.json says {model.config.n_layer}")
 
     def read(name):
         theirs, third, transposed = places[name]
@@ -178,9 +181,10 @@ def fits(where, dialect, sizes):
     """UserError if transformers has no model of these sizes, a dict of config values."""
     n, width, dim = sizes["n_head"], sizes["n_embd"], sizes["head_dim"]
     if dialect in ("gpt", "bert") and n * dim != width:
-        advice = f"n_head to {width / dim:g}" if n * dim < width else f"n_embd to {n * dim}"
+        heads = max(n, -(-width // dim))
+        advice = " and ".join([f"n_head to {heads}"] * (heads > n) + [f"n_embd to {heads * dim}"] * (heads * dim > width))
         raise UserError(f"{where}: n_head={n} heads of {dim} are {n * dim} wide, but n_embd={width}, "
-                        f"and {CLASSES[dialect]} wants them equal: grow {advice} too")
+                        f"and {CLASSES[dialect]} wants them equal: grow {advice}")
     if dialect == "llama" and width % n:
         group = sizes["kv_group"]
         others = [f"n_head to {m}" for m in range(n, width + 1) if width % m == m % group == 0][:1]
@@ -253,7 +257,7 @@ def folder_config(folder):
     need(path, theirs, **{key: kinds.get(k, int) for k, key in names.items() if k != "tie"})
     ours = {k: theirs[key] for k, key in names.items()}
     for k, value in ours.items():
-        if type(value) is int and value < 1:
+        if type(value) is int and value < 1 and k != "norm_eps":
             raise UserError(f"{path}: {names[k]}={value}: must be at least 1")
     if CONFIG[dialect] is LLAMA:
         if window is not None and not (type(window) is int and window >= ours["block_size"]):

@@ -101,6 +101,8 @@ def main():
     if not os.path.isdir(args.folder):
         raise UserError(f"{args.folder}: no such folder")
     if args.into:
+        if os.path.realpath(args.into) == os.path.realpath(args.folder):
+            raise UserError(f"{args.into}: is the study's own folder: leave it out, or choose another")
         copy(Path(args.folder), folder)
     print(f"{folder / PACK}: {pack(folder)} runs")
 

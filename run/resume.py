@@ -107,6 +107,7 @@ def check_resume(state, config, meta, branches=False):
         say_once(f"rewarm_iters={config.rewarm_iters}: the new warmup began at iteration {rewarm[0]} already")
     if any(getattr(was, key) != getattr(config, key) for key in ("max_iters", *OF_STAGES)):
         check_ramps(config)  # if not, older runs with longer ramps may end masked, as they were to
+    check_members(was, config)
     for key in ("micro_batch", *RATES):
         if getattr(was, key) != getattr(config, key) and any(key in s for s in config.stages[:due]):
             raise UserError(f"{key}={getattr(config, key)}: a stage has its own: change that, in --stages")
@@ -130,6 +131,16 @@ def check_resume(state, config, meta, branches=False):
         if old != new and state["iter"] and not anew:
             say_once(f"{key} goes from {old:g} to {new:g} at iteration {state['iter']} in one step: "
                      "--rewarm_iters=N warms up to it")
+
+
+def check_members(was, config):
+    """UserError if a size of the family is to be finished over other iterations than it was, or is being."""
+    takes = {m.stage: m.end - m.at for m in family.members(was)}
+    for m in family.members(config)[:-1]:
+        if m.end - m.at != (had := takes.get(m.stage, 0)) and checkpoint.exists(m.out_dir):
+            raise UserError(f"finish_stages={config.finish_stages}: {m.out_dir} is finished over {had} iterations, not "
+                            f"{m.end - m.at}: resume with --finish_stages={was.finish_stages} and its own finish_iters, "
+                            "or delete that folder to finish it anew")
 
 
 def past(config, done, rates):

@@ -83,14 +83,18 @@ class RunLog:
         self.quiet, self.trackers = quiet, trackers
         if quiet:
             return
-        path = os.path.join(out_dir, "metrics.jsonl")
+        path, mode = os.path.join(out_dir, "metrics.jsonl"), "w" if metrics_bytes is None else "a"
         # a large buffer keeps what a full disk does not take
-        self.metrics = open(path, "w" if metrics_bytes is None else "a", 1 << 20)
-        if metrics_bytes is not None:
-            self.metrics.truncate(min(metrics_bytes, os.path.getsize(path)))
-        self.text = open(os.path.join(out_dir, "log.txt"), "w" if metrics_bytes is None else "a", 1 << 20)
+        self.metrics = open(path, mode, 1 << 20, encoding="utf-8")
+        self.text = open(os.path.join(out_dir, "log.txt"), mode, 1 << 20, encoding="utf-8")
         self.bar = tqdm(total=total, initial=start, dynamic_ncols=True, mininterval=0.5,
                         bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}")
+        if metrics_bytes is not None:
+            with open(path, "rb") as f:
+                kept = f.read(metrics_bytes)
+            self.metrics.truncate(kept.rfind(b"\n") + 1)  # whole lines
+            if len(kept) < metrics_bytes:
+                self.say(f"{path}: is shorter than when this checkpoint was written: the lines that it lacks are lost")
 
     def event(self, event, **values):
         """Write a JSON object to metrics.jsonl. Infinity and NaN become text: JSON lacks them."""

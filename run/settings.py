@@ -217,8 +217,8 @@ def typed(key, value):
         value = kind(value) if kind is float or value == int(value) else value
     if type(value) is not kind:
         raise UserError(f"{key}={shortened(value)}: must be {plain_name(kind)}")
-    if kind is str and "\0" in value:
-        raise UserError(f"{key}={value!r}: holds a NUL, which no name can")
+    if kind is str and ("\0" in value or value != value.encode(errors="ignore").decode()):
+        raise UserError(f"{key}={value!r}: must be Unicode text without NUL")
     return os.path.expanduser(value) if key in PATHS else value
 
 

@@ -184,7 +184,9 @@ class Evaluator:
         """Rows of a dataset's val.bin: of the folder `path`, or of the run's own."""
         config = TrainConfig(**known_settings(self.info["config"]))
         T = self.config.block_size
-        config = replace(config, data_dir=path or config.data_dir, block_size=T,
+        if not (path or "data_dir" in self.info["config"]):
+            raise UserError(f"{task}: a Hugging Face folder names no dataset: give one, {task}:DIR")
+        config = replace(config, data_dir=path or config.data_dir, block_size=T, stages=[],
                          micro_batch=self.batch, batch_tokens=self.batch * T,
                          eval_seqs=self.limit or 1024)
         meta = read_meta(config.data_dir)

@@ -34,8 +34,10 @@ def export(model, meta, folder, source="the checkpoint"):
                         f"no {hf.CLASSES[hf.dialect_of(model)]} can express: train on until its ramp "
                         "has ended, or export a checkpoint from before or after it")
     hf.fits(source, hf.dialect_of(model), vars(model.config))
-    if os.path.exists(os.path.join(folder, "config.json")) and not hf.is_hf(folder):
-        raise UserError(f"{folder}: holds the config.json of something else: choose another folder")
+    replaced = ("config.json", "generation_config.json", WHOLE, INDEX, *hf.TOKENIZER_FILES)
+    if theirs := [name for name in replaced if os.path.exists(os.path.join(folder, name))]:
+        if not {hf.OURS, "config.json"} <= {*theirs}:
+            raise UserError(f"{folder}: holds the {theirs[0]} of something else: choose another folder")
     tok = get_tokenizer(meta, bert=hf.kind_of(model) == "bert")
     with filled(folder) as aside:
         write_tokenizer(aside, tok, model.config.block_size)
@@ -50,7 +52,7 @@ def export(model, meta, folder, source="the checkpoint"):
         if ids.get("generation"):
             write_json(os.path.join(aside, "generation_config.json"), ids["generation"])
         names = os.listdir(aside)
-    for name in {*hf.TOKENIZER_FILES, WHOLE, INDEX} - {*names}:  # left by an earlier export
+    for name in {*replaced} - {*names}:  # left by an earlier export
         remove(os.path.join(folder, name))
     return sorted(names)
 

@@ -215,6 +215,8 @@ def plot_family(trunk, others, save):
     grey = [(os.path.basename(path), points(read_run(path), "flops")) for path in others]
     for m, before in zip(members, alone):
         grey += [(m.name, line) for line in scratch_lines(trunk, m, before)]
+    if not lines[0]:
+        raise UserError(f"{trunk.out_dir}: has no evaluation with a finite loss to draw yet")
     top = max(x for line in [*lines, *(g for _, g in grey)] for x, _ in line)
     value, unit = human(top, "FLOP").split()
     fig, scale = Figure(figsize=(9, 5.6)), 1000 ** round(math.log(top / float(value), 1000))
@@ -259,10 +261,9 @@ def scratch_lines(trunk, member, before):
 def family_line(trunk, member):
     """[(FLOPs, validation loss), ...] of a member, from when the trunk reaches its size to its end."""
     own = [e for e in read_run(trunk.out_dir) if member.born <= e["iter"] <= member.at]
-    grown = {key: [(e["flops"], e[key]) for e in own if e["event"] == "grow" and e["iter"] == at]
-             for key, at in (("val_loss_after", member.born), ("val_loss_before", member.at))}
-    line = [(e["flops"], e["val_loss"]) for e in own if e["event"] == "eval" and e["iter"] > member.born]
-    line = grown["val_loss_after"] + line + grown["val_loss_before"]
+    line = points([e for e in own if e["iter"] == member.born], "flops", "grow", "val_loss_after")
+    line += points([e for e in own if e["iter"] > member.born], "flops")
+    line += points([e for e in own if e["iter"] == member.at], "flops", "grow", "val_loss_before")
     branch = read_run(member.out_dir, wait=True) if member.out_dir != trunk.out_dir else []
     line += points([e for e in branch if e["iter"] > member.at], "flops")
     return [(x - line[0][0] * bool(member.born), y) for x, y in line]

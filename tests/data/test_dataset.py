@@ -57,6 +57,8 @@ def without(key):
     ({**GOOD, "tokenizer": dict(name="char")}, "vocab"),
     ({**GOOD, "tokenizer": dict(name="char", vocab=[1])}, "vocab"),
     ({**GOOD, "eot": "0"}, "eot"), ({**GOOD, "eot": -1}, "eot"), ({**GOOD, "sep": 1.5}, "sep"),
+    ({**GOOD, "eot": 256}, "below vocab_size = 256"), ({**GOOD, "sep": 50256}, "below vocab_size = 256"),
+    ({**GOOD, "vocab_size": 300, "dtype": "uint8"}, "wide enough for vocab_size = 300"),
     ("{", "cannot be read"), ("", "cannot be read"), ("[" * 100_000, "cannot be read"),
 ])
 def test_a_meta_that_is_nonsense_names_the_key(tmp_path, meta, says):

@@ -204,6 +204,15 @@ def test_a_trunk_that_warmed_up_again(out, data, tmp_path):
     assert max(e["lr"] for e in events(longer, "step") if e["iter"] > 60) == 4e-4
 
 
+def test_a_finished_size_keeps_its_decay(out, tmp_path):
+    """And the refusal leaves the settings that the run recorded as they were."""
+    again = shutil.copytree(out, tmp_path / "again")
+    had = (again / "config.json").read_text()
+    done = train("--resume", out_dir=str(again), check=False, **{**dict.fromkeys(TINY), "finish_stages": 8})
+    assert done.returncode == 2 and "1x16x32x1 is finished over 9 iterations, not 8: resume with --finish_stages=9" in done.stderr
+    assert (again / "config.json").read_text() == had
+
+
 def test_a_member_of_another_family_is_not_adopted(out, data, tmp_path):
     left = tmp_path / "left"
     shutil.copytree(os.path.join(out, "1x32"), left / "1x32")

@@ -14,7 +14,7 @@ import time
 
 import pytest
 import torch
-from runs import ENV, ROOT, Driver, events, flags, losses, make_data, train
+from runs import ENV, ROOT, TINY, Driver, events, flags, losses, make_data, train
 
 from base.disk import written
 from base.errors import UserError, exits_cleanly
@@ -85,6 +85,20 @@ def test_killed_runs_go_on_exactly(which, driver, data, whole, tmp_path):
         assert losses(dead) == want
         shutil.rmtree(dead)
     assert killed >= 0.7 * len(which)
+
+
+@pytest.mark.parametrize("config", ["", None])
+def test_a_lost_config_and_half_a_log(config, driver, data, whole, tmp_path):
+    """The checkpoint holds the settings, too. What a log lost is said; its next line stands alone."""
+    out = tmp_path / "out"
+    driver.run(str(out), {"iter": 29}, data_dir=data)
+    (out / "config.json").unlink() if config is None else (out / "config.json").write_text(config)
+    metrics = (out / "metrics.jsonl").read_bytes()
+    (out / "metrics.jsonl").write_bytes(metrics[:len(metrics) // 3])
+    done = train("--resume", out_dir=str(out), **dict.fromkeys(TINY))
+    assert "going on with the settings in" in done.stderr + done.stdout
+    assert "the lines that it lacks are lost" in (out / "log.txt").read_text()
+    assert losses(str(out))[-1] == losses(whole[0])[-1]
 
 
 def test_killed_again_and_again(driver, data, whole, tmp_path):

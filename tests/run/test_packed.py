@@ -50,6 +50,14 @@ def test_runs_are_added_to_a_pack_and_none_is_overwritten(folder):
         assert tar.extractfile("b/metrics.jsonl").read() == b"longer\n"
 
 
+def test_a_study_is_not_copied_into_itself(folder, monkeypatch, capsys):
+    had = measured(folder)
+    monkeypatch.setattr(sys, "argv", ["packed", str(folder), f"{folder}/../study"])
+    with pytest.raises(SystemExit) as e:
+        main()
+    assert e.value.code == 2 and "own folder" in capsys.readouterr().err and measured(folder) == had
+
+
 def test_a_finished_study_is_copied_without_this_machines_folders(folder, tmp_path, monkeypatch, capsys):
     into = tmp_path / "results"
     start = '{"event": "start", "torch": "2", "data_dir": "/home/me/data", "threads": 1}\n'

@@ -24,7 +24,8 @@ from train import train as go_on
     (dict(learning_rate=float("inf")), "and finite"),
     (dict(learning_rate=float("nan")), "learning_rate=nan"),
     (dict(device="meta"), "device=meta: must be auto, cpu"),
-    (dict(out_dir="a\0b"), "holds a NUL"),
+    (dict(out_dir="a\0b"), "must be Unicode text without NUL"),
+    (dict(out_dir="a\udcff"), "must be Unicode text without NUL"),
     (dict(stages=[{1: 2}]), "stages[0]: 1: no such setting"),
     (dict(stages=[dict(at=3, n_inner=10**400)]), "n_inner=(too long)"),
     (dict(n_layer=0, stages=[dict(at=3, n_inner=64, operator="aki")]), "there is no layer"),
@@ -50,6 +51,11 @@ def test_names_that_others_use():
     for key, ours in dict(n_kv_head="kv_group", batch_size="micro_batch", lr="learning_rate").items():
         with pytest.raises(UserError, match=f"{key}: no such setting, did you mean {ours}"):
             from_args([f"--{key}=4"])
+
+
+def test_resume_and_its_folder_are_two_words():
+    with pytest.raises(UserError, match="--resume=out/x: is written --resume out/x"):
+        from_args(["--resume=out/x"])
 
 
 def test_home_is_expanded(monkeypatch):

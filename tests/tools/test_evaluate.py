@@ -371,6 +371,8 @@ def test_the_loss_without_a_layer(kind, tmp_path):
     got = e.layers(data)
     assert list(got) == ["file", "n", "val_loss", "without layer 1", "without layer 2", "without layer 3"]
     assert e.layers(data) == got
+    e.info["config"]["stages"] = [dict(at=3, n_layer=3, micro_batch=3)]
+    assert e.layers(data) == got
     blocks = list(e.model.blocks)
     for i in range(3):
         e.model.blocks = torch.nn.ModuleList(blocks[:i] + blocks[i + 1:])
@@ -526,6 +528,8 @@ def test_a_folder_of_an_unknown_tokenizer(tmp_path):
     from tools.export import export
     export(make("gpt", torch.float32, vocab_size=64, n_head=3), CHAR, str(tmp_path / "hf"))
     assert Evaluator(str(tmp_path / "hf")).tok.name == "char"
+    with pytest.raises(UserError, match="layers: a Hugging Face folder names no dataset: give one, layers:DIR"):
+        Evaluator(str(tmp_path / "hf")).layers("")
     (tmp_path / "hf" / hf.OURS).write_text("{")
     with pytest.raises(UserError, match="nanogrow.json: not JSON"):
         open_model(str(tmp_path / "hf"))

@@ -213,6 +213,32 @@ def test_lacking_heads(folders):
         hf.load_hf(used("bert"), tensors)
 
 
+def test_weights_of_more_layers_than_the_config_says(folders, tmp_path):
+    with pytest.raises(UserError, match=r"has the weights of \d layers, but its config.json says 1"):
+        hf.from_hf(altered(folders["gpt"][1], tmp_path, n_layer=1))
+
+
+def test_quantized_weights(folders, tmp_path):
+    from safetensors.torch import load_file, save_file
+    folder = altered(folders["gpt"][1], tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({k: (100 * v).to(torch.int8) for k, v in weights.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="is I8: only F64"):
+        hf.from_hf(folder)
+
+
+def test_files_of_something_else_stay(folders, tmp_path):
+    """A folder that tools.export did not write is not written to: others' weights, vocabularies, configs."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "vocab.txt").write_text("my words")
+    shutil.copytree(folders["gpt"][1], tmp_path / "theirs")
+    (tmp_path / "theirs" / hf.OURS).unlink()
+    for name, holds in (("mine", "vocab.txt"), ("theirs", "config.json")):
+        with pytest.raises(UserError, match=f"holds the {holds} of something else"):
+            export(folders["gpt"][0], dict(tokenizer="bytes"), str(tmp_path / name))
+    assert (tmp_path / "mine" / "vocab.txt").read_text() == "my words"
+
+
 def test_damaged_weights(folders, tmp_path):
     folder = altered(folders["gpt"][1], tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no such thing")

@@ -1,6 +1,7 @@
 """A family's folder: every tool does all its members, or the one that is named."""
 import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -79,6 +80,27 @@ def test_one_picture(out, data, tmp_path, monkeypatch, capsys):
     run(plot.main, monkeypatch, out)  # the branch has not begun
     os.rename(os.path.join(out, "away"), os.path.join(out, "1x16"))
     assert "not finished" in capsys.readouterr().out
+
+
+def test_a_picture_of_what_diverged(out, tmp_path, monkeypatch, capsys):
+    """Losses that are no number are left out; without any loss it says so."""
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(os.path.join(out, "config.json"), other)
+    lines = open(os.path.join(out, "metrics.jsonl")).read().splitlines()
+    for kept in (2, 0):
+        evaluations, changed = 0, []
+        for event in map(json.loads, lines):
+            event.update({k: "nan" for k in event if k.startswith("val_loss") and (evaluations > kept or not kept)})
+            evaluations += event["event"] == "eval"
+            changed.append(json.dumps(event) + "\n")
+        (other / "metrics.jsonl").write_text("".join(changed))
+        if kept:
+            run(plot.main, monkeypatch, other)
+            continue
+        with pytest.raises(SystemExit):
+            run(plot.main, monkeypatch, other)
+        assert "no evaluation with a finite loss" in capsys.readouterr().err
 
 
 def test_what_is_not_finished_is_left_out(out, tmp_path, monkeypatch):

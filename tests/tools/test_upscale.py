@@ -99,7 +99,7 @@ def test_read_written_and_grown_by_masks(kind, folders, tmp_path):
 def test_the_same_function(kind, sizes, folders, tmp_path):
     if kind == "gpt2" and list(sizes) == ["n_head"]:
         with pytest.raises(UserError, match="n_head=8 heads of 8 are 64 wide, but n_embd=32, and GPT2LMHeadModel "
-                           "wants them equal: grow n_embd to 64 too"):
+                           "wants them equal: grow n_embd to 64"):
             Growth(folders[kind], sizes)
         return
     growth = Growth(folders[kind], sizes)
