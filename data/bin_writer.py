@@ -21,6 +21,7 @@ from multiprocessing import parent_process
 import numpy as np
 
 from base.errors import Parser, UserError, exits_cleanly, number
+from data.dataset import files_of
 from data.tokenizer import JSON, cut, get_tokenizer
 
 JOB_CHARS = 1 << 20  # characters tokenized at a time; also the largest piece of a document
@@ -123,11 +124,21 @@ def describe(out, meta):
 
 
 def already_there(out, force):
-    """Is the dataset already in `out`, and not to be made again? Prints a line if so."""
+    """Is the dataset already in `out`, and not to be made again? Prints a line if so. UserError for another's."""
     meta = None if force else complete(out)
     if meta:
         print(f"already there: {describe(out, meta)}; --force makes it anew")
+    elif not force:
+        refuse_others(out)
     return meta is not None
+
+
+def refuse_others(out):
+    """UserError if `out` holds training data that is no whole dataset of ours."""
+    for path in files_of(out, "train"):
+        if os.path.exists(path):
+            raise UserError(f"--out {out}: holds {path}, with no meta.json of ours that goes with it: choose another "
+                            "folder, or --force to replace it")
 
 
 def unit_hash(name):

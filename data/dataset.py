@@ -15,7 +15,7 @@ import numpy as np
 
 from base.errors import UserError
 from base.reading import read_text
-from data.tokenizer import JSON, spec_of
+from data.tokenizer import JSON, SPECIALS, spec_of
 
 GPT2 = dict(tokenizer="gpt2", vocab_size=50257, dtype="uint16", eot=50256)
 DTYPES = dict(uint8=1 << 8, uint16=1 << 16, uint32=1 << 32)  # and how many ids fit
@@ -84,6 +84,7 @@ def check_meta(meta, path):
 
     meta = meta if isinstance(meta, dict) else {}
     spec, n = spec_of(meta), meta["vocab_size"] if is_id(meta.get("vocab_size")) else 0
+    stored = n - len(SPECIALS) * (spec.get("name") == "bytes")  # BERT's special ids are in no file of bytes
     listed = spec.get("name") not in ("char", "wordpiece") or isinstance(spec.get("vocab"), list) \
         and spec["vocab"] and all(isinstance(token, str) for token in spec["vocab"])
     for key, good, should in (
@@ -92,7 +93,7 @@ def check_meta(meta, path):
             ("vocab_size", is_id(meta.get("vocab_size")) and meta["vocab_size"] > 0,
              "a whole number above 0"),
             ("dtype", str(meta.get("dtype")) in DTYPES, "one of " + ", ".join(DTYPES)),
-            ("dtype", n <= DTYPES.get(str(meta.get("dtype")), n), f"wide enough for vocab_size = {n}"),
+            ("dtype", stored <= DTYPES.get(str(meta.get("dtype")), n), f"wide enough for vocab_size = {n}"),
             *((key, meta.get(key) is None or is_id(meta[key]) and meta[key] < n,
                f"null or a token id, below vocab_size = {n}") for key in ("eot", "sep"))):
         if not good:

@@ -2,15 +2,19 @@
 Runs of train.py that branch off each other. Trunks train piece by piece at a constant learning rate.
 Decays and grown runs start from their checkpoints. An interrupted run resumes where it stopped.
 """
+import functools
 import os
 import time
 
 from base.errors import UserError
+from base.reading import read_json
 from lab.children import TRAIN, Job, side_by_side
 from run.checkpoint.checkpoint import numbered
-from run.settings import TrainConfig, plain
+from run.resume import OF_STAGES, RESUME_MAY_CHANGE
+from run.settings import TrainConfig, known_settings, plain
 
 LEAVES = {"config.json", "metrics.jsonl"}  # of a finished run
+FREE = (RESUME_MAY_CHANGE | OF_STAGES) - {"eval_seqs", "dtype"}  # may differ from what a run recorded
 
 
 class Branch(Job):
@@ -37,6 +41,9 @@ class Branch(Job):
     def start(self, place):
         os.makedirs(self.out_dir, exist_ok=True)
         if not numbered(self.out_dir) and os.path.exists(self.path("metrics.jsonl")):
+            if (had := recorded(self.out_dir)) and Job(self.out_dir, had["max_iters"]).end():
+                raise UserError(f"{self.out_dir}: holds a finished run of {had['max_iters']} iterations, but the "
+                                f"experiment has {self.last} now: choose another --out, or delete that folder")
             os.remove(self.path("metrics.jsonl"))  # killed before its first checkpoint
         if self.keep and [p for p in numbered(self.out_dir) if p > self.checkpoint()]:
             raise UserError(f"{self.out_dir}: is past iteration {self.last}, where the experiment "
@@ -50,6 +57,11 @@ class Branch(Job):
         return super().diverged() or bool(self.after and self.after.diverged())
 
     def done(self):
+        had = recorded(self.out_dir)
+        for key in sorted(self.values.keys() & had.keys() - FREE):
+            if had[key] != self.values[key]:
+                raise UserError(f"{self.out_dir}: holds a run with {key}={had[key]!r}, but the experiment has "
+                                f"{self.values[key]!r} now: choose another --out, or delete that folder")
         if self.keep:
             return self.diverged() or os.path.exists(self.checkpoint())
         return super().done()
@@ -67,6 +79,20 @@ class Branch(Job):
             return
         for name in set(os.listdir(self.out_dir)) - LEAVES:
             os.remove(self.path(name))
+
+
+@functools.cache
+def recorded(out_dir):
+    """The settings that a run's folder recorded; {} if there are none."""
+    path = os.path.join(out_dir, "config.json")
+    return known_settings(read_json(path)) if os.path.exists(path) else {}
+
+
+def only_one(rates):
+    """The setting that is swept, and its values."""
+    if len(rates) > 1:
+        raise UserError(f"experiment: rates: one setting is swept, not {len(rates)}: leave the others out")
+    return next(iter(rates.items()))
 
 
 def startable(jobs):

@@ -103,6 +103,9 @@ class Campaign:
             fixed = {**{k: v for k, v in entry.items() if k not in OWN}, **(overrides or {})}
             values = {**(read_file(path) if path else {}), **experiment.get("settings", {}),
                       **fixed}
+            mine = sorted(fixed.keys() & {"seed", "out_dir", "keep_checkpoints"})
+            if mine or values.get("init_from", "scratch") not in ("scratch", "auto"):
+                raise UserError(f"contestant {name!r}: {[*mine, 'init_from'][0]}: is the campaign's own: leave it out")
             against = entry.get("against", [])
             if self.ablation and self.contestants and "against" not in entry:
                 against = [next(iter(self.contestants))]
@@ -238,14 +241,15 @@ class Campaign:
 
     def report(self, extra=()):
         """Table rows, curves and cautions from the finished runs."""
-        rows, curves, cautions = [], {}, []
-        for c in [*self.contestants.values(), *extra]:
-            runs = self.curves(c)
+        rows, cautions = [], []
+        every = [*self.contestants.values(), *extra]
+        curves = {c.name: runs for c in every if (runs := self.curves(c))}
+        for c in every:
+            runs = curves.get(c.name, {})
             if len(runs) < len(self.seeds):
                 cautions.append(f"{c.name}: {len(runs)} of {len(self.seeds)} seeds finished")
             if not runs:
                 continue
-            curves[c.name] = runs
             rows.append(dict(
                 name=c.name, point=point_name(self.best_point(c)), seeds=sorted(runs),
                 final=verdict.interval([v["val_loss"][-1] for v in runs.values()]),

@@ -223,8 +223,9 @@ def many_parser(prog, doc, what, **more):
                    help="only these; a study adds its first, which tunes")
     p.add_argument("--only", type=listed(str.strip, ";"), metavar="NAME;NAME",
                    help="only these contestants; a campaign adds their baselines")
-    p.add_argument("--plan", action="store_true", help="only say what would run and what it costs")
-    p.add_argument("--report", action="store_true", help="only report on what is finished")
+    p.modes = p.add_mutually_exclusive_group()
+    p.modes.add_argument("--plan", action="store_true", help="only say what would run and what it costs")
+    p.modes.add_argument("--report", action="store_true", help="only report on what is finished")
     return p
 
 

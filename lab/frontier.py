@@ -19,7 +19,7 @@ from pathlib import Path
 
 from base.errors import UserError, exits_cleanly, number
 from base.words import human, table
-from lab.branches import Branch, final, outward, run_all, startable
+from lab.branches import Branch, final, only_one, outward, run_all, startable
 from lab.campaign import check_keys, known, must_be, slug
 from lab.children import in_folder, listed, many_parser
 from lab.costs import measure, stage_costs, vocab_of
@@ -45,7 +45,7 @@ class Study:
         check_experiment(experiment)
         self.__dict__.update(dict(starts={}, grown={}, grown_at=[], families={}, save_every=0,
                                   tune_seeds=experiment["seeds"][:1]), **experiment)
-        self.out, (self.rate_key, values) = out, next(iter(self.rates.items()))
+        self.out, (self.rate_key, values) = out, only_one(self.rates)
         self.rate_values = [typed(self.rate_key, v) for v in values]
         entries = {**self.starts, **self.ladder}
         self.sizes = {name: {**{k: v for k, v in entry.items() if k not in NO_SIZES},
@@ -376,8 +376,7 @@ def plan(study, speed):
 def main():
     p = many_parser("lab.frontier", __doc__, dict(help="a file such as lab/experiments/frontier.py"))
     p.add_argument("--minutes", type=number(float, 0), default=1e6, help="stop after so many")
-    p.add_argument("--speeds", action="store_true",
-                   help="measure each size's seconds a step, once, with nothing else running")
+    p.modes.add_argument("--speeds", action="store_true", help="measure each size's seconds a step, alone")
     p.add_argument("--budgets", type=listed(number(float, 0)), metavar="2.5,5", help="only these; the report has all")
     args = p.parse_args()
     study = Study(read_file(args.what), args.out or os.path.join("out", Path(args.what).stem),

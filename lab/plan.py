@@ -147,7 +147,9 @@ def main():
     if args.fit:
         if rest:
             raise UserError(f"{rest[0]}: means something without --fit only: leave one of the two out")
-        fit_ladder(args.fit, args.law or "law.json")
+        if not args.law:
+            raise UserError("--fit: needs --law=FILE, where to write the law")
+        fit_ladder(args.fit, args.law)
         return
     show_plan(from_args(rest), args)
 

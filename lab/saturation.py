@@ -10,6 +10,7 @@ checkpoint, with a new warmup and a new decay.
 The peak learning rate of every contestant is tuned on a seed that is not reported. Stop it at any time:
 the same command resumes.
 """
+import math
 import os
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from lab.costs import on_meta, vocab_of
 from lab.verdict import interval, picture, plus_minus
 from lab.words import write_report
 from run.arguments import read_file
-from run.settings import from_dict
+from run.settings import from_dict, refuse
 
 EXPERIMENT = dict(settings=dict, small=dict, tokens=list, extras=list, larger=dict, target=str, rates=dict,
                   peaks=list, tune_seed=int, seeds=list)
@@ -37,6 +38,14 @@ class Study:
     def __init__(self, experiment, out, seeds=None, only=None):
         check_experiment(experiment)
         self.__dict__.update(experiment, seeds=seeds or experiment["seeds"])
+        if extra := set(self.seeds) - set(experiment["seeds"]):
+            raise UserError(f"--seeds: {min(extra):g} is none of the experiment's {experiment['seeds']}")
+        if experiment["tune_seed"] in experiment["seeds"]:
+            raise UserError(f"experiment: tune_seed={experiment['tune_seed']} is one of its seeds: what tunes is not reported")
+        for key in self.rates:
+            if key in {**self.settings, **self.small}:
+                raise UserError(f"experiment: {key}: stands in rates and beside them: leave one out")
+        refuse(from_dict({**self.settings, **self.small, **self.rates}), self.rates)
         self.out, self.names = out, [ON, *self.larger]
         self.asked = {known(name, [*self.names, ALONE, ALL], "--only") for name in only or [*self.names, ALONE, ALL]}
         self.cost, self.weights = {}, {}
@@ -139,7 +148,7 @@ def results(study):
         losses = {}
         for seed in study.seeds:
             for name, job in study.jobs(seed, tokens, extra).items():
-                if job and job.final() is not None:
+                if job and job.final() not in (None, math.inf):
                     losses.setdefault(name, {})[seed] = job.final()
         for name, by_seed in losses.items():
             ahead = [loss - losses[ON][s] for s, loss in by_seed.items() if s in losses.get(ON, {})]
@@ -165,8 +174,10 @@ def report(study):
         f"\n\nThe small model: {human(study.weights[ON])} weights. Extra compute: a share of the small model's own. "
         "Peak: a share of the rate from scratch, tuned on a seed that is not reported. Less trained on: paired "
         "by seed, 95 % t-interval; below zero, it pays.")
-    draw(study, found)
+    if lost := [job.out_dir for job in study.wanted() if job.final() == math.inf]:
+        text += f"\n\nDiverged, left out: {', '.join(lost)}."
     write_report(study.out, text, dict(rows=found, weights=study.weights[ON], larger=study.larger))
+    draw(study, found)
     return text
 
 

@@ -1,9 +1,11 @@
 """Which checkpoint a run continues from, if any, and what a resumed run may change."""
+import contextlib
 import math
+import os
 from dataclasses import fields
 
 from base.errors import UserError, say_once
-from base.reading import need
+from base.reading import need, read_json
 from data.tokenizer import tokenizer_of
 from model import GROWABLE
 from run import family
@@ -36,6 +38,8 @@ def saved_state(config, meta, restarted=False, ask=alone):
         if found:
             raise UserError(f"out_dir={config.out_dir} holds a run already: --resume continues it, "
                             "or choose another --out_dir, or delete that folder")
+        if not is_ours(os.path.join(config.out_dir, "config.json")):
+            raise UserError(f"out_dir={config.out_dir} holds the config.json of something else: choose another --out_dir")
         for member in family.members(config)[:-1]:
             if checkpoint.exists(member.out_dir):
                 raise UserError(f"out_dir={config.out_dir} holds {member.out_dir} of an earlier family: choose "
@@ -51,6 +55,13 @@ def saved_state(config, meta, restarted=False, ask=alone):
                             "or delete that folder")
         check_resume(state, config, meta)
     return state
+
+
+def is_ours(path):
+    """Did a run write this config.json? Also True where none can be read."""
+    with contextlib.suppress(UserError):
+        return not os.path.exists(path) or {"out_dir", "data_dir"} <= read_json(path).keys()
+    return True
 
 
 def branch_point(config, meta, ask):

@@ -213,6 +213,8 @@ def plot_family(trunk, others, save):
     spent, alone = ([0, *itertools.accumulate(r[k] for r in found["members"])] for k in ("flops", "alone"))
     lines = [[(x + before, y) for x, y in family_line(trunk, m)] for m, before in zip(members, spent)]
     grey = [(os.path.basename(path), points(read_run(path), "flops")) for path in others]
+    if empty := [path for path, (_, line) in zip(others, grey) if not line]:
+        raise UserError(f"{empty[0]}: has no evaluation with a finite loss to draw: leave it out")
     for m, before in zip(members, alone):
         grey += [(m.name, line) for line in scratch_lines(trunk, m, before)]
     if not lines[0]:

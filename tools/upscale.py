@@ -192,10 +192,9 @@ def some_ids(config, folder, text, rows=4):
     return torch.tensor(ids[:n * T]).view(n, T) if n else torch.tensor([ids])
 
 
-def check(growth, folder, text=None):
-    """Compare both folders in float32. Returns one line that says how closely they agree."""
+def check(growth, folder, idx, text=None):
+    """Compare both folders in float32 on token ids (B, T). Returns one line that says how closely they agree."""
     model = hf.from_hf(growth.folder)
-    idx = some_ids(model.config, growth.folder, text)
     want, tokens = answers(model, idx)
     del model
     got, others = answers(hf.from_hf(folder), idx)
@@ -274,12 +273,17 @@ def main():
             export(model, info["meta"], folder, source)
             del model
         growth = Growth(folder, sizes, args.operator, args.where or "spread", args.float32, source)
+        compares = args.check or args.check is None and fits_in_memory(growth)
+        if args.text and not compares:
+            raise UserError("--text: the larger model does not fit in memory, so nothing would be compared: leave it "
+                            "out, or add --check")
+        idx = some_ids(growth.before.config, growth.folder, args.text) if compares else None
         upscale(growth, args.folder, args.shard_size, args.seed)
         before, after = growth.before.num_params(), growth.after.num_params()
         print(f"{args.folder}: {hf.CLASSES[growth.dialect]}, {describe(sizes_of(growth.new))}, {after:,} "
               f"parameters, {after / before:.2f} times {source}'s")
-        if args.check or args.check is None and fits_in_memory(growth):
-            print(check(growth, args.folder, args.text))
+        if compares:
+            print(check(growth, args.folder, idx, args.text))
         print(f"train it on: python train.py --init_from={args.folder}")
 
 

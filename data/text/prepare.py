@@ -37,6 +37,7 @@ from data.bin_writer import (  # noqa: E402
     in_pieces,
     n_workers,
     pick_split,
+    refuse_others,
     run,
     script_parser,
     write_pieces,
@@ -313,9 +314,11 @@ def main(argv=None, **usual):
     from tqdm import tqdm
     args = parse(argv, **usual)
     train, val = choose_files(args)
-    if not args.force and (old := complete(args.out)):
-        raise UserError(f"--out {args.out} already holds a dataset ({old['source']}): choose "
-                        "another folder, or --force to replace it")
+    if not args.force:
+        if old := complete(args.out):
+            raise UserError(f"--out {args.out} already holds a dataset ({old['source']}): choose "
+                            "another folder, or --force to replace it")
+        refuse_others(args.out)
     tok = open_tokenizer(args.tokenizer, args.vocab, args.bert, args.eot)
     bert = args.bert or tok.name == "wordpiece"
     # bytes need no tokenizing: one process is faster than passing text around

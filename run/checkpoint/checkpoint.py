@@ -90,7 +90,7 @@ def tidy_parts(out_dir):
     Delete the parts folders that no checkpoint names, including those of an interrupted save. A folder
     that is being read is left for the next time.
     """
-    folders = [name for name in os.listdir(out_dir) if name.startswith(PARTS)]
+    folders = [name for name in os.listdir(out_dir) if re.fullmatch(rf"{PARTS}\d{{7}}_.+_\d+", name)]
     if folders:
         left = [*numbered(out_dir), *(os.path.join(out_dir, n) for n in (LATEST, BEST))]
         used = {glance(p).get("parts", {}).get("folder") for p in left if os.path.exists(p)}

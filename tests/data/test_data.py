@@ -22,6 +22,7 @@ import pytest
 from base.errors import UserError
 from data import bin_writer
 from data.bin_writer import BinWriter, complete, encode_pieces, pick_split, write_pieces
+from data.dataset import read_meta
 from data.tokenizer import Tokenizer, cut, get_tokenizer, load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -622,6 +623,24 @@ def test_a_dataset_is_replaced_only_by_force(tmp_path, capsys):
     assert stream(tmp_path / "o", "train").tolist() == [1] * 4
     prepare(text, *argv, "--force")
     assert documents(tmp_path / "o", "train")[0].startswith("document")
+
+
+def test_others_datasets_are_replaced_only_by_force(tmp_path, capsys):
+    """One made elsewhere, with a meta.json by hand or nanoGPT's meta.pkl, in one file or in shards."""
+    (tmp_path / "x.txt").write_text("\n".join(many(500)))
+    for name in ("train.bin", "fineweb_train_000001.bin"):
+        out = tmp_path / name / "d"
+        out.mkdir(parents=True)
+        (out / name).write_bytes(b"12" * 99)
+        assert f"holds {out / name}" in fails(text, capsys, "--input", tmp_path / "x.txt", "--out", out)
+        assert (out / name).read_bytes() == b"12" * 99 and len(os.listdir(out)) == 1
+
+
+def test_bytes_for_bert_are_read_back(tmp_path):
+    (tmp_path / "x.txt").write_text("\n".join(many(500)))
+    prepare(text, "--input", tmp_path / "x.txt", "--out", tmp_path / "o", "--bert")
+    meta = read_meta(str(tmp_path / "o"))
+    assert meta["dtype"] == "uint8" and meta["vocab_size"] == 260
 
 
 def test_a_script_ends_in_one_line_and_code_2():

@@ -165,6 +165,27 @@ def make_again(study):
     return Study(dict(TINY, settings=study.settings), study.out)
 
 
+def test_runs_of_another_experiment_are_not_taken_for_its_own(study, tmp_path):
+    """Nor is a finished one deleted because it would be longer now."""
+    job = study.leaf("two", 10, 1, 0.35)
+    for j in job.chain():
+        play(j)
+        with open(j.path("config.json"), "w") as f:
+            json.dump({**j.values, "max_iters": j.last, "weight_decay": 0.1}, f)
+    assert make(tmp_path, data=study.settings["data_dir"]).leaf("two", 10, 1, 0.35).done()
+    branches.recorded.cache_clear()
+    changed = make(tmp_path, data=study.settings["data_dir"])
+    changed.settings = dict(changed.settings, weight_decay=0.3)
+    with pytest.raises(UserError, match="holds a run with weight_decay=0.1, but the experiment has 0.3 now"):
+        changed.leaf("two", 10, 1, 0.35).done()
+    job.last += 1
+    assert not job.done()
+    with pytest.raises(UserError, match="holds a finished run of"):
+        job.start(("", "", ""))
+    with pytest.raises(UserError, match="one setting is swept, not 2"):
+        make(tmp_path, rates=dict(learning_rate=[0.1], muon_learning_rate=[0.1]))
+
+
 def test_a_part_of_the_study_first(study, tmp_path):
     """A budget and the first seed alone; then the rest, and nothing runs twice."""
     one = play_all(make(tmp_path, only_budgets=[10], only_seeds=[1], only_names=["late"]))

@@ -64,6 +64,22 @@ def test_only_what_is_asked_for(study):
         saturation.Study(read_file("lab/experiments/saturation.py"), "out", only=["x 3"])
 
 
+@pytest.mark.parametrize("changes, seeds, said", [
+    (dict(rates=dict(learning_rat=0.01)), None, "learning_rat: no such setting"), (dict(tune_seed=11), None, "what tunes"),
+    (dict(small=dict(n_layer=2, muon_learning_rate=0.1)), None, "stands in rates and beside"), ({}, [1], "--seeds: 1 is none")])
+def test_what_is_refused(changes, seeds, said):
+    with pytest.raises(UserError, match=said):
+        saturation.Study({**read_file("lab/experiments/saturation.py"), **changes}, "out", seeds)
+
+
+def test_a_diverged_run_is_left_out(study, monkeypatch):
+    play(study)
+    lost = next(job for job in study.wanted() if job.after and job.values["seed"] == 11)
+    study.played[lost.out_dir] = float("inf")
+    text = saturation.report(study)
+    assert f"Diverged, left out: {lost.out_dir}" in text and "inf" not in text.split("Diverged")[0]
+
+
 def test_what_is_finished_needs_no_checkpoint(study):
     """results/ keeps no checkpoints: a small model is trained again only if something starts from it."""
     play(study)

@@ -87,6 +87,19 @@ def test_killed_runs_go_on_exactly(which, driver, data, whole, tmp_path):
     assert killed >= 0.7 * len(which)
 
 
+def test_others_files_in_the_way(data, tmp_path):
+    """A config.json that no run wrote is refused, and a folder of others' parts is left alone."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text('{"model_type": "gpt2"}')
+    done = train(data_dir=data, out_dir=str(tmp_path / "a"), check=False)
+    assert done.returncode == 2 and "holds the config.json of something else" in done.stderr
+    assert (tmp_path / "a" / "config.json").read_text() == '{"model_type": "gpt2"}'
+    (tmp_path / "b" / "parts_catalog").mkdir(parents=True)
+    (tmp_path / "b" / "parts_catalog" / "x").write_text("mine")
+    train(data_dir=data, out_dir=str(tmp_path / "b"), max_iters=8, stages=[], eval_interval=8)
+    assert (tmp_path / "b" / "parts_catalog" / "x").read_text() == "mine"
+
+
 @pytest.mark.parametrize("config", ["", None])
 def test_a_lost_config_and_half_a_log(config, driver, data, whole, tmp_path):
     """The checkpoint holds the settings, too. What a log lost is said; its next line stands alone."""

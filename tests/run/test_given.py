@@ -186,6 +186,9 @@ def test_nor_in_a_campaign(tmp_path):
         with pytest.raises(UserError, match=f"{key}=.*means something with"):
             Campaign(dict(contestants=dict(a=entry)), str(tmp_path), overrides=overrides)
     Campaign(dict(contestants=dict(a=base, b=grown)), str(tmp_path), overrides=dict(ramp_iters=9))
+    for more in (dict(seed=5), dict(out_dir="x"), dict(init_from="hf/small")):  # a campaign's runs have their own
+        with pytest.raises(UserError, match=f"{min(more)}: is the campaign's own"):
+            Campaign(dict(contestants=dict(a={**base, **more})), str(tmp_path))
     with pytest.raises(UserError, match="ramp_iters=9: means something with stages"):
         read_experiment(["config/pystdlib_msg.py ramp_iters=9 stages=[]"])
     for what, overrides in ((["config/pystdlib_msg.py seed=1 seed=2"], {}),

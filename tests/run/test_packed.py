@@ -58,6 +58,16 @@ def test_a_study_is_not_copied_into_itself(folder, monkeypatch, capsys):
     assert e.value.code == 2 and "own folder" in capsys.readouterr().err and measured(folder) == had
 
 
+def test_another_study_is_not_written_over(folder, tmp_path, monkeypatch, capsys):
+    other = tmp_path / "other"
+    (other / "b").mkdir(parents=True)
+    (other / "b" / "metrics.jsonl").write_text("another\n")
+    monkeypatch.setattr(sys, "argv", ["packed", str(folder), str(other)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "another b/metrics.jsonl" in capsys.readouterr().err and os.listdir(other) == ["b"]
+
+
 def test_a_finished_study_is_copied_without_this_machines_folders(folder, tmp_path, monkeypatch, capsys):
     into = tmp_path / "results"
     start = '{"event": "start", "torch": "2", "data_dir": "/home/me/data", "threads": 1}\n'

@@ -99,6 +99,9 @@ def test_a_picture_of_what_diverged(out, tmp_path, monkeypatch, capsys):
             run(plot.main, monkeypatch, other)
             continue
         with pytest.raises(SystemExit):
+            run(plot.main, monkeypatch, out, other)
+        assert f"{other}: has no evaluation with a finite loss" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
             run(plot.main, monkeypatch, other)
         assert "no evaluation with a finite loss" in capsys.readouterr().err
 

@@ -94,6 +94,10 @@ def test_read_written_and_grown_by_masks(kind, folders, tmp_path):
     check_preserved("llama", model.double(), **LARGER)
 
 
+def random_ids(growth):
+    return upscale.some_ids(growth.before.config, growth.folder, None)
+
+
 @pytest.mark.parametrize("sizes", ALONE, ids=lambda s: "+".join(s))
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_function(kind, sizes, folders, tmp_path):
@@ -109,7 +113,7 @@ def test_the_same_function(kind, sizes, folders, tmp_path):
     assert difference < 1e-5 and same
     config = hf.folder_config(str(tmp_path / "new"))[1]
     assert {k: config[k] for k in sizes} == sizes
-    assert upscale.check(growth, str(tmp_path / "new")).endswith("50 of 50 tokens: the same function")
+    assert upscale.check(growth, str(tmp_path / "new"), random_ids(growth)).endswith("50 of 50 tokens: the same function")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -195,7 +199,7 @@ def test_16_bits_round_a_wider_model(tmp_path):
     for float32, says in ((False, "16 bits round"), (True, "the same function")):
         growth = Growth(old, dict(n_embd=48, n_head=6), float32=float32)
         upscale.upscale(growth, str(tmp_path / says))
-        assert says in upscale.check(growth, str(tmp_path / says))
+        assert says in upscale.check(growth, str(tmp_path / says), random_ids(growth))
 
 
 def command(monkeypatch, capsys, *args):
@@ -210,6 +214,18 @@ def test_a_run_of_ours_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert code == 0, err
     assert "n_layer=4" in out and "greedy continuations agree for 50 of 50 tokens: the same function" in out
     assert "9 tokens of" in out and (tmp_path / "new" / hf.OURS).exists()
+
+
+def test_a_text_that_cannot_be_compared_on(folders, tmp_path, monkeypatch, capsys):
+    """Is refused before anything is written, so the corrected command works."""
+    args = folders["llama"], tmp_path / "new", "--n_layer=3"
+    code, _, err = command(monkeypatch, capsys, *args, f"--text={tmp_path}/none.txt")
+    assert code == 2 and err.count("\n") == 1 and not (tmp_path / "new").exists()
+    (tmp_path / "x.txt").write_text("some text")
+    monkeypatch.setattr(upscale, "fits_in_memory", lambda growth: False)
+    code, _, err = command(monkeypatch, capsys, *args, f"--text={tmp_path}/x.txt")
+    assert code == 2 and "nothing would be compared" in err and not (tmp_path / "new").exists()
+    assert command(monkeypatch, capsys, *args)[0] == 0
 
 
 @pytest.mark.parametrize("operator, order", [("stack", [0, 1, 0]), ("interleave", [0, 1, 1])])
