@@ -117,9 +117,10 @@ def show_plan(config, args):
 
 def parse(argv):
     """(options, remaining arguments: train.py's settings)."""
-    dry = "--dry", lambda a: a.dry
+    dry, config = ("--dry", lambda a: a.dry), ("a CONFIG, so without --fit", lambda a: not a.fit)
     p = Parser(prog="python -m lab.plan", description=__doc__, allow_abbrev=False,
-               means=dict(flops=dry, mfu=dry, memory=dry, seconds=("measurements, so without --dry", lambda a: not a.dry)),
+               means=dict(flops=dry, mfu=dry, memory=dry, dry=config, small=config, processes=config,
+                          seconds=("measurements, so without --dry and --fit", lambda a: not (a.dry or a.fit))),
                usage="python -m lab.plan CONFIG [options] [--key=value ...]",
                formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--dry", action="store_true", help="measure nothing, allocate nothing")
@@ -151,7 +152,11 @@ def main():
             raise UserError("--fit: needs --law=FILE, where to write the law")
         fit_ladder(args.fit, args.law)
         return
-    show_plan(from_args(rest), args)
+    config = from_args(rest)
+    for key in ("small", "law"):
+        if getattr(args, key) and (config.model == "bert" or key == "small" and members(config)):
+            raise UserError(f"--{key}: means nothing for {'BERT' if config.model == 'bert' else 'a family'}: leave it out")
+    show_plan(config, args)
 
 
 if __name__ == "__main__":

@@ -123,6 +123,7 @@ def test_measured_table(data, monkeypatch, capsys):
 @pytest.mark.parametrize("bad, names", [
     ("--mfu=2", "--mfu"), ("--mfu=0", "--mfu"), ("--flops=inf", "--flops"), ("--flops=nan", "--flops"),
     ("--processes=0", "--processes"), ("--dry=3", "--dry"),
+    ("--model=bert --small=1e6", "--small: means nothing for BERT"), ("config/pystdlib_family.py --small=1e6", "a family"),
     ("--steps=3", "steps"), ("config/none.py", "none.py"), ("--device=abacus", "device=abacus")])
 def test_bad_input_is_one_line(bad, names, monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit) as e:

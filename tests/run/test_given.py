@@ -170,7 +170,7 @@ def test_an_option_without_effect_is_refused():
     (prepare.parse, "--input x --eot=s", "a tokenizer.json"), (prepare.parse, "--input x --val y --val-fraction=0.2", "--val"),
     (prepare.parse, "--input x --val-within --seed=3", "--val-within"), (prepare.parse, "--dataset x --doc-sep=file", "--input"),
     (sample.parse, "run --temperature=0 --top_k=3", "--temperature above 0"), (plan.parse, "c.py --mfu=0.5", "--dry"),
-    (plan.parse, "c.py --dry --seconds=1", "--dry")])
+    (plan.parse, "c.py --dry --seconds=1", "--dry"), (plan.parse, "--fit a --law=l --small=1e6", "a CONFIG")])
 def test_of_the_scripts_neither(parse, argv, where):
     with pytest.raises(UserError, match="means something with .*" + where):
         parse(argv.split())
