@@ -34,7 +34,7 @@ class Weights(Mapping):
             raise UserError(f"{self.folder}: {file} cannot be read ({first_line(e)})") from None
 
     def __getitem__(self, name):
-        self.dtype(name)
+        self.dtype(name)  # refuses quantized weights
         return self.read(self.file[name], lambda f: f.get_tensor(name).clone())
 
     def dtype(self, name):

@@ -41,8 +41,9 @@ class Branch(Job):
     def start(self, place):
         os.makedirs(self.out_dir, exist_ok=True)
         if not numbered(self.out_dir) and os.path.exists(self.path("metrics.jsonl")):
-            if (had := recorded(self.out_dir)) and Job(self.out_dir, had["max_iters"]).end():
-                raise UserError(f"{self.out_dir}: holds a finished run of {had['max_iters']} iterations, but the "
+            length = recorded(self.out_dir).get("max_iters")
+            if Job(self.out_dir, length).end():
+                raise UserError(f"{self.out_dir}: holds a finished run of {length} iterations, but the "
                                 f"experiment has {self.last} now: choose another --out, or delete that folder")
             os.remove(self.path("metrics.jsonl"))  # killed before its first checkpoint
         if self.keep and [p for p in numbered(self.out_dir) if p > self.checkpoint()]:
@@ -57,11 +58,7 @@ class Branch(Job):
         return super().diverged() or bool(self.after and self.after.diverged())
 
     def done(self):
-        had = recorded(self.out_dir)
-        for key in sorted(self.values.keys() & had.keys() - FREE):
-            if had[key] != self.values[key]:
-                raise UserError(f"{self.out_dir}: holds a run with {key}={had[key]!r}, but the experiment has "
-                                f"{self.values[key]!r} now: choose another --out, or delete that folder")
+        self.check_settings(recorded(self.out_dir), self.values, FREE)
         if self.keep:
             return self.diverged() or os.path.exists(self.checkpoint())
         return super().done()

@@ -73,11 +73,8 @@ class Run(Job):
         """Is it finished? A folder that holds a run with other settings is an error."""
         if not os.path.exists(self.path("config.json")):
             return False
-        have = asdict(plain(from_dict(known_settings(read_json(self.path("config.json"))))))
-        for key, want in asdict(self.config).items():
-            if have[key] != want and key not in ("out_dir", "init_from", "data_dir"):
-                raise UserError(f"{self.out_dir}: holds a run with {key}={have[key]!r}, not "
-                                f"{want!r}: choose another --out, or delete that folder")
+        had = plain(from_dict(known_settings(read_json(self.path("config.json")))))
+        self.check_settings(asdict(had), asdict(self.config), ("out_dir", "init_from", "data_dir"))
         return super().done()
 
     def tidy(self):

@@ -93,6 +93,13 @@ class Job:
             f.write(place[2] + "\n")
         return Child(self.command(), self.out_dir, place)
 
+    def check_settings(self, had, wanted, free):
+        """UserError if the settings that its folder recorded differ from those wanted, but for those in `free`."""
+        for key in sorted({*had} & {*wanted} - {*free}):
+            if had[key] != wanted[key]:
+                raise UserError(f"{self.out_dir}: holds a run with {key}={had[key]!r}, not {wanted[key]!r}: choose "
+                                "another --out, or delete that folder")
+
     def end(self):
         """The event of its last evaluation; None until then."""
         if not os.path.exists(self.path("metrics.jsonl")):

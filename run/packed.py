@@ -87,7 +87,8 @@ def copy(folder, into):
     for name in [n for n in files if os.path.basename(n) == "metrics.jsonl"]:
         files[name] = re.sub(rb', "data_dir": "[^"]*"', b"", files[name])  # in start events
     for name, content in files.items():
-        if os.path.basename(name) in ("config.json", "metrics.jsonl") and (into / name).exists() and (into / name).read_bytes() != content:
+        if name.endswith(("config.json", "metrics.jsonl")) and (into / name).exists() and \
+                (into / name).read_bytes() != content:
             raise UserError(f"{into}: has another {name}: choose another folder, or delete that run there")
     for name, content in files.items():
         (into / name).parent.mkdir(parents=True, exist_ok=True)

@@ -34,12 +34,12 @@ def saved_state(config, meta, restarted=False, ask=alone):
     if not found and config.init_from != "resume" and (left := checkpoint.remains(config.out_dir)):
         raise UserError(f"out_dir={config.out_dir} holds a run without its checkpoints ({left}): "
                         "choose another --out_dir, or delete that folder")
+    if not found and not is_ours(os.path.join(config.out_dir, "config.json")):
+        raise UserError(f"out_dir={config.out_dir} holds the config.json of something else: choose another --out_dir")
     if config.init_from not in ("resume", "auto") and not (restarted and found):
         if found:
             raise UserError(f"out_dir={config.out_dir} holds a run already: --resume continues it, "
                             "or choose another --out_dir, or delete that folder")
-        if not is_ours(os.path.join(config.out_dir, "config.json")):
-            raise UserError(f"out_dir={config.out_dir} holds the config.json of something else: choose another --out_dir")
         for member in family.members(config)[:-1]:
             if checkpoint.exists(member.out_dir):
                 raise UserError(f"out_dir={config.out_dir} holds {member.out_dir} of an earlier family: choose "
@@ -118,7 +118,7 @@ def check_resume(state, config, meta, branches=False):
         say_once(f"rewarm_iters={config.rewarm_iters}: the new warmup began at iteration {rewarm[0]} already")
     if any(getattr(was, key) != getattr(config, key) for key in ("max_iters", *OF_STAGES)):
         check_ramps(config)  # if not, older runs with longer ramps may end masked, as they were to
-    check_members(was, config)
+    check_members(config)
     for key in ("micro_batch", *RATES):
         if getattr(was, key) != getattr(config, key) and any(key in s for s in config.stages[:due]):
             raise UserError(f"{key}={getattr(config, key)}: a stage has its own: change that, in --stages")
@@ -144,14 +144,13 @@ def check_resume(state, config, meta, branches=False):
                      "--rewarm_iters=N warms up to it")
 
 
-def check_members(was, config):
-    """UserError if a size of the family is to be finished over other iterations than it was, or is being."""
-    takes = {m.stage: m.end - m.at for m in family.members(was)}
+def check_members(config):
+    """UserError if a size of the family was finished, or began to be, over another number of iterations."""
     for m in family.members(config)[:-1]:
-        if m.end - m.at != (had := takes.get(m.stage, 0)) and checkpoint.exists(m.out_dir):
-            raise UserError(f"finish_stages={config.finish_stages}: {m.out_dir} is finished over {had} iterations, not "
-                            f"{m.end - m.at}: resume with --finish_stages={was.finish_stages} and its own finish_iters, "
-                            "or delete that folder to finish it anew")
+        had = family.read_config(m.out_dir) if checkpoint.exists(m.out_dir) else None
+        if had and had.decay_iters != m.end - m.at:
+            raise UserError(f"{m.out_dir}: is finished over {had.decay_iters} iterations, not {m.end - m.at}: set its "
+                            f"finish_stages or finish_iters to {had.decay_iters}, or delete that folder")
 
 
 def past(config, done, rates):

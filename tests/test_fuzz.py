@@ -27,7 +27,8 @@ from fuzz_world import READS, SCRIPTS, WORD, make_world, spoilt  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 # whose files are among these: a module that reads another kind must bring a case
-READERS = {"sample", "run.resume", "lab.branches", "lab.law", "lab.advice", "lab.speeds", "lab.children", "lab.campaign", "data.dataset",
+READERS = {"sample", "run.resume", "lab.branches", "lab.law", "lab.advice", "lab.speeds", "lab.children",
+           "lab.campaign", "data.dataset",
            "data.bin_writer", "data.tokenizer", "data.text.prepare", "data.shakespeare_char.prepare", "run.checkpoint.checkpoint",
            "run.hf", "run.arguments", "run.runlog", "run.packed", "base.reading", "tools.evaluate", "tools.plot", "tools.upscale",
            "run.family", "base.weights"}

@@ -176,7 +176,7 @@ def test_runs_of_another_experiment_are_not_taken_for_its_own(study, tmp_path):
     branches.recorded.cache_clear()
     changed = make(tmp_path, data=study.settings["data_dir"])
     changed.settings = dict(changed.settings, weight_decay=0.3)
-    with pytest.raises(UserError, match="holds a run with weight_decay=0.1, but the experiment has 0.3 now"):
+    with pytest.raises(UserError, match="holds a run with weight_decay=0.1, not 0.3"):
         changed.leaf("two", 10, 1, 0.35).done()
     job.last += 1
     assert not job.done()

@@ -209,7 +209,7 @@ def test_a_finished_size_keeps_its_decay(out, tmp_path):
     again = shutil.copytree(out, tmp_path / "again")
     had = (again / "config.json").read_text()
     done = train("--resume", out_dir=str(again), check=False, **{**dict.fromkeys(TINY), "finish_stages": 8})
-    assert done.returncode == 2 and "1x16x32x1 is finished over 9 iterations, not 8: resume with --finish_stages=9" in done.stderr
+    assert done.returncode == 2 and "1x16x32x1: is finished over 9 iterations, not 8: set" in done.stderr
     assert (again / "config.json").read_text() == had
 
 

@@ -91,8 +91,9 @@ def test_others_files_in_the_way(data, tmp_path):
     """A config.json that no run wrote is refused, and a folder of others' parts is left alone."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.json").write_text('{"model_type": "gpt2"}')
-    done = train(data_dir=data, out_dir=str(tmp_path / "a"), check=False)
-    assert done.returncode == 2 and "holds the config.json of something else" in done.stderr
+    for start in ("scratch", "auto"):
+        done = train(data_dir=data, out_dir=str(tmp_path / "a"), init_from=start, check=False)
+        assert done.returncode == 2 and "holds the config.json of something else" in done.stderr
     assert (tmp_path / "a" / "config.json").read_text() == '{"model_type": "gpt2"}'
     (tmp_path / "b" / "parts_catalog").mkdir(parents=True)
     (tmp_path / "b" / "parts_catalog" / "x").write_text("mine")
