@@ -9,7 +9,7 @@ let them in over a ramp (Masked Structural Growth, Yao et al., ICLR 2024,
 https://arxiv.org/abs/2305.02869, section 3).
 """
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 import torch.nn as nn
@@ -88,7 +88,7 @@ def grown_config(config, **sizes):
                              f"models only grow, ask for more than {have[k]}")
     if sizes == have:
         raise ValueError(f"asked for {describe(sizes) or 'no sizes'}, which is no growth: the "
-                         f"model has {describe({k: getattr(config, k) for k in GROWABLE})}")
+                         f"model has {describe(sizes_of(config))}")
     return replace(config, **sizes)
 
 
@@ -274,17 +274,16 @@ def _check_state(optimizers, params, random):
     """Raises ValueError for state that cannot grow. random: param_groups of layers without a source."""
     for o in optimizers:
         kind, adds = type(o).__name__, any(g is mine for g in random for mine in o.param_groups)
-        for name, key, value in ((name, *item) for name, p in params.items()
-                                 for item in o.state.get(p, {}).items()):
-            if isinstance(value, (int, float, type(None))) or torch.is_tensor(value) and not value.dim():
-                continue
-            if key not in STATE or list(getattr(value, "shape", ())) != _state_shape(
-                    key, params[name].shape):
-                raise ValueError(f"{kind}'s state {key!r} of {name} cannot grow: make a new {kind} "
-                                 "after grow(model), or use another optimizer, like AdamW")
-            if adds and kind not in FRESH and STATE[key] is not fill_state:
-                raise ValueError(f"{kind}'s state {key!r}: the new layers have no source to take it "
-                                 "from: start with n_layer=1, or use AdamW or Muon")
+        for name, p in params.items():
+            for key, value in o.state.get(p, {}).items():
+                if isinstance(value, (int, float, type(None))) or torch.is_tensor(value) and not value.dim():
+                    continue
+                if key not in STATE or list(getattr(value, "shape", ())) != _state_shape(key, p.shape):
+                    raise ValueError(f"{kind}'s state {key!r} of {name} cannot grow: make a new {kind} "
+                                     "after grow(model), or use another optimizer, like AdamW")
+                if adds and kind not in FRESH and STATE[key] is not fill_state:
+                    raise ValueError(f"{kind}'s state {key!r}: the new layers have no source to take it "
+                                     "from: start with n_layer=1, or use AdamW or Muon")
 
 
 def _move_state(optimizer, old, new, spec, copies=()):
@@ -298,7 +297,7 @@ def _move_state(optimizer, old, new, spec, copies=()):
     for key in list(state):
         value = state.pop(key)  # popped: the old tensor is freed before the next is made
         if torch.is_tensor(value) and value.dim():
-            fill = STATE[key] or (lambda x, *_: x.copy_(getattr(new, "full_tensor", new.detach)()))
+            fill = STATE[key] or (lambda x, *_: x.copy_(new.full_tensor() if isinstance(new, DTensor) else new))
             value = grow_tensor(value, spec, _state_shape(key, new.shape), fill)
         for p in heirs:
             optimizer.state[p][key] = value if p is new or not torch.is_tensor(value) else \
@@ -332,4 +331,4 @@ def role(name):
 
 def sizes_of(config):
     """The four sizes that can grow, as a dict."""
-    return {k: v for k, v in asdict(config).items() if k in GROWABLE}
+    return {k: v for k, v in vars(config).items() if k in GROWABLE}

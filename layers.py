@@ -56,7 +56,7 @@ class Masks(nn.Module):
     def width(self):
         """The present masks of the width axes, as a Mask."""
         return Mask(*(None if (new := getattr(self, axis)) is None else
-                      torch.where(new, self.c, torch.ones_like(self.c)) for axis in WIDTH_AXES))
+                      torch.where(new, self.c, 1.0) for axis in WIDTH_AXES))
 
     def gate(self, i):
         """c for a new block, None for an old one."""
@@ -100,6 +100,11 @@ class Embedding(nn.Embedding):
         pass
 
 
+def wide(dtype):
+    """The dtype for sums of values in `dtype`: float32 or wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 class LayerNorm(nn.Module):
     """
     LayerNorm over the residual stream that ignores masked coordinates. With n = sum(m):
@@ -118,10 +123,10 @@ class LayerNorm(nn.Module):
     def forward(self, x, m=None):
         if m is None:
             w, b = self.weight, self.bias
-            if x.dtype == torch.float32 != w.dtype:  # FSDP gathers them in bfloat16
+            if x.dtype == torch.float32 and w.dtype != torch.float32:  # FSDP gathers them in bfloat16
                 w, b = w.float(), None if b is None else b.float()
             return F.layer_norm(x, w.shape, w, b, self.eps)
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = x.to(wide(x.dtype))
         n = m.sum()
         d = x - (m * x).sum(-1, keepdim=True) / n
         var = (m * d * d).sum(-1, keepdim=True) / n
@@ -142,7 +147,7 @@ class RMSNorm(nn.Module):
         self.spec = dict(weight=Spec((axis,), mean=1.0))
 
     def forward(self, x, m=None):
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = x.to(wide(x.dtype))
         if m is None:
             return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
         var = (m * x * x).sum(-1, keepdim=True) / m.sum()
@@ -181,11 +186,13 @@ def rope_scaling(text):
     kind, _, numbers = text.partition(":")
     try:
         numbers = [float(n) for n in numbers.split(",")]
-        assert len(numbers) == dict(linear=1, llama3=4)[kind] and numbers[0] > 0 and math.isfinite(sum(numbers))
-        assert kind == "linear" or numbers[1] < numbers[2]
-    except (ValueError, KeyError, AssertionError):
+        fits = len(numbers) == dict(linear=1, llama3=4)[kind] and numbers[0] > 0 and math.isfinite(sum(numbers))
+        fits = fits and (kind == "linear" or numbers[1] < numbers[2])
+    except (ValueError, KeyError):
+        fits = False
+    if not fits:
         raise ValueError(f"rope_scaling={text!r}: must be linear:FACTOR, "
-                         "llama3:FACTOR,LOW,HIGH,CONTEXT or empty") from None
+                         "llama3:FACTOR,LOW,HIGH,CONTEXT or empty")
     return kind, numbers
 
 
@@ -210,7 +217,7 @@ def rotary(t, head_dim, theta, like, scaling=""):
     t: (T,) or (B, T). Each result: (T, head_dim / 2) or (B, 1, T, head_dim / 2), of the dtype of
     `like`, but at least float32.
     """
-    dtype = torch.promote_types(like.dtype, torch.float32)
+    dtype = wide(like.dtype)
     i = torch.arange(0, head_dim, 2, device=t.device, dtype=dtype)
     freq = theta ** (-i / head_dim)
     angles = t.to(dtype)[..., None] * (scaled(freq, scaling) if scaling else freq)
@@ -265,11 +272,6 @@ def attend(q, k, v, attn_mask=None, causal=False, dropout=0.0):
 # logits in a chunk: 64 MiB in float32 on a CPU. GPUs have room for more, and each chunk costs them
 # a pass over the gradient of the head's weights
 LOGITS_AT_ONCE = dict(cpu=1 << 24, cuda=1 << 28)
-
-
-def wide(dtype):
-    """The dtype for sums of values in `dtype`: float32 or wider."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def count(targets, n=None):

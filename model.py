@@ -143,7 +143,9 @@ class Attention(nn.Module):
         if rope is not None:
             q, k = (apply_rotary(t, rope).to(v.dtype) for t in (self.ln_q(q), self.ln_k(k)))
         if cache is not None:
-            k, v = cache[:] = [torch.cat(kv, dim=2) for kv in zip(cache, (k, v))] if cache else [k, v]
+            if cache:
+                k, v = torch.cat((cache[0], k), dim=2), torch.cat((cache[1], v), dim=2)
+            cache[:] = k, v
         if self.group > 1:  # not SDPA's enable_gqa: some of its kernels lack it
             k, v = (t.repeat_interleave(self.group, dim=1) for t in (k, v))
         y = attend(q, k, v, attn_mask, self.causal, self.attn_dropout if self.training else 0.0)

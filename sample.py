@@ -24,7 +24,7 @@ CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f]")  # C0 without newline and t
 
 def parse(argv):
     drawn = "--temperature above 0", lambda a: a.temperature
-    p = model_parser(__doc__, means=dict(top_k=drawn, seed=drawn))
+    p = model_parser(__doc__, means=dict(top_k=drawn, seed=drawn, num_samples=drawn))
     p.add_argument("--prompt", default="\n",
                    help="what the text starts with; @FILE reads a file, - standard input")
     p.add_argument("--num_samples", type=number(int, 1), default=1, help="written side by side")

@@ -128,14 +128,14 @@ class Run:
         c = self.config
         torch.manual_seed(c.seed)
         cls, config_cls = MODELS[c.model]
-        theirs = not self.saved and c.init_from not in OWN_STARTS
-        with torch.device("cpu" if theirs else "meta"):
+        with torch.device("meta"):
             self.model = cls(config_cls.from_saved({**self.saved["model_config"], "dropout": c.dropout})
                              if self.saved else c.model_config(self.vocab_size, first_id(self.meta)))
-        if theirs:
-            hf.load_hf(self.model, Weights(c.init_from), c.init_from)
-        shard.materialize(self.model, self.ranks, self.mesh, self.saved.pop("model") if self.saved else
-                   self.model.state_dict() if theirs else None)
+        values = self.saved.pop("model") if self.saved else None
+        if not self.saved and c.init_from not in OWN_STARTS:
+            values = shard.from_rank_0(self.ranks, lambda: hf.state_from_hf(
+                self.model, Weights(c.init_from), c.init_from))
+        shard.materialize(self.model, self.ranks, self.mesh, values)
 
     def wrap(self):
         """Compile the model, then wrap it in DDP or FSDP: at the start and after every growth."""
@@ -242,7 +242,7 @@ class Run:
         torch.manual_seed(hash((c.seed, self.iter)))  # the same new weights on all ranks
         self.parallel = None
         if set(sizes) != {"n_layer"}:
-            compiler.forget_graphs()  # widths changed. (New layers reuse the old graphs.)
+            compiler.forget_graphs()  # widths changed. (By block, new layers reuse the old graphs.)
         operator, _ = OPERATORS[stage.get("operator", c.operator)]
         with self.fits(self.stage + 1):
             self.model, self.optimizers = operator(self.model, self.optimizers, **sizes)

@@ -50,7 +50,8 @@ class Parser(argparse.ArgumentParser):
         found, more = super().parse_known_args(args, namespace)
         for name, (where, so) in self.means.items():
             if getattr(found, name) != self.get_default(name) and not so(found):
-                self.error(f"--{name.replace('_', '-')}: means something with {where} only: leave it out")
+                option = next(a.option_strings[0] for a in self._actions if a.dest == name)
+                self.error(f"{option}: means something with {where} only: leave it out")
         return found, more
 
     def error(self, message):

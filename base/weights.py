@@ -13,6 +13,7 @@ from base.errors import UserError, first_line, library
 from base.reading import read_json
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = r"model-\d{5}-of-\d{5}\.safetensors"  # as a regular expression
 DTYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16)
 
 

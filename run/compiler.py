@@ -31,7 +31,7 @@ def compile_model(model, mode):
     # under DDP Dynamo would split each block's graph at 1 MiB of parameters, to send gradients early:
     # a block as wide as GPT-2's then compiles in 27 s, not 4 s
     torch._dynamo.config.optimize_ddp = False
-    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.recompile_limit = 256  # Muon has a graph for each shape and number of layers
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for module in ([*model.blocks, model.row_loss] if mode == "block" else [model]):
         module.compile(fullgraph=True, dynamic=False)

@@ -22,7 +22,7 @@ def scores(out, loss, data):
     if not isinstance(out, BertOutput):
         return {"val_loss": (loss * n, n)}
     following = data["next_sentence"]
-    rows = torch.ones_like(following).sum()
+    rows = torch.full_like(n, len(following))
     nsp = F.cross_entropy(out.nsp_logits, following)
     hit = (out.mlm_logits.argmax(-1) == target).sum()
     nsp_hit = (out.nsp_logits.argmax(-1) == following).sum()
@@ -67,7 +67,7 @@ def write(run, tokenizer):
     is the run's, so two samples differ by the weights only.
     """
     eot, c = tokenizer.eot, run.config
-    start = tokenizer.begin or (tokenizer.encode("\n") if eot is None else [eot])
+    start = tokenizer.begin or [0 if eot is None else eot]  # not a newline: some alphabets have none
     torch.manual_seed(c.seed)  # each training step sets its own seed
     run.model.eval()
     try:

@@ -8,6 +8,7 @@ The folder must name its tokenizer: nothing is guessed.
 import os
 import re
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -123,17 +124,18 @@ def join(values, transposed):
     return values[0] if len(values) == 1 else torch.cat(values, dim=-1)
 
 
-def to_hf(model):
-    """The weights under transformers' names, {name: tensor}. Missing biases become 0."""
+def entries(model):
+    """Entries for write_weights() under transformers' names. Missing biases become 0."""
     if not (model.config.bias or model.config.llama):
         # a fresh model's biases are 0: the same function
         twin = type(model)(replace(model.config, bias=True))
         twin.load_state_dict(model.state_dict(), strict=False)
         model = twin
-    params = {name: p.detach().float().cpu() for name, p in model.named_parameters()}
+    params = {name: p.detach() for name, p in model.named_parameters()}
     transposed = {name: t for name, _, _, t in name_pairs(model)}
-    return {theirs: join([params[n] for n in ours], transposed[ours[0]]).contiguous().clone()
-            for theirs, ours in their_tensors(model).items()}
+    for theirs, ours in their_tensors(model).items():
+        make = partial(join, [params[n] for n in ours], transposed[ours[0]])
+        yield theirs, "F32", make().shape, make
 
 
 def reader(model, tensors, where="the checkpoint"):
@@ -169,15 +171,13 @@ def reader(model, tensors, where="the checkpoint"):
     return read
 
 
-@torch.no_grad()
-def load_hf(model, tensors, where="the checkpoint"):
-    """Load weights under transformers' names, {name: tensor}, into `model`."""
+def state_from_hf(model, tensors, where="the checkpoint"):
+    """The state dict of `model`, on any device, from weights under transformers' names, {name: tensor}."""
     read = reader(model, tensors, where)
-    for name, p in model.named_parameters():
-        p.copy_(read(name))
+    return {name: read(name).to(p.dtype).contiguous() for name, p in model.named_parameters()}
 
 
-def fits(where, dialect, sizes):
+def check_sizes(where, dialect, sizes):
     """UserError if transformers has no model of these sizes, a dict of config values."""
     n, width, dim = sizes["n_head"], sizes["n_embd"], sizes["head_dim"]
     if dialect in ("gpt", "bert") and n * dim != width:
@@ -365,8 +365,9 @@ def from_hf(folder):
     """The model in a Hugging Face folder."""
     kind, sizes = folder_config(folder)
     cls, config_cls = MODELS[kind]
-    model = cls(config_cls(**sizes, eot=masked_eot(folder, sizes["vocab_size"])))
-    load_hf(model, Weights(folder), folder)
+    with torch.device("meta"):
+        model = cls(config_cls(**sizes, eot=masked_eot(folder, sizes["vocab_size"])))
+    model.load_state_dict(state_from_hf(model, Weights(folder), folder), assign=True)
     return model.eval()
 
 

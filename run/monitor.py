@@ -53,6 +53,8 @@ class Monitor:
                           trackers=() if run.ranks.rank else open_trackers(config, run.iter))
         if run.warning:
             self.log.say(run.warning)
+        if config.shard == "fsdp" and run.mesh is None:
+            self.log.say("shard='fsdp': one process keeps the whole model; torchrun starts several")
         if config.eval_seqs > run.loader.eval_seqs:
             self.log.say(f"eval_seqs={config.eval_seqs}: the validation set has {run.loader.eval_seqs} "
                          f"sequences of {config.block_size}, which an evaluation reads once")

@@ -83,7 +83,7 @@ def net2net(model, optimizer=None, *, noise=SPLIT_NOISE, **sizes):
 def aki(model, optimizer=None, **sizes):
     """
     bert2BERT's advanced knowledge initialisation: split as net2net does, then replace each layer's
-    new units by those of the layer above, which breaks the symmetry.
+    new units by those of the layer above, which breaks the symmetry. In the top layer noise does.
     """
     before = model.config.axis_sizes()
     model, optimizer = net2net(model, optimizer, **sizes, noise=0.0)
@@ -94,6 +94,10 @@ def aki(model, optimizer=None, **sizes):
                     old = before[layer.spec["weight"].axes[0]]
                     for p, q in zip(layer.parameters(), source.parameters()):
                         p[old:] = q[old:]
+        for layer in model.blocks[-1].modules():
+            if isinstance(layer, Linear):
+                new = layer.weight[before[layer.spec["weight"].axes[0]]:]
+                new += SPLIT_NOISE * layer.weight.std() * torch.randn_like(new)
     return model, optimizer
 
 
@@ -160,12 +164,12 @@ OPERATORS = {"msg": (grow, tuple(GROWABLE)), "direct": (direct, tuple(GROWABLE))
              "zero_output": (zero_output, tuple(GROWABLE))}
 
 
-WHOLE = ("net2net", "aki", "zero_output")  # they adjust the grown model's tensors to one another
+NEED_WHOLE = ("net2net", "aki", "zero_output")  # they adjust the grown model's tensors to one another
 
 
 def refusal(operator, sizes, before, sharded=False):
     """Why `operator` cannot grow the config `before` to `sizes`, a dict; "" if it can."""
-    if sharded and operator in WHOLE:
+    if sharded and operator in NEED_WHOLE:
         return (f"operator={operator!r} needs whole tensors, which shard='fsdp' has none of: use "
                 "shard='none'")
     grows = OPERATORS[operator][1]

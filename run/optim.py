@@ -30,11 +30,11 @@ def learning_rate(config, it, rewarm=None, key="learning_rate"):
     The learning rate `key` of iteration `it`, as a share of its peak. rewarm: (iteration where the schedule
     started again, {key: share of its peak there}, iterations of its warmup).
     """
-    began, low, warmup = rewarm or (0, 0.0, config.warmup_iters)
-    if isinstance(low, dict):  # older checkpoints have one number for all rates
-        low = low[key]
+    began, start, warmup = rewarm or (0, 0.0, config.warmup_iters)
+    if isinstance(start, dict):  # older checkpoints have one number for all rates
+        start = start[key]
     it, end = it - began, config.max_iters - began
-    scale = low + (1 - low) * ((it + 1) / warmup) if it + 1 < warmup else 1.0
+    scale = start + (1 - start) * ((it + 1) / warmup) if it + 1 < warmup else 1.0
     low, span = config.min_lr_frac, config.decay_span(began)
     if config.schedule == "cosine":
         done = max(0, it - warmup) / max(1, end - warmup)
@@ -179,10 +179,10 @@ class Muon(torch.optim.Optimizer):
             for alike in by_shape(p for p in group["params"] if p.grad is not None):
                 together = isinstance(alike[0], DTensor) or self.several
                 for params in pieces(alike, dist.get_world_size() if together else 1):
-                    self.step_stack(group, params, self.update_together if together else self.update)
+                    self.step_stack(group, params, together)
 
-    def step_stack(self, group, params, update):
-        """Step `params`, all of one shape, with `update`: see muon_update()."""
+    def step_stack(self, group, params, together):
+        """Step `params`, all of one shape: see muon_update(). together: all processes share the work."""
         shape, lr = params[0].shape, group["lr"]
         for q in params:
             if "momentum_buffer" not in self.state[q]:
@@ -192,10 +192,9 @@ class Muon(torch.optim.Optimizer):
         settings = {k: group[k] for k in ("momentum", "nesterov", "eps", "ns_coefficients", "ns_steps")}
         mesh, params = getattr(params[0], "device_mesh", None), local(params)
         bad = params[0].new_zeros(()) if self.found_inf is None else self.found_inf.to(params[0].dtype)
-        more = {} if update is self.update else dict(n_rows=shape[0], mesh=mesh)
-        buffer, change = update(
-            torch.stack(grads), torch.stack(buffers), bad > 0,
-            (bad - 1) * (lr * rate_of_shape(shape, group["adjust_lr_fn"])), settings, self.dtype, **more)
+        args = (torch.stack(grads), torch.stack(buffers), bad > 0,
+                (bad - 1) * (lr * rate_of_shape(shape, group["adjust_lr_fn"])), settings, self.dtype)
+        buffer, change = self.update_together(*args, shape[0], mesh) if together else self.update(*args)
         torch._foreach_copy_(buffers, buffer.unbind())
         torch._foreach_mul_(params, (bad - 1) * (lr * group["weight_decay"]) + 1)
         torch._foreach_add_(params, change.unbind())

@@ -85,24 +85,27 @@ class RunLog:
             return
         path, mode = os.path.join(out_dir, "metrics.jsonl"), "w" if metrics_bytes is None else "a"
         # a large buffer keeps what a full disk does not take
-        self.metrics = open(path, mode, 1 << 20, encoding="utf-8")
+        self.metrics, self.bytes = open(path, mode, 1 << 20, encoding="utf-8"), 0
         self.text = open(os.path.join(out_dir, "log.txt"), mode, 1 << 20, encoding="utf-8")
         self.bar = tqdm(total=total, initial=start, dynamic_ncols=True, mininterval=0.5,
                         bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}")
         if metrics_bytes is not None:
             with open(path, "rb") as f:
                 kept = f.read(metrics_bytes)
-            self.metrics.truncate(kept.rfind(b"\n") + 1)  # whole lines
+            self.bytes = kept.rfind(b"\n") + 1  # whole lines
+            self.metrics.truncate(self.bytes)
             if len(kept) < metrics_bytes:
                 self.say(f"{path}: is shorter than when this checkpoint was written: the lines that it lacks are lost")
 
     def event(self, event, **values):
         """Write a JSON object to metrics.jsonl. Infinity and NaN become text: JSON lacks them."""
         if not self.quiet:
-            self.metrics.write(json.dumps({"event": event, **{
+            line = json.dumps({"event": event, **{
                 k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
-                for k, v in values.items() if v is not None}}) + "\n")
+                for k, v in values.items() if v is not None}}) + "\n"
+            self.bytes += len(line)  # JSON is ASCII here. Not tell(), which fails on a full disk
             with contextlib.suppress(OSError):
+                self.metrics.write(line)
                 self.metrics.flush()
             for track in self.trackers:
                 track({f"{event}/{k}": v for k, v in values.items()
@@ -112,8 +115,8 @@ class RunLog:
         """Print a line to the terminal and to log.txt."""
         if not self.quiet:
             self.bar.write(line)
-            self.text.write(line + "\n")
             with contextlib.suppress(OSError):
+                self.text.write(line + "\n")
                 self.text.flush()
 
     def sample(self, text, it):
@@ -131,17 +134,21 @@ class RunLog:
                 self.bar.set_postfix_str(text, refresh=False)
 
     def metrics_bytes(self):
+        """The size of metrics.jsonl, once the disk has taken all of it."""
         if self.quiet:
             return 0
         with contextlib.suppress(OSError):
             os.fsync(self.metrics.fileno())
-        return self.metrics.tell()
+        return self.bytes
 
     def close(self):
         if not self.quiet:
             self.bar.close()
-            self.metrics.close()
-            self.text.close()
+            for file in (self.metrics, self.text):
+                try:
+                    file.close()
+                except OSError as e:
+                    print(f"warning: {file.name}: its last lines are lost ({e.strerror})")
 
 
 def open_trackers(config, start=0):

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from grow import grow, set_mask
 from layers import LOGITS_AT_ONCE, attend
 from model import GPT, Bert, BertConfig, GPTConfig, Llama, LlamaConfig
-from run.hf import load_hf
+from run.hf import state_from_hf
 
 DECODERS = ["gpt", "llama", "qwen"]
 
@@ -154,7 +154,7 @@ def test_gpt_equals_transformers(transformers, gelu):
         activation_function=dict(tanh="gelu_new", exact="gelu")[gelu],
         initializer_range=0.1)).eval()
     ours = GPT(GPTConfig(**{**START, "n_head": 3, "gelu": gelu})).eval()
-    load_hf(ours, theirs.state_dict())
+    ours.load_state_dict(state_from_hf(ours, theirs.state_dict()))
     idx = torch.randint(61, (3, 12))
     with torch.no_grad():
         assert (ours(idx, idx)[0] - theirs(idx).logits).abs().max() < 1e-5
@@ -166,7 +166,7 @@ def test_bert_equals_transformers(transformers):
         vocab_size=61, max_position_embeddings=12, hidden_size=12, num_hidden_layers=2,
         num_attention_heads=3, intermediate_size=20, initializer_range=0.1)).eval()
     ours = Bert(BertConfig(**{**START, "n_head": 3})).eval()
-    load_hf(ours, theirs.state_dict())
+    ours.load_state_dict(state_from_hf(ours, theirs.state_dict()))
     data = batch("bert", ours.config)
     with torch.no_grad():
         out, _ = ours(**data)
@@ -194,7 +194,7 @@ def test_llama_equals_transformers(transformers, name, tie, kv_group):
     with torch.no_grad():  # norms away from 1: a used model
         for p in theirs.parameters():
             p.add_(0.1 * torch.randn_like(p))
-    load_hf(ours, theirs.state_dict())
+    ours.load_state_dict(state_from_hf(ours, theirs.state_dict()))
     idx = torch.randint(61, (3, 12))
     with torch.no_grad():
         assert (ours(idx, idx)[0] - theirs(idx).logits).abs().max() < 1e-5

@@ -11,12 +11,13 @@ probability.
 """
 import json
 import os
+import re
 import sys
 from dataclasses import asdict
 
 from base.disk import filled, remove, write_json
 from base.errors import Parser, UserError, exits_cleanly, library
-from base.weights import INDEX, WHOLE, write_weights
+from base.weights import INDEX, SHARD, WHOLE, write_weights
 from data.tokenizer import GPT2_URL, JSON, get_tokenizer, put_around
 from run import family, hf
 from run.trained import open_model
@@ -33,9 +34,11 @@ def export(model, meta, folder, source="the checkpoint"):
         raise UserError(f"{source}: a growth is in progress (mask {model.masks.c.item():.3g}), which "
                         f"no {hf.CLASSES[hf.dialect_of(model)]} can express: train on until its ramp "
                         "has ended, or export a checkpoint from before or after it")
-    hf.fits(source, hf.dialect_of(model), vars(model.config))
+    hf.check_sizes(source, hf.dialect_of(model), vars(model.config))
     replaced = ("config.json", "generation_config.json", WHOLE, INDEX, *hf.TOKENIZER_FILES)
-    if theirs := [name for name in replaced if os.path.exists(os.path.join(folder, name))]:
+    there = os.listdir(folder) if os.path.isdir(folder) else []
+    shards = [name for name in there if re.fullmatch(SHARD, name)]
+    if theirs := [*(name for name in replaced if name in there), *shards]:
         if not {hf.OURS, "config.json"} <= {*theirs}:
             raise UserError(f"{folder}: holds the {theirs[0]} of something else: choose another folder")
     tok = get_tokenizer(meta, bert=hf.kind_of(model) == "bert")
@@ -45,14 +48,13 @@ def export(model, meta, folder, source="the checkpoint"):
         spec = {k: v for k, v in tok.meta().items() if k != "vocab"} if tok.name == JSON else meta["tokenizer"]
         write_json(os.path.join(aside, hf.OURS), dict(
             tokenizer=spec, vocab_size=tok.vocab_size, doc_end=model.config.eot))
-        write_weights(aside, [(name, "F32", value.shape, value.float)
-                              for name, value in hf.to_hf(model).items()])
+        write_weights(aside, hf.entries(model))
         ids = meta.get("ids") or {}
         write_json(os.path.join(aside, "config.json"), {**hf_config(model, tok), **ids.get("config", {})})
         if ids.get("generation"):
             write_json(os.path.join(aside, "generation_config.json"), ids["generation"])
         names = os.listdir(aside)
-    for name in {*replaced} - {*names}:  # left by an earlier export
+    for name in {*replaced, *shards} - {*names}:  # left by an earlier export
         remove(os.path.join(folder, name))
     return sorted(names)
 

@@ -68,7 +68,7 @@ class Growth:
             raise UserError(f"{self.name}: {why}")
         if operator == "zero_output":
             self.new = scaled_eps(self.old, self.new)
-        hf.fits(f"{self.name} grown to {describe(sizes)}", self.dialect, vars(self.new))
+        hf.check_sizes(f"{self.name} grown to {describe(sizes)}", self.dialect, vars(self.new))
         self.layers = layer_sources(self.old.n_layer, self.new.n_layer, operator == "interleave" or
                                     operator == "zero_output" and where == "spread")
         with torch.device("meta"):
@@ -121,7 +121,7 @@ class Growth:
         head, mark, rest = before[4:].partition("\n---\n") if before.startswith("---\n") else ("", "", before)
         how = "It computes the same function: new parts write zeros, until they are trained." \
             if self.operator == "zero_output" else \
-            "It does not compute the same function before it is trained on."
+            "It does not compute the same function until it is trained."
         was = {k: getattr(self.old, k) for k in self.sizes}
         return (f"---\n{head}{mark}" if mark else "") + (
             f"# {name} with {describe(self.sizes)}\n\nMade from {name} ({describe(was)}) by nanogrow's "
@@ -132,7 +132,7 @@ class Growth:
     def verdict(self, off):
         """What a relative difference `off` of the logits means, in words."""
         if self.operator != "zero_output":
-            return f"{self.operator} changes the function, train it on"
+            return f"{self.operator} changes the function, which training has to mend"
         if off < 1e-4:
             return "the same function"
         return "16 bits round the norms' new weights, --float32 does not" if not self.float32 and any(
@@ -180,12 +180,12 @@ def answers(model, idx):
     return model(idx, targets=idx)[0], model.generate(start, GREEDY, temperature=0)
 
 
-def some_ids(config, folder, text, rows=4):
-    """Token ids (B, T) to compare models on, from a text or random."""
-    T = min(config.block_size, 128)
+def some_ids(model, folder, text, rows=4):
+    """Token ids (B, T) to compare a model with others on, from a text or random."""
+    config, T = model.config, min(model.config.block_size, 128)
     if not text:
         return torch.randint(config.vocab_size, (rows, T), generator=torch.Generator().manual_seed(0))
-    ids = get_tokenizer(hf.folder_meta(folder, "gpt")).encode(read_text(text))[:rows * T]
+    ids = get_tokenizer(hf.folder_meta(folder, hf.kind_of(model))).encode(read_text(text))[:rows * T]
     if not ids:
         raise UserError(f"{text}: holds no text to compare on")
     n = len(ids) // T
@@ -229,22 +229,24 @@ def n_bytes(text):
 def parse(argv):
     p = Parser(description=__doc__.split("\n\n")[0].strip(), means=dict(
         text=("a comparison, so without --no-check", lambda a: a.check is not False),
-        where=("--n_layer", lambda a: a.n_layer)))
+        seed=("--n_embd, --n_inner or --n_head", lambda a: a.n_embd or a.n_inner or a.n_head),
+        where=("--n_layer and --operator=zero_output", lambda a: a.n_layer and a.operator == "zero_output")))
     add = p.add_argument
     add("source", help="a Hugging Face folder, OWNER/NAME on its hub, or a run or checkpoint of ours")
     add("folder", type=os.path.expanduser, help="where to write: a new or empty folder")
     for size in GROWABLE:
         add(f"--{size}", type=number(int, 1), help=f"the larger {size}; left out, it stays")
-    add("--operator", choices=OPERATORS, default=OPERATORS[0],
+    add("--operator", choices=OPERATORS, default="zero_output",
         help="zero_output keeps the function; stack and interleave copy layers as mergekit's passthrough does")
     add("--where", choices=("spread", "top"),
         help="new layers: each after its source, evenly spread (the default), or all on top")
     add("--shard-size", type=n_bytes, default="5GB", help="the largest file of weights: 5GB, 500MB")
     add("--float32", action="store_true", help="write float32, whatever the folder's own format is")
     add("--seed", type=number(int, 0), default=0, help="of the new random weights")
-    add("--check", action="store_true", default=None,
-        help="compare both models (done anyhow where they fit in memory)")
-    add("--no-check", dest="check", action="store_false", help="do not compare them")
+    either = p.add_mutually_exclusive_group()
+    either.add_argument("--check", action="store_true", default=None,
+                        help="compare both models (done anyhow where they fit in memory)")
+    either.add_argument("--no-check", dest="check", action="store_false", help="do not compare them")
     add("--text", help="a file whose text to compare them on, instead of random ids")
     return p.parse_args(argv)
 
@@ -255,10 +257,6 @@ def main():
     sizes = {k: getattr(args, k) for k in GROWABLE if getattr(args, k) is not None}
     if os.path.exists(args.folder) and (not os.path.isdir(args.folder) or os.listdir(args.folder)):
         raise UserError(f"{args.folder}: is not an empty folder: choose another name")
-    if args.where and ("n_layer" not in sizes or args.operator != OPERATORS[0]):
-        raise UserError(f"--where={args.where}: is for new layers by {OPERATORS[0]}: leave it out")
-    if args.text and args.check is False:
-        raise UserError("--text: there is nothing to compare with --no-check: leave one out")
     source = os.path.expanduser(args.source)
     with contextlib.ExitStack() as stack:
         if not os.path.exists(source):
@@ -277,14 +275,14 @@ def main():
         if args.text and not compares:
             raise UserError("--text: the larger model does not fit in memory, so nothing would be compared: leave it "
                             "out, or add --check")
-        idx = some_ids(growth.before.config, growth.folder, args.text) if compares else None
+        idx = some_ids(growth.before, growth.folder, args.text) if compares else None
         upscale(growth, args.folder, args.shard_size, args.seed)
         before, after = growth.before.num_params(), growth.after.num_params()
         print(f"{args.folder}: {hf.CLASSES[growth.dialect]}, {describe(sizes_of(growth.new))}, {after:,} "
               f"parameters, {after / before:.2f} times {source}'s")
         if compares:
             print(check(growth, args.folder, idx, args.text))
-        print(f"train it on: python train.py --init_from={args.folder}")
+        print(f"continue training: python train.py --init_from={args.folder}")
 
 
 if __name__ == "__main__":

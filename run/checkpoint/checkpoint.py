@@ -232,8 +232,10 @@ def load_model(path):
     """(model, the rest of the state) from a checkpoint file or a run's folder."""
     state = load(path, values=False)  # the optimizer state stays on disk
     cls, config_cls = MODELS[state["config"]["model"]]
-    model = cls(config_cls.from_saved(state["model_config"]))
-    model.load_state_dict(with_values(state.pop("model")))
+    with torch.device("meta"):
+        model = cls(config_cls.from_saved(state["model_config"]))
+    values = with_values(state.pop("model"))  # of the file's memory: copied
+    model.load_state_dict({k: v.clone() for k, v in values.items()}, assign=True)
     return model.eval(), state
 
 

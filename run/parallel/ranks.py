@@ -25,15 +25,17 @@ class Ranks:
         self.local = int(os.environ.get("LOCAL_RANK", 0))
         name = device if device != "auto" else "cuda" if torch.cuda.is_available() else \
             "mps" if torch.backends.mps.is_available() and self.world == 1 else "cpu"
+        if self.world > 1 and ":" in name:
+            raise UserError(f"--device={name}: is one device, and there are {self.world} processes: use "
+                            f"--device={name.split(':')[0]}, and each takes its own")
         self.device = open_device(f"cuda:{self.local}" if name == "cuda" else name)
         if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # what has no device of its own, synchronize() too, is for this one
             torch.set_num_threads(1)  # otherwise each batch copy wakes all cores, which then spin
         self.several, self.start = "RANK" in os.environ and self.world > 1, ""
         self.failed = None  # a UserError on this rank, to agree() on later
         self.machines = self.world // int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
         if self.several:
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)
             timeout = timedelta(seconds=int(os.environ.get("NANOGROW_TIMEOUT", 600)))
             store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
             self.start = meet(store, self.rank, self.world, timeout.seconds)

@@ -153,7 +153,7 @@ def wrap(model, ranks, mesh, dtype=torch.float32):
     if not ranks.several:
         return model
     ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-    with warnings.catch_warnings():  # torch 2.11 does not know the new name yet
+    with warnings.catch_warnings():  # broadcast_buffers has a new name that torch 2.11 lacks
         warnings.simplefilter("ignore", FutureWarning)
         return DDP(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 

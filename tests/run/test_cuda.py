@@ -19,9 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 import train
+from base.errors import UserError
 from run import monitor, runlog
 from run.evaluation import evaluate
 from run.parallel import ranks
+from run.precision import known_peak
 from run.settings import from_dict
 
 DEVICE = torch.device("cuda:0")
@@ -194,13 +196,28 @@ FIRST = EVERY_RUN[::3]  # each model, optimizer and format, and documents kept a
 @pytest.mark.parametrize("device, threads", [("cuda", 1), ("cpu", 2)])
 def test_a_process_with_a_gpu_takes_one_cpu_thread(device, threads, monkeypatch):
     monkeypatch.setattr(ranks, "open_device", lambda name: torch.device(device))
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         ranks.Ranks(device)
-        assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == threads and chosen == [torch.device(device)] * (device == "cuda")
     finally:
         torch.set_num_threads(before)
+
+
+def test_one_device_for_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--device=cuda:1: is one device, and there are 2 processes: use --device=cuda,"):
+        ranks.Ranks("cuda:1")
+
+
+def test_peaks_are_known_by_whole_names(monkeypatch):
+    for name, peak in (("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA RTX A1000 Laptop GPU", 0), ("NVIDIA T400 4GB", 0),
+                       ("Tesla T4", 65e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA GeForce RTX 4090", 165e12)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+        assert known_peak(DEVICE) == peak, name
 
 
 @pytest.mark.parametrize("model, optimizer, dtype", [

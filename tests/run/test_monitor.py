@@ -2,6 +2,7 @@
 What is done to a run: when it is saved and when it must not be, what may not cost a run, what its
 progress line says, and the texts that it writes.
 """
+import contextlib
 import json
 import os
 import signal
@@ -17,9 +18,11 @@ from runs import ENV, ROOT, TINY, events, flags, losses, make_data, train, train
 
 from base.errors import UserError, is_out_of_memory
 from data.dataset import read_meta
+from data.tokenizer import Char
+from model import GPT, GPTConfig
 from run.arguments import from_args
 from run.checkpoint import checkpoint
-from run.evaluation import printable
+from run.evaluation import printable, write
 from run.monitor import Monitor
 from run.resume import saved_state
 from run.runlog import Pace, RunLog, open_trackers
@@ -190,6 +193,20 @@ def test_the_progress_line_fits(tmp_path):
     assert monitor.progress(2, 1000, 59.6) == "loss 2.000, 1,000 tok/s, 01:00 left"
 
 
+def test_a_disk_that_takes_no_more_lines_ends_no_run(tmp_path, capsys):
+    """The size that a checkpoint records is that of all lines, written or not."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    for name in ("metrics.jsonl", "log.txt"):
+        (tmp_path / name).symlink_to("/dev/full")
+    log = RunLog(str(tmp_path), 10)
+    log.event("step", iter=1, loss=2.5)
+    log.say("a line")
+    assert log.metrics_bytes() == len('{"event": "step", "iter": 1, "loss": 2.5}\n')
+    log.close()
+    assert capsys.readouterr().out.count("its last lines are lost (No space left on device)") == 2
+
+
 # -----------------------------------------------------------------------------
 # texts that the model writes
 
@@ -202,6 +219,18 @@ def test_samples_go_to_the_log_and_change_nothing(data, tmp_path):
     assert not [c for c in text if unicodedata.category(c) == "Cc" and c not in "\n\t"]
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
     assert "writes" not in (tmp_path / "without" / "log.txt").read_text()
+
+
+def test_an_alphabet_without_newline():
+    model = GPT(GPTConfig(vocab_size=64, block_size=16, n_layer=1, n_embd=8, n_inner=8, n_head=1, head_dim=8)).train()
+    run = SimpleNamespace(config=model.config, model=model, device=torch.device("cpu"), autocast=contextlib.nullcontext)
+    model.config.seed = 1
+    assert len(write(run, Char("ACGT"))) == 16 and model.training
+
+
+def test_one_process_shards_nothing_and_says_so(data, tmp_path):
+    train_here(data_dir=data, out_dir=tmp_path, shard="fsdp", max_iters=1, stages=[], warmup_iters=0)
+    assert "shard='fsdp': one process keeps the whole model" in (tmp_path / "log.txt").read_text()
 
 
 def test_no_control_characters():

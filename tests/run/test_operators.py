@@ -94,8 +94,9 @@ def test_aki_takes_new_units_from_the_layer_above():
     grown, _ = operators.aki(model, n_inner=40)
     new = grown.blocks[0].mlp.fc.weight[20:]  # a permutation of the 20 units above
     assert torch.equal(new.sort(0).values, above.sort(0).values)
-    top = grown.blocks[2].mlp.fc.weight  # nothing above: its own units
-    assert torch.equal(top[20:].sort(0).values, top[:20].sort(0).values)
+    top = grown.blocks[2].mlp.fc.weight  # nothing above: nearly its own units, but none exactly
+    off = torch.cdist(top[20:], top[:20]).min(1).values
+    assert off.min() > 0 and off.max() < 0.01
 
 
 def test_split_map_is_as_even_as_possible_and_keeps_heads_whole():

@@ -32,6 +32,11 @@ def used(kind, **kw):
     return make(kind, torch.float32, **{**SIZES, **kw}).eval()
 
 
+def theirs(model):
+    """Its weights under transformers' names, {name: tensor}."""
+    return {name: make().contiguous() for name, _, _, make in hf.entries(model)}
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """{kind: (model, its Hugging Face folder)}"""
@@ -120,7 +125,7 @@ def test_growing_from_a_folder_preserves_the_function(kind, folders):
     grown, _ = grow(model, n_layer=3, n_embd=20, n_head=5, n_inner=33)
     assert difference(before, outputs(kind, grown, data)) < 1e-5  # float32
     set_mask(grown, 1)
-    assert hf.to_hf(grown)
+    assert all(make().shape == shape for _, _, shape, make in hf.entries(grown))
 
 
 @KINDS
@@ -147,7 +152,7 @@ def test_cropped_block_size(folders, tmp_path):
     config = from_args([f"--init_from={folder}", "--block_size=8", "--batch_tokens=64"])
     assert (config.block_size, config.n_embd, config.vocab_size, config.model) == (8, 12, 320, "gpt")
     model = make("gpt", torch.float32, **SIZES, block_size=8)
-    hf.load_hf(model, Weights(folder))
+    model.load_state_dict(hf.state_from_hf(model, Weights(folder)))
     assert torch.equal(model.wpe.weight, folders["gpt"][0].wpe.weight[:8])
 
 
@@ -156,9 +161,9 @@ def test_names_of_old_files(folders):
     for kind, (model, _) in folders.items():
         tensors = {k.removeprefix("transformer.").replace("LayerNorm.weight", "LayerNorm.gamma")
                    .replace("LayerNorm.bias", "LayerNorm.beta"): v
-                   for k, v in hf.to_hf(model).items()}
+                   for k, v in theirs(model).items()}
         other = used(kind)
-        hf.load_hf(other, tensors)
+        other.load_state_dict(hf.state_from_hf(other, tensors))
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
 
 
@@ -208,9 +213,9 @@ def test_folders_that_are_something_else(changes, said, folders, tmp_path):
 
 
 def test_lacking_heads(folders):
-    tensors = {k: v for k, v in hf.to_hf(folders["bert"][0]).items() if "cls." not in k}
+    tensors = {k: v for k, v in theirs(folders["bert"][0]).items() if "cls." not in k}
     with pytest.raises(UserError, match="lacks the weights cls.*BertForPreTraining is needed"):
-        hf.load_hf(used("bert"), tensors)
+        hf.state_from_hf(used("bert"), tensors)
 
 
 def test_weights_of_more_layers_than_the_config_says(folders, tmp_path):
@@ -435,6 +440,17 @@ def test_the_files_of_another_tokenizer_go(tmp_path):
     assert (tmp_path / "hf" / "vocab.txt").exists()
     export(used("bert"), META, str(tmp_path / "hf"))
     assert not (tmp_path / "hf" / "vocab.txt").exists()
+
+
+def test_the_shards_of_an_earlier_export_go(tmp_path, monkeypatch):
+    folder, write = str(tmp_path / "hf"), tools.export.write_weights
+    for size in (6_000, 10_000, 10**9):
+        monkeypatch.setattr(tools.export, "write_weights", lambda aside, entries: write(aside, [*entries], size))
+        names = export(used("gpt"), META, folder)
+        assert sorted(os.listdir(folder)) == names and any(name.startswith("model") for name in names)
+    os.rename(tmp_path / "hf" / "model.safetensors", tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(UserError, match="holds the model-00001-of-00002.safetensors of something else"):
+        export(used("gpt"), META, str(tmp_path))
 
 
 def test_a_file_in_the_way(tmp_path):

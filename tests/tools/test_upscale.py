@@ -95,7 +95,7 @@ def test_read_written_and_grown_by_masks(kind, folders, tmp_path):
 
 
 def random_ids(growth):
-    return upscale.some_ids(growth.before.config, growth.folder, None)
+    return upscale.some_ids(growth.before, growth.folder, None)
 
 
 @pytest.mark.parametrize("sizes", ALONE, ids=lambda s: "+".join(s))
@@ -127,7 +127,7 @@ def test_in_float64(kind, tmp_path):
         model = MODELS[sized][0](MODELS[sized][1](**config)).double()
         weights = Weights(name)
         assert {weights.dtype(key) for key in weights} == {"F64"}
-        hf.load_hf(model, weights)
+        model.load_state_dict(hf.state_from_hf(model, weights))
         with torch.no_grad():
             logits.append(model(idx, targets=idx)[0])
     assert (logits[0] - logits[1]).abs().max() < 1e-12 * logits[0].abs().max()
@@ -266,7 +266,10 @@ BAD = [(["--n_layer=1"], "asked for n_layer=1, but the model has n_layer=2: mode
        (["--n_head=6"], "n_embd=32 is no multiple of n_head=6, which LlamaForCausalLM wants whatever head_dim "
         "is: grow n_embd to 36 or n_head to 8"),
        (["--n_embd=40", "--operator=stack"], "operator='stack' grows n_layer only, not n_embd"),
-       (["--n_inner=96", "--where=top"], "--where: means something with --n_layer only"),
+       (["--n_inner=96", "--where=top"], "--where: means something with --n_layer and"),
+       (["--n_layer=3", "--operator=stack", "--where=top"], "--operator=zero_output only"),
+       (["--n_layer=3", "--seed=2"], "--seed: means something with --n_embd, --n_inner or --n_head only"),
+       (["--n_layer=3", "--check", "--no-check"], "not allowed with argument --check"),
        (["--n_layer=3", "--no-check", "--text=x"], "--text: means something with a comparison"),
        (["--n_layer=x"], "must be a whole number"), (["--n_layer=3", "--shard-size=big"], "shard-size")]
 
