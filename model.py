@@ -42,6 +42,7 @@ from layers import (
 
 # the four sizes that can grow -> the axis that each one lengthens
 GROWABLE = {"n_embd": "embd", "n_inner": "inner", "n_head": "head", "n_layer": "layer"}
+GELU = dict(tanh="tanh", exact="none")  # our name: torch's
 
 
 @dataclass
@@ -166,7 +167,7 @@ class MLP(nn.Module):
         super().__init__()
         self.fc = Linear(config, "inner", "embd")
         self.proj = Linear(config, "embd", "inner", std=out_std)
-        self.approximate = dict(tanh="tanh", exact="none")[config.gelu]
+        self.approximate = GELU[config.gelu]
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, m=None):
@@ -220,7 +221,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        if config.gelu not in ("tanh", "exact"):
+        if config.gelu not in GELU:
             raise ValueError(f"gelu={config.gelu!r}: must be 'tanh' or 'exact'")
         self.config = config
         self.masks = Masks()
@@ -368,7 +369,7 @@ class Bert(Transformer):
         self.mlm_bias = nn.Parameter(torch.empty(config.vocab_size))
         self.spec = dict(mlm_bias=Spec(("vocab",)))
         self.nsp = Linear(config, "label", "embd", bias=True)
-        self.approximate = dict(tanh="tanh", exact="none")[config.gelu]
+        self.approximate = GELU[config.gelu]
         self.init_weights()
 
     def head_params(self):

@@ -17,8 +17,8 @@ from run.optim import REWARM_MAY_CHANGE
 from run.packed import unpacked
 from run.runlog import read_metrics
 from run.settings import TrainConfig, from_dict, known_settings
+from run.trace import HOUSE
 
-HOUSE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RESULTS = os.path.join(HOUSE, "results", "family")  # runs from scratch to compare with
 
 
