@@ -7,11 +7,13 @@ from lab.experiments import gentle_start as _g
 
 settings = dict(_g.settings, n_embd=32, n_head=1, n_inner=128, log_interval=100)
 target = "6 x 32"
-_six, _at_80 = dict(n_layer=6), dict(budgets=[80])
+_six, _at_80, _at_20 = dict(n_layer=6), dict(budgets=[80]), dict(budgets=[20])
 _adamw = dict(optimizer="adamw", muon_learning_rate=0.02)  # for matrices too; 0.02 is the default
 ladder = {
     "6 x 32": _six,
     "3 x 32": dict(_at_80, n_layer=3, rate=0.008),
+    "3 x 32, at 20": dict(_at_20, n_layer=3),
+    "4 x 32, at 20": dict(_at_20, n_layer=4),
     "12 x 32": dict(_at_80, n_layer=12, rate=0.008),
     "6 x 32, Muon 0.02": dict(_six, **_at_80, rate=0.008, settings=dict(muon_learning_rate=0.02)),
     "6 x 32, Muon 0.005": dict(_six, **_at_80, rate=0.008, settings=dict(muon_learning_rate=0.005)),
@@ -45,10 +47,11 @@ grown = {
                                                       operator="stack"),
     "2 to 6 layers at 2 %, copies": dict(_early, start="2 x 32", growths=[(0.02, _six)], operator="stack"),
     "1 to 6 layers at 2 %, masks": dict(start="1 x 32", growths=[(0.02, _six)]),
-    **{f"3 to 6 layers at {at} %, masks": dict(start="3 x 32", growths=[(at / 100, _six)], decay=0.55)
+    **{f"3 to 6 layers at {at} %, masks": dict(_at_80, start="3 x 32", growths=[(at / 100, _six)], decay=0.55)
        for at in (10, 25, 45)},
+    "3 to 6 layers at 45 %, masks, at 20": dict(_at_20, start="3 x 32", growths=[(0.45, _six)]),
     **{f"3 to 6 layers at {at} %, zero outputs": dict(
-        start="3 x 32", growths=[(at / 100, _six)], operator="zero_output", rate=rate, decay=0.55)  # as the masks'
+        _at_80, start="3 x 32", growths=[(at / 100, _six)], operator="zero_output", rate=rate, decay=0.55)
        for at, rate in ((10, 0.008), (25, 0.008), (45, 0.002))},
     **{f"16 to 32 wide at {at} %, masks": dict(_at_80, **_early, start="6 x 16", growths=[(at / 100, _wide)])
        for at in (2, 10)},
