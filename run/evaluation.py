@@ -5,7 +5,7 @@ from itertools import islice
 import torch
 from torch.nn import functional as F
 
-from base.errors import first_line
+from base.errors import UserError, first_line
 from model import BertOutput
 from run.parallel.shard import in_lockstep
 
@@ -67,7 +67,7 @@ def write(run, tokenizer):
     is the run's, so two samples differ by the weights only.
     """
     eot, c = tokenizer.eot, run.config
-    start = tokenizer.begin or [0 if eot is None else eot]  # not a newline: some alphabets have none
+    start = tokenizer.begin or ([eot] if eot is not None else newline(tokenizer))
     torch.manual_seed(c.seed)  # each training step sets its own seed
     run.model.eval()
     try:
@@ -79,6 +79,14 @@ def write(run, tokenizer):
     finally:
         run.model.train()
     return printable(tokenizer.decode(ids[:ids.index(eot)] if eot in ids else ids))
+
+
+def newline(tokenizer):
+    """The ids of a newline, or the first id where there is none."""
+    try:
+        return tokenizer.encode("\n") or [0]
+    except UserError:
+        return [0]
 
 
 def printable(text):

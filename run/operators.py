@@ -83,7 +83,7 @@ def net2net(model, optimizer=None, *, noise=SPLIT_NOISE, **sizes):
 def aki(model, optimizer=None, **sizes):
     """
     bert2BERT's advanced knowledge initialisation: split as net2net does, then replace each layer's
-    new units by those of the layer above, which breaks the symmetry. In the top layer noise does.
+    new units by those of the layer above. Noise, as net2net's, tells apart units that come from one.
     """
     before = model.config.axis_sizes()
     model, optimizer = net2net(model, optimizer, **sizes, noise=0.0)
@@ -94,7 +94,7 @@ def aki(model, optimizer=None, **sizes):
                     old = before[layer.spec["weight"].axes[0]]
                     for p, q in zip(layer.parameters(), source.parameters()):
                         p[old:] = q[old:]
-        for layer in model.blocks[-1].modules():
+        for layer in model.blocks.modules():
             if isinstance(layer, Linear):
                 new = layer.weight[before[layer.spec["weight"].axes[0]]:]
                 new += SPLIT_NOISE * layer.weight.std() * torch.randn_like(new)

@@ -20,7 +20,7 @@ PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 
 def known_peak(device):
     """A device's peak FLOP/s in half precision, looked up by name; 0 if unknown."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((v for k, v in PEAK_FLOPS.items() if re.search(rf"\b{k}\b", name)), 0.0)
+    return next((v for k, v in PEAK_FLOPS.items() if re.search(rf"(?<!\d){k}(?!\d)", name)), 0.0)
 
 
 def common_dtype(wanted, ranks, saved=None):

@@ -74,6 +74,29 @@ class Pace:
         return left / statistics.median(self.speeds)
 
 
+class Lines:
+    """A file of lines that loses none to a full disk: what it does not take is written with the next line."""
+
+    def __init__(self, path, mode):
+        self.path, self.file, self.waiting = path, open(path, mode + "b", buffering=0), b""
+
+    def write(self, line):
+        self.waiting += line.encode()
+        with contextlib.suppress(OSError):
+            while self.waiting:
+                self.waiting = self.waiting[self.file.write(self.waiting):]
+
+    def size(self):
+        """In bytes, with the lines that wait."""
+        return os.fstat(self.file.fileno()).st_size + len(self.waiting)
+
+    def close(self):
+        self.write("")
+        self.file.close()
+        if self.waiting:
+            print(f"warning: {self.path}: the disk is full: its last lines are lost")
+
+
 class RunLog:
     """The log of a run. Rank 0 writes; other ranks (quiet=True) are silent."""
 
@@ -84,29 +107,22 @@ class RunLog:
         if quiet:
             return
         path, mode = os.path.join(out_dir, "metrics.jsonl"), "w" if metrics_bytes is None else "a"
-        # a large buffer keeps what a full disk does not take
-        self.metrics, self.bytes = open(path, mode, 1 << 20, encoding="utf-8"), 0
-        self.text = open(os.path.join(out_dir, "log.txt"), mode, 1 << 20, encoding="utf-8")
+        self.metrics, self.text = Lines(path, mode), Lines(os.path.join(out_dir, "log.txt"), mode)
         self.bar = tqdm(total=total, initial=start, dynamic_ncols=True, mininterval=0.5,
                         bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}")
         if metrics_bytes is not None:
             with open(path, "rb") as f:
                 kept = f.read(metrics_bytes)
-            self.bytes = kept.rfind(b"\n") + 1  # whole lines
-            self.metrics.truncate(self.bytes)
+            self.metrics.file.truncate(kept.rfind(b"\n") + 1)  # whole lines
             if len(kept) < metrics_bytes:
                 self.say(f"{path}: is shorter than when this checkpoint was written: the lines that it lacks are lost")
 
     def event(self, event, **values):
         """Write a JSON object to metrics.jsonl. Infinity and NaN become text: JSON lacks them."""
         if not self.quiet:
-            line = json.dumps({"event": event, **{
+            self.metrics.write(json.dumps({"event": event, **{
                 k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
-                for k, v in values.items() if v is not None}}) + "\n"
-            self.bytes += len(line)  # JSON is ASCII here. Not tell(), which fails on a full disk
-            with contextlib.suppress(OSError):
-                self.metrics.write(line)
-                self.metrics.flush()
+                for k, v in values.items() if v is not None}}) + "\n")
             for track in self.trackers:
                 track({f"{event}/{k}": v for k, v in values.items()
                        if k != "iter" and isinstance(v, (int, float))}, values.get("iter"))
@@ -115,9 +131,7 @@ class RunLog:
         """Print a line to the terminal and to log.txt."""
         if not self.quiet:
             self.bar.write(line)
-            with contextlib.suppress(OSError):
-                self.text.write(line + "\n")
-                self.text.flush()
+            self.text.write(line + "\n")
 
     def sample(self, text, it):
         """Log a text that the model wrote: to the trackers, or as a line if there are none."""
@@ -134,21 +148,18 @@ class RunLog:
                 self.bar.set_postfix_str(text, refresh=False)
 
     def metrics_bytes(self):
-        """The size of metrics.jsonl, once the disk has taken all of it."""
+        """The size that metrics.jsonl has once the disk has taken all of it."""
         if self.quiet:
             return 0
         with contextlib.suppress(OSError):
-            os.fsync(self.metrics.fileno())
-        return self.bytes
+            os.fsync(self.metrics.file.fileno())
+        return self.metrics.size()
 
     def close(self):
         if not self.quiet:
             self.bar.close()
-            for file in (self.metrics, self.text):
-                try:
-                    file.close()
-                except OSError as e:
-                    print(f"warning: {file.name}: its last lines are lost ({e.strerror})")
+            self.metrics.close()
+            self.text.close()
 
 
 def open_trackers(config, start=0):

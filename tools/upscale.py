@@ -26,7 +26,7 @@ from base.disk import filled, write_json
 from base.errors import Parser, UserError, exits_cleanly, number
 from base.reading import read_text
 from base.weights import WHOLE, Weights, size_of, write_weights
-from data.tokenizer import get_tokenizer
+from data.tokenizer import JSON, get_tokenizer
 from grow import (
     describe,
     fill_normal,
@@ -185,7 +185,8 @@ def some_ids(model, folder, text, rows=4):
     config, T = model.config, min(model.config.block_size, 128)
     if not text:
         return torch.randint(config.vocab_size, (rows, T), generator=torch.Generator().manual_seed(0))
-    ids = get_tokenizer(hf.folder_meta(folder, hf.kind_of(model))).encode(read_text(text))[:rows * T]
+    kind = "gpt" if os.path.exists(os.path.join(folder, JSON)) else hf.kind_of(model)  # any tokenizer.json will do
+    ids = get_tokenizer(hf.folder_meta(folder, kind)).encode(read_text(text))[:rows * T]
     if not ids:
         raise UserError(f"{text}: holds no text to compare on")
     n = len(ids) // T

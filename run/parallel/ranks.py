@@ -25,8 +25,9 @@ class Ranks:
         self.local = int(os.environ.get("LOCAL_RANK", 0))
         name = device if device != "auto" else "cuda" if torch.cuda.is_available() else \
             "mps" if torch.backends.mps.is_available() and self.world == 1 else "cpu"
-        if self.world > 1 and ":" in name:
-            raise UserError(f"--device={name}: is one device, and there are {self.world} processes: use "
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))  # processes on this machine
+        if here > 1 and ":" in name and torch.cuda.device_count() > 1:
+            raise UserError(f"--device={name}: is one device, and there are {here} processes: use "
                             f"--device={name.split(':')[0]}, and each takes its own")
         self.device = open_device(f"cuda:{self.local}" if name == "cuda" else name)
         if self.device.type == "cuda":
@@ -34,7 +35,7 @@ class Ranks:
             torch.set_num_threads(1)  # otherwise each batch copy wakes all cores, which then spin
         self.several, self.start = "RANK" in os.environ and self.world > 1, ""
         self.failed = None  # a UserError on this rank, to agree() on later
-        self.machines = self.world // int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+        self.machines = self.world // here
         if self.several:
             timeout = timedelta(seconds=int(os.environ.get("NANOGROW_TIMEOUT", 600)))
             store, _, _ = next(dist.rendezvous("env://", timeout=timeout))

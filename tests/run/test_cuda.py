@@ -209,13 +209,15 @@ def test_a_process_with_a_gpu_takes_one_cpu_thread(device, threads, monkeypatch)
 
 def test_one_device_for_several_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="--device=cuda:1: is one device, and there are 2 processes: use --device=cuda,"):
         ranks.Ranks("cuda:1")
 
 
 def test_peaks_are_known_by_whole_names(monkeypatch):
     for name, peak in (("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA RTX A1000 Laptop GPU", 0), ("NVIDIA T400 4GB", 0),
-                       ("Tesla T4", 65e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA GeForce RTX 4090", 165e12)):
+                       ("Tesla T4", 65e12), ("NVIDIA GH200 480GB", 989e12), ("NVIDIA GB200", 2250e12), ("Tesla V100S-PCIE-32GB", 125e12),
+                        ("NVIDIA H100 PCIe", 756e12), ("NVIDIA GeForce RTX 4090", 165e12)):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
         assert known_peak(DEVICE) == peak, name
 

@@ -204,7 +204,23 @@ def test_a_disk_that_takes_no_more_lines_ends_no_run(tmp_path, capsys):
     log.say("a line")
     assert log.metrics_bytes() == len('{"event": "step", "iter": 1, "loss": 2.5}\n')
     log.close()
-    assert capsys.readouterr().out.count("its last lines are lost (No space left on device)") == 2
+    assert capsys.readouterr().out.count("the disk is full: its last lines are lost") == 2
+
+
+def test_lines_wait_for_room(tmp_path):
+    resource = pytest.importorskip("resource")
+    limits, log = resource.getrlimit(resource.RLIMIT_FSIZE), RunLog(str(tmp_path), 10)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        for i in range(20_000):  # 1.2 MB
+            log.event("step", iter=i, loss=2.5, tokens=1000, train_s=1.5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    size = log.metrics_bytes()
+    log.event("end")
+    log.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 20_001 and len("".join(lines[:-1])) == size
 
 
 # -----------------------------------------------------------------------------
