@@ -17,6 +17,7 @@ from base.errors import UserError, exits_cleanly, first_line, number
 from base.reading import read_text
 from data.tokenizer import get_tokenizer
 from model import GPT
+from run.evaluation import newline
 from run.trained import model_parser, open_model
 
 CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f]")  # C0 without newline and tab, DEL, C1
@@ -25,8 +26,7 @@ CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f]")  # C0 without newline and t
 def parse(argv):
     drawn = "--temperature above 0", lambda a: a.temperature
     p = model_parser(__doc__, means=dict(top_k=drawn, seed=drawn, num_samples=drawn))
-    p.add_argument("--prompt", default="\n",
-                   help="what the text starts with; @FILE reads a file, - standard input")
+    p.add_argument("--prompt", help="what the text starts with; @FILE reads a file, - standard input; a newline if left out")
     p.add_argument("--num_samples", type=number(int, 1), default=1, help="written side by side")
     p.add_argument("--max_new_tokens", type=number(int, 0), default=500)
     p.add_argument("--temperature", type=number(float, 0), default=0.8,
@@ -64,13 +64,13 @@ def write(model, ids, args, eot):
 @exits_cleanly
 def main():
     args = parse(sys.argv[1:])
-    prompt = read_prompt(args.prompt)
+    prompt = None if args.prompt is None else read_prompt(args.prompt)
     model, info = open_model(args.checkpoint, args.device)
     if not isinstance(model, GPT):
         raise UserError(f"{args.checkpoint}: is a bert model, which fills gaps rather than writes "
                         "on: sample from a GPT")
     tok = get_tokenizer(info["meta"])
-    ids = tok.begin + tok.encode(prompt)
+    ids = tok.begin + (newline(tok) if prompt is None else tok.encode(prompt))
     if ids == tok.begin:
         raise UserError("--prompt holds no token of this model's: give it another text")
     torch.manual_seed(args.seed % 2**64)

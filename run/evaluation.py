@@ -82,7 +82,7 @@ def write(run, tokenizer):
 
 
 def newline(tokenizer):
-    """The ids of a newline, or the first id where there is none."""
+    """The ids of a newline, which a text without a prompt starts with; the first id where there is none."""
     try:
         return tokenizer.encode("\n") or [0]
     except UserError:

@@ -22,7 +22,7 @@ from data.tokenizer import Char
 from model import GPT, GPTConfig
 from run.arguments import from_args
 from run.checkpoint import checkpoint
-from run.evaluation import printable, write
+from run.evaluation import newline, printable, write
 from run.monitor import Monitor
 from run.resume import saved_state
 from run.runlog import Pace, RunLog, open_trackers
@@ -242,6 +242,7 @@ def test_an_alphabet_without_newline():
     run = SimpleNamespace(config=model.config, model=model, device=torch.device("cpu"), autocast=contextlib.nullcontext)
     model.config.seed = 1
     assert len(write(run, Char("ACGT"))) == 16 and model.training
+    assert newline(Char("ACGT")) == [0] and newline(Char("A\n")) == [1]
 
 
 def test_one_process_shards_nothing_and_says_so(data, tmp_path):
