@@ -21,7 +21,8 @@ from run import family
 from run.packed import PACK, unpacked
 from run.settings import from_dict, known_settings
 
-STUDIES = [os.path.join(ROOT, "results", name) for name in ("frontier", "frontier_gpu")]
+STUDIES = [os.path.join(ROOT, "results", name) for name in (
+    "frontier", "frontier_gpu", "gentle_start", "gentle_start_32")]
 SATURATION = os.path.join(ROOT, "results", "saturation", "report.json")
 NEAR = 1.5  # largest ratio of tokens per parameter, or of small models, at which a measurement counts
 NEAR_SIZE = 10  # the same for the target's parameters
@@ -93,17 +94,20 @@ def measured():
     """Rows of all studies' grown runs, each with its target's weights, vocab_size and folder."""
     rows = []
     for path in filter(os.path.exists, (os.path.join(f, "report.json") for f in STUDIES)):
-        report = read_json(path, rows=list, target=dict, law=(dict, type(None)))
+        report = read_json(path, rows=list, target=dict)
         rows += [dict(r, weights=report["target"]["weights"], folder=os.path.dirname(path),
-                      vocab_size=report["law"] and report["law"]["vocab_size"])
+                      vocab_size=report["target"]["vocab_size"])
                  for r in report["rows"] if "recipe" in r]
     return rows
 
 
 def nearest(rows, N, ratio, key):
-    """The best row by row[key], at the budget nearest to `ratio`, then the parameters nearest to N."""
+    """
+    The row with the budget nearest to `ratio`, then the parameters nearest to N, then the most seeds. Of those the
+    best by row[key].
+    """
     return max((r for r in rows if r[key]), default=None, key=lambda r: (
-        -abs(math.log(r["budget"] / ratio)), -abs(math.log(r["weights"] / N)), r[key][0]))
+        -abs(math.log(r["budget"] / ratio)), -abs(math.log(r["weights"] / N)), len(r["seeds"]), r[key][0]))
 
 
 def train_on_or_upscale(n, d, extra):

@@ -254,7 +254,8 @@ def write_report(study):
         *(f"Caution: {c}." for c in said)])
     sweeps = {n: rates_tried(study, n) for n in study.names}
     words.write_report(study.out, text, dict(
-        machine=where, target=dict(name=study.target, weights=study.weights), rows=rows, best=best,
+        machine=where, rows=rows, best=best, target=dict(
+            name=study.target, weights=study.weights, vocab_size=vocab_of(study.config(study.target))),
         law=fitted and asdict(fitted), sweeps=sweeps, cautions=said, **({"families": families} if families else {}),
         runs=[dict(name=n, budget=b, **r) for (n, b), r in found.items()]))
     if fitted:

@@ -35,9 +35,9 @@ def test_advice(monkeypatch, capsys, tmp_path):
 
 
 def test_the_nearest_of_what_was_measured():
-    """First by tokens per parameter, then by weights; of one study's budget the best."""
-    rows = [dict(budget=b, weights=w, target=t and [t], name=f"{b} {w} {t}") for b, w, t in (
-        (5, 1e6, 1.3), (5, 1e6, 1.1), (5, 1e7, 0.8), (20, 1e6, 1.0), (20, 1e7, None))]
+    """First by tokens per parameter, then by weights, then by seeds; of one study's budget the best."""
+    rows = [dict(budget=b, weights=w, target=t and [t], seeds=range(n), name=f"{b} {w} {t}") for b, w, t, n in (
+        (5, 1e6, 1.3, 3), (5, 1e6, 1.1, 3), (5, 1e6, 1.4, 1), (5, 1e7, 0.8, 1), (20, 1e6, 1.0, 1), (20, 1e7, None, 1))]
 
     def name(N, ratio):
         return advice.nearest(rows, N, ratio, "target")["name"]
@@ -49,7 +49,7 @@ def test_the_nearest_of_what_was_measured():
 def test_near_in_all_that_matters(monkeypatch):
     """By what was measured only for such tokens per parameter, weights, and a small model like the study's."""
     monkeypatch.setattr(advice, "find_law", lambda path, vocab_size: BESIROGLU)
-    row = dict(budget=5, weights=1e7, vocab_size=0, small=(2e6, 1e8), less_small=0.02,
+    row = dict(budget=5, weights=1e7, vocab_size=0, seeds=[1, 2, 3], small=(2e6, 1e8), less_small=0.02,
                **{k: [9.0, 8.0, 10.0] for k in ("target", "best", "given_target", "given_best")})
 
     def words(N, ratio, small=None):

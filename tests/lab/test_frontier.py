@@ -1,6 +1,7 @@
 """The study of growing against the envelope: equal compute, the order of its jobs, what it reports."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -265,9 +266,12 @@ def test_seconds_are_iterations_at_measured_speeds(study, monkeypatch):
         frontier_report.write_report(study)
 
 
-def said_of(folder, configs, monkeypatch):
-    """For each (budget, config of a run there): (budget, does the study say grow?, the planner's words)."""
-    monkeypatch.setattr(advice, "STUDIES", [str(folder)])
+def said_of(folder, configs, monkeypatch, laws):
+    """
+    For each (budget, config of a run there): (budget, does the study say grow?, the planner's words). laws: the
+    folder whose law.json the planner takes.
+    """
+    monkeypatch.setattr(advice, "STUDIES", [str(laws), str(folder)])
     with open(os.path.join(folder, "report.json")) as f:
         rows = json.load(f)["rows"]
     out = []
@@ -286,12 +290,12 @@ def test_the_planner_agrees_with_a_study(study, gain, monkeypatch):
     play_all(study, gain=gain)
     frontier_report.write_report(study)
     config = from_dict(study.leaf("late", 10, 1, 0.35).values)
-    (_, grow, words), = said_of(study.out, [(10, config)], monkeypatch)
+    (_, grow, words), = said_of(study.out, [(10, config)], monkeypatch, study.out)
     assert words.startswith("Grow") == grow and "measured" in words and (grow or not gain)
 
 
-@pytest.mark.parametrize("name", ["frontier", "frontier_gpu"])
-def test_the_planner_agrees_with_the_studies(name, monkeypatch):
+@pytest.mark.parametrize("name", map(os.path.basename, advice.STUDIES))
+def test_the_planner_agrees_with_the_studies(name, monkeypatch, tmp_path):
     """At every budget at which grown runs were studied, asked with the settings of the run itself."""
     folder = ROOT / "results" / name
     if not (folder / "report.json").exists():
@@ -302,7 +306,8 @@ def test_the_planner_agrees_with_the_studies(name, monkeypatch):
         had = {r["budget"]: json.load(tar.extractfile(r["config"])) for r in rows}
     configs = [(b, from_dict(known_settings(c))) for b, c in had.items()]
     assert configs
-    for budget, grow, words in said_of(folder, configs, monkeypatch):
+    shutil.copy(ROOT / "results" / "frontier" / "law.json", tmp_path)
+    for budget, grow, words in said_of(folder, configs, monkeypatch, tmp_path):
         assert words.startswith("Grow") == grow, (budget, words)
 
 
