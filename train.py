@@ -119,8 +119,9 @@ class Run:
         """vocab_size as set, or the dataset's, padded to a multiple of 64."""
         c, needed = self.config, vocab_needed(self.config.model, self.meta)
         if c.vocab_size and c.vocab_size < needed:
-            raise UserError(f"vocab_size={c.vocab_size}: the dataset {c.data_dir} has {needed} "
-                            "token ids; leave vocab_size out to use that")
+            raise UserError(f"vocab_size={c.vocab_size}: the dataset {c.data_dir} has {needed} token ids; " + (
+                f"give {c.init_from} as many, for example by transformers' resize_token_embeddings"
+                if c.init_from not in OWN_STARTS and not c.is_branch() else "leave vocab_size out to use that"))
         return c.vocab_size or padded(needed)
 
     def make_model(self):

@@ -11,6 +11,7 @@ Below it stands whether to grow at all, and the best place for a single growth.
 import argparse
 import os
 import sys
+from dataclasses import replace
 
 from base.errors import Parser, UserError, exits_cleanly, is_out_of_memory, number
 from base.words import human, table
@@ -78,9 +79,10 @@ def verdict(rows, config, ceiling, saved, unit):
 
 def measure_all(rows, config, vocab_size, args):
     """Add measured times to the rows; UserError if a stage does not fit in memory."""
-    for before, r in zip([None, *(r["sizes"] for r in rows)], rows):
+    for i, (before, r) in enumerate(zip([None, *(r["sizes"] for r in rows)], rows)):
         try:
-            r.update(measure(config, vocab_size, r["sizes"], before, args.processes, args.seconds))
+            of_stage = replace(config, micro_batch=config.after(i, "micro_batch"))
+            r.update(measure(of_stage, vocab_size, r["sizes"], before, args.processes, args.seconds))
         except (RuntimeError, MemoryError) as e:
             if not is_out_of_memory(e):
                 raise

@@ -45,8 +45,7 @@ NAMES = {
         **{f"blocks.N.{ours}": f"model.layers.N.{theirs}" for ours, theirs in {
             "attn.q": "self_attn.q_proj", "attn.k": "self_attn.k_proj",
             "attn.v": "self_attn.v_proj", "attn.proj": "self_attn.o_proj",
-            "attn.ln_q": "self_attn.q_norm",
-            "attn.ln_k": "self_attn.k_norm", "ln_1": "input_layernorm",
+            "attn.ln_q": "self_attn.q_norm", "attn.ln_k": "self_attn.k_norm", "ln_1": "input_layernorm",
             "ln_2": "post_attention_layernorm", "mlp.gate": "mlp.gate_proj",
             "mlp.up": "mlp.up_proj", "mlp.proj": "mlp.down_proj"}.items()}}}
 # keys are transformers' names. Our "llama" is their llama or mistral; with qkv_bias their qwen2, with
@@ -58,12 +57,11 @@ LLAMA = dict(vocab_size="vocab_size", max_position_embeddings="block_size", hidd
              num_hidden_layers="n_layer", num_attention_heads="n_head", intermediate_size="n_inner",
              head_dim="head_dim", rms_norm_eps="norm_eps", tie_word_embeddings="tie")
 CONFIG = {  # their setting: ours
-    "gpt": dict(vocab_size="vocab_size", n_positions="block_size", n_embd="n_embd",
-                n_layer="n_layer", n_head="n_head", n_inner="n_inner", activation_function="gelu",
-                layer_norm_epsilon="norm_eps"),
-    "bert": dict(vocab_size="vocab_size", max_position_embeddings="block_size",
-                 hidden_size="n_embd", num_hidden_layers="n_layer", num_attention_heads="n_head",
-                 intermediate_size="n_inner", hidden_act="gelu"),
+    "gpt": dict(vocab_size="vocab_size", n_positions="block_size", n_embd="n_embd", n_layer="n_layer", n_head="n_head",
+                n_inner="n_inner", activation_function="gelu", layer_norm_epsilon="norm_eps"),
+    "bert": dict(vocab_size="vocab_size", max_position_embeddings="block_size", hidden_size="n_embd",
+                 num_hidden_layers="n_layer", num_attention_heads="n_head", intermediate_size="n_inner",
+                 hidden_act="gelu"),
     # num_key_value_heads and rotary positions: see rope_and_groups()
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), LLAMA)}
 FIXED = {  # values we cannot change: with others the model would be another function
@@ -79,8 +77,7 @@ ROPE = dict(default=(), linear=("factor",), llama3=(  # what each kind of rotary
     "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"))
 GELU = {"gelu_new": "tanh", "gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_python": "exact"}
 OURS = "nanogrow.json"  # our extra file: the tokenizer, as in a dataset's meta.json
-TOKENIZER_FILES = (OURS, "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-                   "vocab.txt")
+TOKENIZER_FILES = (OURS, "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt")
 
 
 def kind_of(model):
@@ -95,6 +92,12 @@ def dialect_of(model):
 
 # -----------------------------------------------------------------------------
 # weights
+
+TWICE = {  # a second copy that some files hold: the end of the first one's name
+    "lm_head.weight": ("wte.weight", "embed_tokens.weight"), "cls.predictions.decoder.bias": "cls.predictions.bias",
+    "cls.predictions.decoder.weight": "word_embeddings.weight"}
+BUFFERS = r"attn\.(masked_)?bias$|inv_freq$|position_ids$"  # what old files hold besides weights
+
 
 def name_pairs(model):
     """Yields (our parameter, their tensor, which third of it or None, is it transposed?)."""
@@ -150,6 +153,14 @@ def reader(model, tensors, where="the checkpoint"):
     layers = 1 + max((int(i) for k in called for i in re.findall(r"\b(?:h|layers?)\.(\d+)\.", k)), default=-1)
     if layers > model.config.n_layer:
         raise UserError(f"{where}: has the weights of {layers} layers, but its config.json says {model.config.n_layer}")
+
+    theirs = {place[0] for place in places.values()}
+    for name in (k for k in called if k not in theirs and not re.search(BUFFERS, k)):
+        twin = next((k for k in theirs if name in TWICE and k.endswith(TWICE[name])), None)
+        if twin not in called:
+            raise UserError(f"{where}: has {name}, which a {CLASSES[dialect_of(model)]} has not: it would be lost")
+        if not torch.equal(tensors[called[name]], tensors[called[twin]]):
+            raise UserError(f"{where}: {name} differs from {twin}, but its config.json says that they are one")
 
     def read(name):
         theirs, third, transposed = places[name]
@@ -296,8 +307,7 @@ def rope_and_groups(path, theirs, heads):
     said = need(path, rope, **dict.fromkeys(ROPE[kind], (int, float)))
     theta, kv = need(path, rope, rope_theta=(int, float), num_key_value_heads=int)
     if kv < 1 or heads % kv:
-        raise UserError(f"{path}: num_key_value_heads must be at least 1, and {heads} query heads "
-                        f"divide among num_key_value_heads={kv}")
+        raise UserError(f"{path}: num_key_value_heads={kv}: must be at least 1 and divide {heads} query heads")
     return dict(rope_theta=theta, kv_group=heads // kv,
                 rope_scaling=f"{kind}:{','.join(f'{n:.17g}' for n in said)}" if said else "")
 
@@ -305,8 +315,7 @@ def rope_and_groups(path, theirs, heads):
 def rope_settings(c):
     """The reverse of rope_and_groups(), for a config.json: under the newer and the older names."""
     kind, numbers = rope_scaling(c.rope_scaling) if c.rope_scaling else ("default", ())
-    said = {k: int(n) if n.is_integer() and k.endswith("embeddings") else n
-            for k, n in zip(ROPE[kind], numbers)}
+    said = {k: int(n) if n.is_integer() and k.endswith("embeddings") else n for k, n in zip(ROPE[kind], numbers)}
     rope = dict(rope_type=kind, rope_theta=c.rope_theta, **said)
     return dict(num_key_value_heads=c.n_kv_head, rope_theta=c.rope_theta, rope_parameters=rope,
                 **dict(rope_scaling=rope) if said else {})
@@ -314,8 +323,7 @@ def rope_settings(c):
 
 def folder_meta(folder, kind):
     """The folder's tokenizer, as in a dataset's meta.json. UserError if the folder names none."""
-    files = {n: os.path.join(folder, n) for n in TOKENIZER_FILES
-             if os.path.exists(os.path.join(folder, n))}
+    files = {n: os.path.join(folder, n) for n in TOKENIZER_FILES if os.path.exists(os.path.join(folder, n))}
     if OURS in files:
         return with_tokenizer(read_json(files[OURS], tokenizer=(str, dict)), folder)
     words, uncased = said_tokens(files)

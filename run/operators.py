@@ -58,7 +58,7 @@ def net2net(model, optimizer=None, *, noise=SPLIT_NOISE, **sizes):
         kv = maps["head"][::group, None] // old.kv_group + torch.arange(old.head_dim)
         maps["kv"] = kv.flatten()
     maps = {axis: index.to(next(model.parameters()).device) for axis, index in maps.items()}
-    shares = {axis: 1 / torch.bincount(index)[index] for axis, index in maps.items()}
+    times = {axis: torch.bincount(index)[index] for axis, index in maps.items()}
 
     def fill(new, old, spec):
         source = old
@@ -66,7 +66,7 @@ def net2net(model, optimizer=None, *, noise=SPLIT_NOISE, **sizes):
             if axis in maps:
                 source = source.index_select(i, maps[axis])
                 if i == 1 and spec.axes[0] not in ("vocab", "position", "segment"):
-                    source = source * shares[axis].to(source.dtype)  # a Linear's input axis
+                    source = source * (1 / times[axis].to(source.dtype))  # a Linear's input axis
         copies = torch.randn_like(new) * (noise * old.float().std(correction=0)) \
             if noise and old.dim() > 1 else torch.zeros_like(new)
         copies[tuple(slice(n) for n in old.shape)] = 0
@@ -76,7 +76,7 @@ def net2net(model, optimizer=None, *, noise=SPLIT_NOISE, **sizes):
     if "embd" in maps:  # the tied head has copied, undivided weights: divide in the norm before it
         with torch.no_grad():
             for p in (model.ln_t if hasattr(model, "ln_t") else model.ln_f).parameters():
-                p.mul_(shares["embd"].to(p.dtype))
+                p.mul_(1 / times["embd"].to(p.dtype))
     return model, optimizer
 
 

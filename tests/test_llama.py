@@ -90,7 +90,7 @@ def test_a_run_from_a_folder(tmp_path):
     (dict(rope_scaling=dict(rope_type="llama3", factor=8.0)), "lacks low_freq_factor"),
     (dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e4)), "'yarn'"),
     (dict(attention_bias=True), "attention_bias=True: only False"),
-    (dict(num_key_value_heads=3), "4 query heads divide among num_key_value_heads=3"),
+    (dict(num_key_value_heads=3), "num_key_value_heads=3: must be at least 1 and divide 4 query heads"),
     (dict(num_key_value_heads=0), "must be at least 1"),
     (dict(num_key_value_heads="2"), "num_key_value_heads"),
     (dict(hidden_size=None), "hidden_size"), (dict(hidden_act="gelu"), "hidden_act='gelu'"),

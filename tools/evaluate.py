@@ -103,8 +103,8 @@ class Evaluator:
         if join.strip() or not (context[-1:].isspace() or continuation[:1].isspace()):
             context += join if context else ""
         start = len(context.rstrip(" "))
-        before, after = self.tok.begin + self.tok.encode(context[:start]), \
-            self.tok.encode(context[start:] + continuation)
+        before = self.tok.begin + self.tok.encode(context[:start])
+        after = (self.tok.begin + self.tok.encode(context + continuation))[len(before):]
         if not continuation.strip() or not after:
             raise UserError(f"{where}: an end without a text has no likelihood: leave the line out")
         if not before:

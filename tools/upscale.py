@@ -110,8 +110,8 @@ class Growth:
         if self.float32:
             changed.update({k: "float32" for k in ("torch_dtype", "dtype") if k in self.said})
         listed = {k: [v[i] for i, _ in self.layers] for k, v in self.said.items()  # one entry per layer
-                  if isinstance(v, list) and len(v) == self.old.n_layer > 1 and
-                  k != "architectures" and not k.endswith("token_id")}
+                  if isinstance(v, list) and len(v) == self.old.n_layer and (k == "layer_types" or (
+                      len(v) > 1 and k != "architectures" and not k.endswith("token_id")))}
         return {**self.said, **listed, **changed}
 
     def card(self):

@@ -37,7 +37,10 @@ class Ranks:
         self.failed = None  # a UserError on this rank, to agree() on later
         self.machines = self.world // here
         if self.several:
-            timeout = timedelta(seconds=int(os.environ.get("NANOGROW_TIMEOUT", 600)))
+            wait = os.environ.get("NANOGROW_TIMEOUT", "600")
+            if not (wait.isdecimal() and int(wait)):
+                raise UserError(f"NANOGROW_TIMEOUT={wait}: must be a whole number of seconds, at least 1")
+            timeout = timedelta(seconds=int(wait))
             store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
             self.start = meet(store, self.rank, self.world, timeout.seconds)
             store = dist.PrefixStore(self.start, store)

@@ -42,6 +42,7 @@ def test_layernorm_breaks_uneven_splits_but_not_masks(kind):
 def test_net2net_keeps_what_no_layernorm_reads(kind):
     wider = dict(n_inner=33, n_head=4 if kind == "qwen" else 3)
     assert change("net2net", kind, **wider, noise=0) < EXACT
+    assert change("net2net", kind, n_inner=3 * START["n_inner"], noise=0) < EXACT  # thirds are exact, too
     assert 1e-8 < change("net2net", kind, **wider) < 0.1  # the noise it trains with
 
 

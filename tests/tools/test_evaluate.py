@@ -286,6 +286,14 @@ def test_where_the_continuation_starts(gpt, args, context, continuation):
     assert (bytes(ids[:start]).decode(), bytes(ids[start:]).decode()) == (context, continuation)
 
 
+def test_a_tokenizer_that_begins_a_text_with_a_space(gpt):
+    """As Llama 2's: the context's end and the continuation are cut from the whole text's tokens."""
+    e = Evaluator(gpt)
+    e.tok = types.SimpleNamespace(begin=[1], eot=None, encode=lambda text: list((" " + text).encode()))
+    ids, start = e.pair("one", "two", "x")
+    assert (ids[0], bytes(ids[1:start]), bytes(ids[start:])) == (1, b" one", b" two")
+
+
 def test_byte_pairs(gpt):
     """Apart or together, the tokens of a context and its continuation are the same."""
     e = Evaluator(gpt)

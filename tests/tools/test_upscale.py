@@ -297,6 +297,28 @@ def test_folders_of_another_kind(change, said, folders, tmp_path, monkeypatch, c
     assert code == 2 and said in err and err.count("\n") == 1 and not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("kind, name", [
+    ("llama", "lm_head.weight"), ("gpt2", "lm_head.weight"), ("gpt2", "score.weight")])
+def test_a_second_head(kind, name, tmp_path, monkeypatch, capsys):
+    """A second copy of tied weights may be there, if it is equal. What no language model has would be lost."""
+    folder = make(kind, tmp_path / "old", tie_word_embeddings=True)
+    weights = Weights(folder)
+    entries = {k: weights[k] for k in weights}
+    twin = next(v for k, v in entries.items() if k.endswith(("embed_tokens.weight", "wte.weight")))
+    for value, said in ((twin, ""), (twin + 1, f"{name} differs from")):
+        write_weights(folder, ((k, "F32", v.shape, lambda v=v: v) for k, v in {**entries, name: value}.items()))
+        code, _, err = command(monkeypatch, capsys, folder, tmp_path / f"new{len(said)}", "--n_layer=3")
+        said = f"has {name}, which a GPT2LMHeadModel has not" if name == "score.weight" else said
+        assert code == 2 * bool(said) and said in err
+
+
+def test_one_layer(tmp_path, monkeypatch, capsys):
+    """transformers 5 writes a list of one layer_type."""
+    folder = make("qwen3", tmp_path / "old", num_hidden_layers=1)
+    assert command(monkeypatch, capsys, folder, tmp_path / "new", "--n_layer=3")[0] == 0
+    assert off(theirs(folder), theirs(tmp_path / "new"))[0] < 1e-5
+
+
 def test_places(folders, tmp_path, monkeypatch, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").write_text("mine")
