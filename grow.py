@@ -49,8 +49,7 @@ def grow(model, optimizer=None, *, n_layer=None, n_head=None, n_embd=None, n_inn
                          "is still on: end it first with set_mask(model, 1)")
     if not (init is None or callable(init)):
         raise ValueError(f"init={init!r}: must be a function (new, old, spec) that fills `new`, or None")
-    optimizers = [] if optimizer is None else \
-        optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
+    optimizers = [] if optimizer is None else optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
 
     with torch.no_grad():
         layers = layer_sources(model.config.n_layer, config.n_layer, interleave)
@@ -148,8 +147,8 @@ def fill_normal(new, old, spec):
     new.normal_(spec.mean, spec.std)
 
 
-def fill_state(new, old, spec):
-    """Momentum: 0 for newborn coordinates."""
+def fill_zero(new, old, spec):
+    """Momentum."""
     new.zero_()
 
 
@@ -174,7 +173,7 @@ def fill_square(new, old, spec):
 
 
 # optimizer state of a parameter's shape -> how new entries are filled (None: with the new weights)
-STATE = {**dict.fromkeys(("exp_avg", "momentum_buffer", "grad_avg", "prev"), fill_state),
+STATE = {**dict.fromkeys(("exp_avg", "momentum_buffer", "grad_avg", "prev"), fill_zero),
          **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum",
                           "variance", "row_var", "col_var", "step_size"), fill_square), "ax": None}
 SUMMED = dict(row_var=-1, col_var=-2)  # Adafactor's: of length 1 along that axis
@@ -199,18 +198,16 @@ def _grow_tensors(model, config, optimizers, layers, init, masked):
         new = type(model)(config)
     specs, shapes = new.specs(), {n: p.shape for n, p in new.named_parameters()}
     old = dict(model.named_parameters())
-    owner = {id(p): group for o in optimizers for group in o.param_groups for p in group["params"]}
-    groups = {name: owner.get(id(p)) for name, p in old.items()}
     some = next(iter(old.values()))
-    # before anything is changed, as this raises ValueError if a new layer has no param_group
-    homes = {name: _home(name, layers, optimizers, groups) for name in shapes}
-    _check_state(optimizers, old, [g for name, g in homes.items() if source_of(name, layers)[0] is None])
-
-    # old parameter -> [(new parameter made from it, is it a copy?), ...]
+    # old parameter, or None -> [(new parameter made from it, is it in a new layer?), ...]
     heirs = {}
     for name in shapes:
         source, is_new = source_of(name, layers)
         heirs.setdefault(source, []).append((name, is_new))
+    # these two raise ValueError, so they come before anything is changed
+    groups = _param_groups(optimizers, old, heirs)
+    _check_state(optimizers, old, [groups[name] for name, _ in heirs.get(None, ())])
+
     made = {}
     # largest first: this keeps the peak memory low
     for source in sorted(heirs, key=lambda s: -old[s].numel() if s else 0):
@@ -235,7 +232,7 @@ def _grow_tensors(model, config, optimizers, layers, init, masked):
     ours = {id(p) for p in old.values()}
     for group in (g for o in optimizers for g in o.param_groups):
         others = [p for p in group["params"] if id(p) not in ours]  # of another module
-        group["params"][:] = [made[name] for name in shapes if homes[name] is group] + others  # LBFGS holds it
+        group["params"][:] = [made[name] for name in shapes if groups[name] is group] + others  # LBFGS holds this list
     _keep_modes(model, new, layers)
     return new
 
@@ -281,49 +278,48 @@ def _check_state(optimizers, params, random):
                 if key not in STATE or list(getattr(value, "shape", ())) != _state_shape(key, p.shape):
                     raise ValueError(f"{kind}'s state {key!r} of {name} cannot grow: make a new {kind} "
                                      "after grow(model), or use another optimizer, like AdamW")
-                if adds and kind not in FRESH and STATE[key] is not fill_state:
+                if adds and kind not in FRESH and STATE[key] is not fill_zero:
                     raise ValueError(f"{kind}'s state {key!r}: the new layers have no source to take it "
                                      "from: start with n_layer=1, or use AdamW or Muon")
 
 
 def _move_state(optimizer, old, new, spec, copies=()):
     """Move the optimizer state of `old` to `new`; give its `copies` the state they start with."""
-    state, fresh = optimizer.state.pop(old, None), type(optimizer).__name__ in FRESH
+    state = optimizer.state.pop(old, None)
     if state is None:
         return
-    heirs = [new] if fresh else [new, *copies]
-    for p in heirs:
+    if type(optimizer).__name__ in FRESH:
+        copies = ()  # they start without state
+    for p in (new, *copies):
         optimizer.state[p] = {}
     for key in list(state):
         value = state.pop(key)  # popped: the old tensor is freed before the next is made
         if torch.is_tensor(value) and value.dim():
             fill = STATE[key] or (lambda x, *_: x.copy_(new.full_tensor() if isinstance(new, DTensor) else new))
             value = grow_tensor(value, spec, _state_shape(key, new.shape), fill)
-        for p in heirs:
-            optimizer.state[p][key] = value if p is new or not torch.is_tensor(value) else \
-                torch.zeros_like(value) if STATE.get(key) is fill_state else value.clone()
+        optimizer.state[new][key] = value
+        for p in copies:
+            if torch.is_tensor(value):
+                value = torch.zeros_like(value) if STATE.get(key) is fill_zero else value.clone()
+            optimizer.state[p][key] = value
 
 
-def _home(name, layers, optimizers, groups):
-    """The param_group of the new parameter `name`: that of its source."""
-    source, _ = source_of(name, layers)
-    return groups[source] if source is not None else \
-        _adoptive_group([g for o in optimizers for g in o.param_groups], name)
-
-
-def _adoptive_group(all_groups, name):
-    """The param_group for a parameter of a random layer: there was no layer to go by."""
-    if not all_groups:
-        return None
-    fitting = all_groups if len(all_groups) == 1 else [g for g in all_groups if g.get("role") == role(name)]
-    if fitting:
-        return fitting[0]
-    raise ValueError(f"no param_group for {name}: the model has no block to go by, so give the "
-                     "optimizer's groups a 'role' ('matrix', 'embedding' or 'vector')")
+def _param_groups(optimizers, old, heirs):
+    """New parameter -> its param_group, or None: that of its source or, in a random layer, that of its role."""
+    every = [group for o in optimizers for group in o.param_groups]
+    owner = {id(p): group for group in every for p in group["params"]}
+    found = {name: owner.get(id(old[source])) for source in heirs if source for name, _ in heirs[source]}
+    for name, _ in heirs.get(None, ()):
+        fitting = [group for group in every if len(every) == 1 or group.get("role") == role(name)]
+        if every and not fitting:
+            raise ValueError(f"no param_group for {name}: the model has no block to go by, so give the "
+                             "optimizer's groups a 'role' ('matrix', 'embedding' or 'vector')")
+        found[name] = fitting[0] if fitting else None
+    return found
 
 
 def role(name):
-    """The kind of a parameter, for optimizers: "matrix" (of a block), "embedding" or "vector"."""
+    """A parameter's kind, for optimizers: "vector" (bias, norm), "matrix" (of a block), "embedding" (the rest)."""
     if name.endswith("bias") or ".ln_" in name or name.startswith("ln_"):
         return "vector"
     return "matrix" if name.startswith("blocks.") else "embedding"

@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-WIDTH_AXES = ("embd", "inner", "head")  # the axes with a mask; "kv" needs none of its own
+WIDTH_AXES = ("embd", "inner", "head")  # the axes with a mask. "kv" needs none: only new heads read new ones
 
 
 class Spec(NamedTuple):
@@ -19,7 +19,7 @@ class Spec(NamedTuple):
     std: float = 0.0
 
 
-class Mask(NamedTuple):
+class WidthMasks(NamedTuple):
     """The mask of each width axis, (size,), values in [0, 1]. None: the axis is not growing."""
     embd: torch.Tensor | None = None
     inner: torch.Tensor | None = None
@@ -54,9 +54,9 @@ class Masks(nn.Module):
         self.new_layers = frozenset(() if layer is None else layer.nonzero().flatten().tolist())
 
     def width(self):
-        """The present masks of the width axes, as a Mask."""
-        return Mask(*(None if (new := getattr(self, axis)) is None else
-                      torch.where(new, self.c, 1.0) for axis in WIDTH_AXES))
+        """The present masks of the width axes, as WidthMasks."""
+        new = self.embd, self.inner, self.head
+        return WidthMasks(*(None if n is None else torch.where(n, self.c, 1.0) for n in new))
 
     def gate(self, i):
         """c for a new block, None for an old one."""
@@ -100,7 +100,7 @@ class Embedding(nn.Embedding):
         pass
 
 
-def wide(dtype):
+def float32_or_wider(dtype):
     """The dtype for sums of values in `dtype`: float32 or wider."""
     return torch.promote_types(dtype, torch.float32)
 
@@ -126,7 +126,7 @@ class LayerNorm(nn.Module):
             if x.dtype == torch.float32 and w.dtype != torch.float32:  # FSDP gathers them in bfloat16
                 w, b = w.float(), None if b is None else b.float()
             return F.layer_norm(x, w.shape, w, b, self.eps)
-        x = x.to(wide(x.dtype))
+        x = x.to(float32_or_wider(x.dtype))
         n = m.sum()
         d = x - (m * x).sum(-1, keepdim=True) / n
         var = (m * d * d).sum(-1, keepdim=True) / n
@@ -147,7 +147,7 @@ class RMSNorm(nn.Module):
         self.spec = dict(weight=Spec((axis,), mean=1.0))
 
     def forward(self, x, m=None):
-        x = x.to(wide(x.dtype))
+        x = x.to(float32_or_wider(x.dtype))
         if m is None:
             return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
         var = (m * x * x).sum(-1, keepdim=True) / m.sum()
@@ -173,12 +173,12 @@ def positions_and_mask(config, idx, start=0):
                          "crop it")
     if config.eot is None:
         return t[start:], None
-    number = (idx == config.eot).cumsum(1)  # of the document, in its row
-    attn_mask = (number[:, start:, None] == number[:, None]) & (t[start:, None] >= t)
+    docs = (idx == config.eot).cumsum(1)  # (B, T), the number of each token's document in its row
+    attn_mask = (docs[:, start:, None] == docs[:, None]) & (t[start:, None] >= t)
     return attn_mask.sum(-1) - 1, attn_mask[:, None]
 
 
-def rope_scaling(text):
+def parse_rope_scaling(text):
     """
     Parse how a Llama's context was made longer: "linear:FACTOR" (Chen et al. 2023, arXiv 2306.15595)
     or "llama3:FACTOR,LOW,HIGH,CONTEXT". Returns (kind, numbers). Raises ValueError.
@@ -202,7 +202,7 @@ def scaled(freq, scaling):
     than LOW times in CONTEXT tokens are divided by FACTOR. Those that turn more than HIGH times stay.
     Between the two the divisor changes gradually.
     """
-    kind, numbers = rope_scaling(scaling)
+    kind, numbers = parse_rope_scaling(scaling)
     if kind == "linear":
         return freq / numbers[0]
     factor, low, high, context = numbers
@@ -210,14 +210,14 @@ def scaled(freq, scaling):
     return freq * (kept + (1 - kept) / factor)
 
 
-def rotary(t, head_dim, theta, like, scaling=""):
+def rotary(t, head_dim, theta, dtype, scaling=""):
     """
     Rotary positions (RoFormer, Su et al. 2021): cosines and sines of t / theta^(2 i / head_dim),
-    slowed down by `scaling`, see rope_scaling().
-    t: (T,) or (B, T). Each result: (T, head_dim / 2) or (B, 1, T, head_dim / 2), of the dtype of
-    `like`, but at least float32.
+    slowed down by `scaling`, see parse_rope_scaling().
+    t: (T,) or (B, T). Each result: (T, head_dim / 2) or (B, 1, T, head_dim / 2), in `dtype`, but at
+    least float32.
     """
-    dtype = wide(like.dtype)
+    dtype = float32_or_wider(dtype)
     i = torch.arange(0, head_dim, 2, device=t.device, dtype=dtype)
     freq = theta ** (-i / head_dim)
     angles = t.to(dtype)[..., None] * (scaled(freq, scaling) if scaling else freq)
@@ -237,20 +237,24 @@ def attend(q, k, v, attn_mask=None, causal=False, dropout=0.0):
     softmax(q k^T / sqrt(head_dim)) v. k, v: (B, n_head, T, head_dim). q: (B, n_head, N, head_dim), of
     the last N positions. attn_mask: None, or bool, False = not seen: (B, 1, 1, T) or (B, 1, N, T).
     causal: a position sees itself and those before it; an attn_mask given besides must be causal too.
-
-    PyTorch's kernels do it, except for compiled bfloat16 on a CPU: there the kernel's backward took
-    a third of a small model's step (torch 2.13, AMD EPYC). Plain products take about half the time.
-    They go through a few queries at a time: the scores stay in the cache, and causal models skip
-    most masked ones. Beyond 1024 positions they gain nothing, and their memory grows with T^2.
     """
-    plain = torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.bfloat16
-    T, start, rows, y = k.size(2), k.size(2) - q.size(2), 128, []
-    if not plain or T > 1024:
-        causal = causal and attn_mask is None and start < T - 1  # one query, the last, sees all
-        if causal and start:  # else the kernels take q for the first positions
-            attn_mask = torch.ones(q.size(2), T, dtype=torch.bool, device=q.device).tril(start)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout,
-                                              is_causal=causal and not start)
+    N, T = q.size(2), k.size(2)
+    if torch.compiler.is_compiling() and q.device.type == "cpu" and q.dtype == torch.bfloat16 and T <= 1024:
+        return attend_plainly(q, k, v, attn_mask, causal, dropout)
+    if causal and attn_mask is None and 1 < N < T:  # is_causal would take q for the first positions
+        attn_mask = torch.ones(N, T, dtype=torch.bool, device=q.device).tril(T - N)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout,
+                                          is_causal=causal and attn_mask is None and N > 1)
+
+
+def attend_plainly(q, k, v, attn_mask, causal, dropout, rows=128):
+    """
+    attend() by plain products, for compiled bfloat16 on a CPU: there the kernel's backward took a third
+    of a small model's step (torch 2.13, AMD EPYC), and this takes about half the time. It goes through
+    `rows` queries at a time: the scores stay in the cache, and causal models skip most masked ones.
+    Beyond 1024 positions it gains nothing, and its memory grows with T^2.
+    """
+    T, start, y = k.size(2), k.size(2) - q.size(2), []
     q = q / math.sqrt(q.size(-1))
     for i in range(0, q.size(2), rows):
         j = min(start + i + rows, T) if causal else T  # these queries see the keys before j
@@ -274,21 +278,21 @@ def attend(q, k, v, attn_mask=None, causal=False, dropout=0.0):
 LOGITS_AT_ONCE = dict(cpu=1 << 24, cuda=1 << 28)
 
 
-def count(targets, n=None):
+def target_count(targets, n_targets=None):
     """
-    What a summed loss is divided by, 0-D: the number of targets that are not ignored, or n if given.
-    With gradient accumulation, n is the mean number over all micro-batches. The mean of their losses
+    What a summed loss is divided by, 0-D: the number of targets that are not ignored, or n_targets if given.
+    With gradient accumulation, that is the mean number over all micro-batches. The mean of their losses
     is then the loss of the whole batch.
     """
-    return (targets >= 0).sum().clamp_min(1) if n is None else n
+    return (targets >= 0).sum().clamp_min(1) if n_targets is None else n_targets
 
 
-def cross_entropy(logits, targets, n=None):
+def cross_entropy(logits, targets, n_targets=None):
     """
     The mean loss in nats per target, 0-D: F.cross_entropy with ignore_index=-1, but 0 instead of
-    NaN when all are ignored. logits: (N, V). targets: (N,). n: what count() is to return.
+    NaN when all are ignored. logits: (N, V). targets: (N,). n_targets: see target_count().
     """
-    return F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum") / count(targets, n)
+    return F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum") / target_count(targets, n_targets)
 
 
 class RowLoss(nn.Module):
@@ -301,7 +305,7 @@ class RowLoss(nn.Module):
     def forward(self, logits, targets):
         wanted = targets >= 0
         index = targets.clamp_min(0)[:, None]
-        logp = F.log_softmax(logits.to(wide(logits.dtype)), -1)  # (R, V)
+        logp = F.log_softmax(logits.to(float32_or_wider(logits.dtype)), -1)  # (R, V)
         nats = -logp.gather(1, index)[:, 0]
         grad = logp.exp_()  # softmax minus one-hot, in place to save memory
         grad.scatter_add_(1, index, grad.new_full(index.shape, -1.0))
@@ -314,7 +318,7 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, targets, n, row_loss, rows):
-        sums = wide(x.dtype)
+        sums = float32_or_wider(x.dtype)
         total = x.new_zeros((), dtype=sums)
         dx = torch.empty_like(x)
         dw = torch.zeros_like(weight, dtype=sums)
@@ -338,17 +342,17 @@ class HeadLoss(torch.autograd.Function):
                 None if db is None else (db * scale).to(dx.dtype), None, None, None, None)
 
 
-def head_loss(x, weight, targets, bias=None, row_loss=None, n=None):
+def head_loss(x, weight, targets, bias=None, row_loss=None, n_targets=None):
     """
-    cross_entropy(F.linear(x, weight, bias), targets, n), equal up to rounding, with less memory.
+    cross_entropy(F.linear(x, weight, bias), targets, n_targets), equal up to rounding, with less memory.
     x: (N, n_embd). weight: (V, n_embd). bias: (V,) or None. targets: (N,). Returns the mean loss in
     nats per target, 0-D. A chunk has as many rows as LOGITS_AT_ONCE allows. All chunks but the last
     are equal, so row_loss, a RowLoss, sees at most two shapes.
     """
-    device, n = x.device.type, count(targets, n)
+    device, n = x.device.type, target_count(targets, n_targets)
     at_once = LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE["cpu"])
-    times = -(-len(x) // max(1, at_once // len(weight)))
-    rows = -(-len(x) // max(1, times)) or 1
+    n_chunks = -(-len(x) // max(1, at_once // len(weight)))
+    rows = -(-len(x) // max(1, n_chunks)) or 1
     if not torch.is_grad_enabled():
         sums = [F.cross_entropy(F.linear(a, weight, bias), b, ignore_index=-1, reduction="sum")
                 for a, b in zip(x.split(rows), targets.split(rows))]

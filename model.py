@@ -26,17 +26,17 @@ from torch.nn import functional as F
 from layers import (
     Embedding,
     Linear,
-    Mask,
     Masks,
     RowLoss,
     Spec,
+    WidthMasks,
     apply_rotary,
     attend,
     cross_entropy,
     head_loss,
     norm,
+    parse_rope_scaling,
     positions_and_mask,
-    rope_scaling,
     rotary,
 )
 
@@ -100,8 +100,8 @@ class LlamaConfig(GPTConfig):
     kv_group: int = 1           # query heads per key/value head, fixed for a run:
                                 # n_kv_head is n_head / kv_group
     rope_theta: float = 10_000.0  # base of the rotary positions' wavelengths
+    rope_scaling: str = ""      # stretches those wavelengths for longer texts, see parse_rope_scaling()
     tie: bool = True            # the output head shares the token embedding's weight
-    rope_scaling: str = ""      # stretches those wavelengths for longer texts, see layers.rope_scaling()
     qk_norm: bool = False       # RMSNorm on each head's queries and keys (Qwen3)
     qkv_bias: bool = False      # biases of queries, keys and values (Qwen2)
 
@@ -109,18 +109,16 @@ class LlamaConfig(GPTConfig):
 
     def __post_init__(self):
         if self.n_head % self.kv_group:
-            raise ValueError(f"n_head={self.n_head}: no multiple of kv_group={self.kv_group}, the "
-                             "query heads that share keys and values: heads come in whole groups, "
-                             "so that n_kv_head grows in proportion")
+            raise ValueError(f"n_head={self.n_head}: no multiple of kv_group={self.kv_group}, the query heads that "
+                             "share keys and values: heads come in whole groups, so that n_kv_head grows in proportion")
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim}: rotary positions turn pairs of "
-                             "coordinates: it must be even")
+            raise ValueError(f"head_dim={self.head_dim}: rotary positions turn pairs of coordinates: it must be even")
         if self.bias:
             raise ValueError("bias=True: Llama has no biases: leave it out")
         if self.qk_norm and self.qkv_bias:
             raise ValueError("qkv_bias=True: with qk_norm=True it is no known model: leave one out")
         if self.rope_scaling:
-            rope_scaling(self.rope_scaling)
+            parse_rope_scaling(self.rope_scaling)
 
 
 class Attention(nn.Module):
@@ -139,10 +137,10 @@ class Attention(nn.Module):
 
     def forward(self, x, m=None, attn_mask=None, cache=None, rope=None):
         B, T, _ = x.shape
-        q, k, v = (y.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, n_head, T, head_dim)
-                   for y in self.heads(x))
+        q, k, v = (y.view(B, T, -1, self.head_dim).transpose(1, 2) for y in self.heads(x))  # (B, heads, T, head_dim)
+        q, k = self.ln_q(q), self.ln_k(k)
         if rope is not None:
-            q, k = (apply_rotary(t, rope).to(v.dtype) for t in (self.ln_q(q), self.ln_k(k)))
+            q, k = (apply_rotary(t, rope).to(v.dtype) for t in (q, k))
         if cache is not None:
             if cache:
                 k, v = torch.cat((cache[0], k), dim=2), torch.cat((cache[1], v), dim=2)
@@ -201,10 +199,11 @@ class Block(nn.Module):
         self.ln_2 = norm(config)
         self.mlp = SwiGLU(config, out_std) if config.llama else MLP(config, out_std)
 
-    def forward(self, x, m=Mask(), gate=None, attn_mask=None, cache=None, rope=None):
+    def forward(self, x, m=WidthMasks(), gate=None, attn_mask=None, cache=None, rope=None):
         """
         x: (B, T, n_embd). m: the masks of the width axes. gate: None, or c of a new block, 0-D.
         attn_mask: None, or bool, True = seen: (B, 1, 1, T) or (B, 1, N, T), N the new tokens.
+        cache: None, or this block's list: [] at first, then [k, v], each (B, n_kv_head, T, head_dim).
         rope: None, or the cosines and sines from rotary().
         """
         if self.post_ln:
@@ -286,7 +285,7 @@ class GPT(Transformer):
         return self.head_weight().numel()
 
     def rope(self, t):
-        """Position information for the blocks: none, as embed() has added it."""
+        return None  # embed() has added the positions
 
     def hidden(self, idx, cache=None):
         """The input of the head, (B, T, n_embd), for the tokens that are not yet in the cache."""
@@ -304,14 +303,14 @@ class GPT(Transformer):
         With targets and return_logits=False: (None, loss); all logits are never in memory at once.
         Without targets: (logits of the last position (B, 1, vocab), None).
         cache: a list of n_layer lists, empty at first. idx still holds all tokens, cached ones too;
-        targets and logits are those of the new ones. n_targets: what the loss is divided by, see count().
+        targets and logits are those of the new ones. n_targets: what the loss is divided by, see target_count().
         """
         x = self.hidden(idx, cache)
         if targets is None:
             return F.linear(x[:, [-1]], self.head_weight()), None
         if not return_logits:
             return None, head_loss(x.flatten(0, 1), self.head_weight(), targets.flatten(),
-                                   row_loss=self.row_loss, n=n_targets)
+                                   row_loss=self.row_loss, n_targets=n_targets)
         logits = F.linear(x, self.head_weight())  # (B, T, vocab_size)
         return logits, cross_entropy(logits.flatten(0, 1), targets.flatten(), n_targets)
 
@@ -329,15 +328,15 @@ class GPT(Transformer):
             logits, _ = self(idx[:, -self.config.block_size:], cache=cache)
             logits = logits[:, -1].float()  # (B, vocab_size)
             if temperature == 0:
-                nxt = logits.argmax(-1, keepdim=True)
+                idx_next = logits.argmax(-1, keepdim=True)
             else:
                 logits = logits / temperature
                 if top_k is not None:
                     kth = logits.topk(min(top_k, logits.size(-1))).values[:, [-1]]
                     logits = logits.masked_fill(logits < kth, -torch.inf)
-                nxt = torch.multinomial(logits.softmax(-1), 1)
-            idx = torch.cat((idx, nxt if stop is None else nxt.where(going, stop)), dim=1)
-            if stop is not None and not (going := going & (nxt != stop)).any():
+                idx_next = torch.multinomial(logits.softmax(-1), 1)
+            idx = torch.cat((idx, idx_next if stop is None else idx_next.where(going, stop)), dim=1)
+            if stop is not None and not (going := going & (idx_next != stop)).any():
                 break
         return idx
 
@@ -347,7 +346,7 @@ class Llama(GPT):
 
     def rope(self, t):
         c = self.config
-        return rotary(t, c.head_dim, c.rope_theta, self.wte.weight, c.rope_scaling)
+        return rotary(t, c.head_dim, c.rope_theta, self.wte.weight.dtype, c.rope_scaling)
 
 
 class BertOutput(NamedTuple):
@@ -392,7 +391,7 @@ class Bert(Transformer):
         """
         idx: (B, T) token ids. segments: (B, T) 0 or 1. attn_mask: (B, T) bool, False on padding.
         positions: (B, P) where the MLM head is computed; None: everywhere. targets: (B, P) the
-        ids there, -1 = ignore. next_sentence: (B,) 0 = next, 1 = random. n_targets: see count().
+        ids there, -1 = ignore. next_sentence: (B,) 0 = next, 1 = random. n_targets: see target_count().
         Returns (BertOutput, loss): loss is MLM plus NSP in nats, or None without targets.
         return_logits=False: mlm_logits is None; all of them are never in memory at once.
         """
@@ -406,9 +405,11 @@ class Bert(Transformer):
         out = BertOutput(logits, nsp_logits, pooled)
         if targets is None:
             return out, None
-        loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), n_targets) if return_logits \
-            else head_loss(x.flatten(0, 1), self.wte.weight, targets.flatten(), self.mlm_bias,
-                           self.row_loss, n_targets)
+        if return_logits:
+            loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), n_targets)
+        else:
+            loss = head_loss(x.flatten(0, 1), self.wte.weight, targets.flatten(), self.mlm_bias,
+                             self.row_loss, n_targets)
         if next_sentence is not None:
             loss = loss + F.cross_entropy(nsp_logits, next_sentence)
         return out, loss

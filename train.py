@@ -31,7 +31,7 @@ from run.arguments import from_args
 from run.checkpoint import checkpoint
 from run.monitor import Monitor
 from run.operators import OPERATORS
-from run.optim import learning_rate, make_optimizers
+from run.optim import lr_scale, make_optimizers
 from run.parallel import shard
 from run.parallel.ranks import Ranks, Stopped, machine
 from run.precision import common_dtype
@@ -45,26 +45,26 @@ class Run:
     PROGRESS = dict(iter=0, stage=0, tokens=0, flops=0.0, bad=0, rewarm=None)
 
     def __init__(self, config):
-        self.ranks, self.lock, given = Ranks(config.device), None, config
+        self.ranks, self.lock = Ranks(config.device), None
         # all ranks take rank 0's settings: other machines may not see the folder they come from
-        self.config = config = shard.from_rank_0(self.ranks, lambda: given)
+        self.config = config = shard.from_rank_0(self.ranks, lambda: config)
         self.device = self.ranks.device
         self.meta = self.read_meta()
         if config.init_from not in OWN_STARTS and not config.is_branch():
             hf.check_tokenizer(config.init_from, self.meta, config.data_dir)
             self.meta["ids"] = hf.token_ids(config.init_from)
-        self.saved = shard.from_rank_0(self.ranks, self.resume_from)
-        if self.saved and "ids" in self.saved["meta"]:
-            self.meta["ids"] = self.saved["meta"]["ids"]
+        self.loaded = shard.from_rank_0(self.ranks, self.load) or {}  # the checkpoint that it continues from
+        if "ids" in self.loaded.get("meta", {}):
+            self.meta["ids"] = self.loaded["meta"]["ids"]
         self.mesh = shard.make_mesh(self.ranks, config.shard)
-        self.dtype = common_dtype(config.dtype, self.ranks, self.saved)
+        self.dtype = common_dtype(config.dtype, self.ranks, self.loaded)
         self.compile, self.warning = compiler.choose(config.compile, self.device)
         self.vocab_size = self.vocabulary()
         self.loader = LOADERS[config.model](config, self.meta, self.vocab_size, self.ranks.rank,
                                             self.ranks.world)
         self.feeder = ThreadPoolExecutor(1)
         self.feeder.submit(int)  # starts its thread, which hears signals while this one waits
-        with checkpoint.believed(config.goes_on_from() if self.saved else None):
+        with checkpoint.believed(config.goes_on_from() if self.loaded else None):
             self.begin()
         self.bad_run = torch.zeros((), device=self.device)  # non-finite steps in a row
         self.wrap()
@@ -84,25 +84,25 @@ class Run:
         return meta
 
     def begin(self):
-        """Make model, optimizers and counters: as saved, or new."""
+        """Make model, optimizers and counters: as loaded, or new."""
         c = self.config
-        with self.fits(self.saved["stage"] if self.saved else 0):
+        with self.fits(self.loaded.get("stage", 0)):
             self.make_model()
         self.optimizers = make_optimizers(c, self.model, self.dtype, self.compile != "none")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        if self.saved:
-            decays = [g["weight_decay"] for o in self.optimizers for g in o.param_groups]
-            for o, state in zip(self.optimizers, self.saved.pop("optimizers")):
+        if self.loaded:
+            for o, state in zip(self.optimizers, self.loaded.pop("optimizers")):
+                decays = [g["weight_decay"] for g in o.param_groups]
                 shard.load_optimizer(o, state, self.ranks, self.mesh)
+                for g, decay in zip(o.param_groups, decays):
+                    g["weight_decay"] = decay  # a branch may have its own
             self.ranks.agree(self.ranks.failed)
-            for g, decay in zip((g for o in self.optimizers for g in o.param_groups), decays):
-                g["weight_decay"] = decay  # a branch may have its own
-            if self.saved["scaler"]:  # empty after another number format
-                self.scaler.load_state_dict(self.saved["scaler"])
+            if self.loaded["scaler"]:  # empty after another number format
+                self.scaler.load_state_dict(self.loaded["scaler"])
         for k, v in self.PROGRESS.items():
-            setattr(self, k, self.saved.get(k, v) if self.saved else v)
+            setattr(self, k, self.loaded.get(k, v))
 
-    def resume_from(self):
+    def load(self):
         """On rank 0: lock out_dir against other writers. Returns the saved state, or None."""
         self.lock = checkpoint.make_out_dir(self.config.out_dir)
         return saved_state(self.config, self.meta, self.ranks.restarted, self.ranks.ask)
@@ -130,10 +130,10 @@ class Run:
         torch.manual_seed(c.seed)
         cls, config_cls = MODELS[c.model]
         with torch.device("meta"):
-            self.model = cls(config_cls.from_saved({**self.saved["model_config"], "dropout": c.dropout})
-                             if self.saved else c.model_config(self.vocab_size, first_id(self.meta)))
-        values = self.saved.pop("model") if self.saved else None
-        if not self.saved and c.init_from not in OWN_STARTS:
+            self.model = cls(config_cls.from_saved({**self.loaded["model_config"], "dropout": c.dropout})
+                             if self.loaded else c.model_config(self.vocab_size, first_id(self.meta)))
+        values = self.loaded.pop("model") if self.loaded else None
+        if not self.loaded and c.init_from not in OWN_STARTS:
             values = shard.from_rank_0(self.ranks, lambda: hf.state_from_hf(
                 self.model, Weights(c.init_from), c.init_from))
         shard.materialize(self.model, self.ranks, self.mesh, values)
@@ -148,13 +148,13 @@ class Run:
 
     def state_dict(self):
         """All that is needed to continue exactly; tensors may be shards. Monitor adds to it."""
-        self.bad = int(self.bad)
+        progress = {k: getattr(self, k) for k in self.PROGRESS} | dict(bad=int(self.bad))
         return dict(
             model=self.model.state_dict(), model_config=asdict(self.model.config),
             optimizers=[o.state_dict() for o in self.optimizers],
             autocast=[self.device.type, str(self.dtype).split(".")[1]],
             scaler=self.scaler.state_dict(), config=asdict(self.config), meta=self.meta,
-            **{k: getattr(self, k) for k in self.PROGRESS})
+            **progress)
 
     def is_finite(self):
         """Are all weights finite?"""
@@ -187,7 +187,7 @@ class Run:
         c = self.config
         for o in self.optimizers:
             for g in o.param_groups:
-                g["lr"] = c.after(self.stage, o.rate) * learning_rate(c, self.iter, self.rewarm, o.rate)
+                g["lr"] = c.after(self.stage, o.rate) * lr_scale(c, self.iter, self.rewarm, o.rate)
         torch.manual_seed(hash((c.seed, self.iter, self.ranks.rank)))  # only dropout draws
         total = torch.zeros((), device=self.device)
         micro_batch = c.after(self.stage, "micro_batch")
@@ -297,7 +297,7 @@ def train(run, monitor):
     try:
         loop(run, monitor)
     except Stopped:  # in an evaluation: the resumed run repeats it
-        monitor.stopping()
+        monitor.stop_if_asked()
     monitor.finish()
 
 
@@ -309,7 +309,7 @@ def loop(run, monitor):
         if run.iter % c.eval_interval == 0 or run.iter == c.max_iters or growing:
             monitor.evaluate_and_log()
         monitor.save(anyway=growing)  # before growing: if the growth fails, nothing is lost
-        if run.iter >= c.max_iters or monitor.stopping() or growing and monitor.branch_is_due():
+        if run.iter >= c.max_iters or monitor.stop_if_asked() or growing and monitor.branch_is_due():
             break
         if growing:
             monitor.grow()
@@ -332,7 +332,7 @@ def start_to_end(config, asked, before=None):
     that comes next, or None, and this one's Monitor.
     """
     run = Run(config)
-    with checkpoint.believed(config.goes_on_from() if run.saved else None):
+    with checkpoint.believed(config.goes_on_from() if run.loaded else None):
         monitor = Monitor(run, asked, before)
     try:
         with compiler.undisturbed():

@@ -30,6 +30,7 @@ def scores(out, loss, data):
             "nsp_loss": (nsp * rows, rows), "nsp_acc": (nsp_hit, rows)}
 
 
+# what scores() returns for each model: a rank without batches sums zeros under the same names
 NAMES = {"gpt": ["val_loss"], "llama": ["val_loss"],
          "bert": ["mlm_acc", "nsp_acc", "nsp_loss", "val_loss"]}
 
@@ -61,7 +62,7 @@ def evaluate(run, batches=None, stop=lambda: False):
 
 
 @torch.no_grad()
-def write(run, tokenizer):
+def sample_text(run, tokenizer):
     """
     Generate a document of at most SAMPLE_TOKENS tokens, as text without control characters. The seed
     is the run's, so two samples differ by the weights only.

@@ -17,7 +17,7 @@ from base.reading import need, read_json
 from base.weights import INDEX, WHOLE, Weights
 from data.dataset import with_tokenizer
 from data.tokenizer import JSON, is_gpt2, read_json_tokenizer, read_vocab, spec_of, tokenizer_of
-from layers import rope_scaling
+from layers import parse_rope_scaling
 from model import MODELS
 from run.settings import typed
 
@@ -153,7 +153,6 @@ def reader(model, tensors, where="the checkpoint"):
     layers = 1 + max((int(i) for k in called for i in re.findall(r"\b(?:h|layers?)\.(\d+)\.", k)), default=-1)
     if layers > model.config.n_layer:
         raise UserError(f"{where}: has the weights of {layers} layers, but its config.json says {model.config.n_layer}")
-
     theirs = {place[0] for place in places.values()}
     for name in (k for k in called if k not in theirs and not re.search(BUFFERS, k)):
         twin = next((k for k in theirs if name in TWICE and k.endswith(TWICE[name])), None)
@@ -193,7 +192,8 @@ def check_sizes(where, dialect, sizes):
     n, width, dim = sizes["n_head"], sizes["n_embd"], sizes["head_dim"]
     if dialect in ("gpt", "bert") and n * dim != width:
         heads = max(n, -(-width // dim))
-        advice = " and ".join([f"n_head to {heads}"] * (heads > n) + [f"n_embd to {heads * dim}"] * (heads * dim > width))
+        larger = dict(n_head=(n, heads), n_embd=(width, heads * dim))
+        advice = " and ".join(f"{k} to {wanted}" for k, (has, wanted) in larger.items() if wanted > has)
         raise UserError(f"{where}: n_head={n} heads of {dim} are {n * dim} wide, but n_embd={width}, "
                         f"and {CLASSES[dialect]} wants them equal: grow {advice}")
     if dialect == "llama" and width % n:
@@ -314,7 +314,7 @@ def rope_and_groups(path, theirs, heads):
 
 def rope_settings(c):
     """The reverse of rope_and_groups(), for a config.json: under the newer and the older names."""
-    kind, numbers = rope_scaling(c.rope_scaling) if c.rope_scaling else ("default", ())
+    kind, numbers = parse_rope_scaling(c.rope_scaling) if c.rope_scaling else ("default", ())
     said = {k: int(n) if n.is_integer() and k.endswith("embeddings") else n for k, n in zip(ROPE[kind], numbers)}
     rope = dict(rope_type=kind, rope_theta=c.rope_theta, **said)
     return dict(num_key_value_heads=c.n_kv_head, rope_theta=c.rope_theta, rope_parameters=rope,

@@ -20,7 +20,7 @@ from grow import describe, sizes_of
 from run import family
 from run.checkpoint import checkpoint
 from run.checkpoint.saver import Saver
-from run.evaluation import evaluate, write
+from run.evaluation import evaluate, sample_text
 from run.parallel.ranks import synchronize
 from run.precision import known_peak
 from run.runlog import Clock, Pace, RunLog, open_trackers
@@ -35,13 +35,14 @@ class Monitor:
 
     def __init__(self, run, asked, before=None):
         """asked: the config that --resume continues with; before: the Monitor of the previous run."""
-        self.run, self.asked, self.stop, config, saved = run, asked, None, run.config, run.saved
+        self.run, self.asked, config, loaded = run, asked, run.config, run.loaded
+        self.stop = None  # the signal to stop that this rank received
         self.stopped = False  # do all ranks know of a signal to stop?
         most = run.loader.val_seqs  # an evaluation reads no more, whatever eval_seqs says
-        same = saved and min(saved["config"]["eval_seqs"], most) == min(config.eval_seqs, most)
+        same = loaded and min(loaded["config"]["eval_seqs"], most) == min(config.eval_seqs, most)
         for k, v in self.PROGRESS.items():
-            known = saved and (same or k not in ("best", "evaluated", "loss"))  # losses of one set compare
-            setattr(self, k, saved.get(k, v) if known else v)
+            known = same or k not in ("best", "evaluated", "loss")  # losses of one set compare
+            setattr(self, k, loaded.get(k, v) if known else v)
         self.clock = Clock(self.train_s, partial(synchronize, run.device))
         self.saver, self.unsaved = Saver(config, run.ranks), None
         self.last_log = self.train_s, run.tokens, run.flops
@@ -49,7 +50,7 @@ class Monitor:
                                  for m in config.models(run.vocab_size)])
         self.tokenizer = get_tokenizer(run.meta) if config.sample_interval else None
         self.log = RunLog(config.out_dir, config.max_iters, run.iter,
-                          saved.get("metrics_bytes") if saved else None, quiet=run.ranks.rank != 0,
+                          loaded.get("metrics_bytes"), quiet=run.ranks.rank != 0,
                           trackers=() if run.ranks.rank else open_trackers(config, run.iter))
         if run.warning:
             self.log.say(run.warning)
@@ -93,11 +94,10 @@ class Monitor:
         seconds, tokens, flops = (now - had for now, had in zip(self.last_log, before))
         speed = tokens / max(seconds, 1e-9)
         peak = c.peak_flops or known_peak(run.device)
-        run.bad = int(run.bad)
         self.note("step", loss=loss, grad_norm=norm.item(),
                   lr=run.optimizers[-1].param_groups[0]["lr"], tok_s=speed,
                   mfu=speed * run.flops_per_token / (peak * run.ranks.world) if peak else None,
-                  skipped=run.bad or None)
+                  skipped=int(run.bad) or None)
         self.log.progress(self.progress(loss, speed, self.eta.seconds_left(
             run.iter, run.stage, flops, seconds)))
         self.check_steps()
@@ -150,7 +150,7 @@ class Monitor:
         run, c = self.run, self.run.config
         if self.tokenizer and run.ranks.rank == 0 and (
                 run.iter == c.max_iters or not run.iter % (c.eval_interval * c.sample_interval)):
-            self.log.sample(write(run, self.tokenizer), run.iter)
+            self.log.sample(sample_text(run, self.tokenizer), run.iter)
 
     def branch_is_due(self):
         """
@@ -239,7 +239,7 @@ class Monitor:
         self.run.ranks.agree(self.unsaved)
         self.stopped = self.run.ranks.any(self.stop is not None)
 
-    def stopping(self):
+    def stop_if_asked(self):
         """Did a signal to any rank ask to stop? If so, save. A second Ctrl-C kills."""
         if not self.run.ranks.any(self.stop is not None):
             return False

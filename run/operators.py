@@ -102,7 +102,7 @@ def aki(model, optimizer=None, **sizes):
 
 
 def zero_output(model, optimizer=None, **sizes):
-    """New parts output zero, so the function is kept (pre-LN only): see settle()."""
+    """New parts output zero, so the function is kept (pre-LN only): see keep_function()."""
     if model.config.post_ln:
         raise ValueError("zero_output keeps the function of pre-LN models only, this one is post-LN")
     old = model.config
@@ -115,16 +115,16 @@ def zero_output(model, optimizer=None, **sizes):
     specs = model.specs()
     with torch.no_grad():
         for name, p in model.named_parameters():
-            settle(name, p, specs[name].axes, old, model.config, source_of(name, layers)[1])
+            keep_function(name, p, specs[name].axes, old, model.config, source_of(name, layers)[1])
     return model, optimizer
 
 
 def scaled_eps(old, new):
-    """The config `new` with the norm_eps that keeps the function: see settle()."""
+    """The config `new` with the norm_eps that keeps the function: see keep_function()."""
     return replace(new, norm_eps=old.norm_eps * old.n_embd / new.n_embd)
 
 
-def settle(name, p, axes, old, new, is_new):
+def keep_function(name, p, axes, old, new, is_new):
     """
     Change a tensor grown from config `old` to `new`, in place, so that the model's function is kept.
     Its new entries are random before. is_new: it belongs to a new layer.

@@ -25,7 +25,7 @@ AT_ONCE = dict(cpu=1 << 18)
 AT_ONCE_ELSEWHERE = 1 << 25
 
 
-def learning_rate(config, it, rewarm=None, key="learning_rate"):
+def lr_scale(config, it, rewarm=None, key="learning_rate"):
     """
     The learning rate `key` of iteration `it`, as a share of its peak. rewarm: (iteration where the schedule
     started again, {key: share of its peak there}, iterations of its warmup).

@@ -38,14 +38,14 @@ def common_dtype(wanted, ranks, saved=None):
 
 def pick_dtype(wanted, device):
     """The dtype to autocast to. "auto": bfloat16 where it is faster, else float16 (CUDA) or float32."""
-    if device.type == "cuda":
-        best = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    elif wanted in ("auto", "float16"):
-        best = "bfloat16" if device.type == "cpu" and bfloat16_pays() else "float32"
     if wanted == "float16" and device.type != "cuda":
         raise UserError(f"dtype=float16: only on CUDA devices (this is {device.type}), where its "
-                        f"gradients are scaled; use --dtype={best}")
-    return getattr(torch, best if wanted == "auto" else wanted)
+                        "gradients are scaled; use --dtype=auto")
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and bfloat16_pays() else torch.float32
 
 
 @functools.cache

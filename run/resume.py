@@ -11,14 +11,14 @@ from model import GROWABLE
 from run import family
 from run.checkpoint import checkpoint
 from run.checkpoint.sharded import alone
-from run.optim import REWARM_MAY_CHANGE, learning_rate
+from run.optim import REWARM_MAY_CHANGE, lr_scale
 from run.settings import RATES, TrainConfig, check_ramps, known_settings, plain
 
 # what a resumed run may change, because it does not affect the steps already taken
-RESUME_MAY_CHANGE = {"out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "save_interval",
-        "eval_seqs", "log_interval", "keep_checkpoints", "device", "dtype", "compile", "peak_flops",
-        "max_bad_steps", "data_dir", "shard", "tensorboard", "wandb",
-        "sample_interval", "finish_stages", "family", "rewarm_iters"}
+RESUME_MAY_CHANGE = {
+    "out_dir", "init_from", "max_iters", "micro_batch", "eval_interval", "save_interval", "eval_seqs", "log_interval",
+    "keep_checkpoints", "device", "dtype", "compile", "peak_flops", "max_bad_steps", "data_dir", "shard", "tensorboard",
+    "wandb", "sample_interval", "finish_stages", "family", "rewarm_iters"}
 # what applies to growths: it may change for those to come
 OF_STAGES = {"stages", "ramp_iters", "operator"}
 # what a branch may also change: settings of the steps to come
@@ -75,8 +75,8 @@ def branch_point(config, meta, ask):
 
 def check_resume(state, config, meta, branches=False):
     """
-    Report what changed since the checkpoint. UserError for what a resumed run may not change, or one that
-    branches off here.
+    Report what changed since the checkpoint, and set state["rewarm"] if the learning rate warms up again.
+    UserError for what a resumed run may not change, or one that branches off here.
     """
     need(config.goes_on_from(), state, config=dict, meta=dict, iter=int, stage=int, tokens=int, flops=(int, float))
     if {k: meta.get(k) for k in ("tokenizer", "vocab_size")} != \
@@ -96,13 +96,13 @@ def check_resume(state, config, meta, branches=False):
     if config.max_iters < state["iter"]:
         raise UserError(f"max_iters={config.max_iters}: the checkpoint is at iteration "
                         f"{state['iter']} already; raise max_iters")
-    done, old, had = state["stage"], state["config"], known_settings(state["config"])
-    gone = sorted((k, v) for k, v in old.items() if k not in had and v)
-    if state["iter"] < (gates := old.get("residual_warmup_iters", 0)):
+    done, saved, had = state["stage"], state["config"], known_settings(state["config"])
+    gone = sorted((k, v) for k, v in saved.items() if k not in had and v)
+    if state["iter"] < (gates := saved.get("residual_warmup_iters", 0)):
         raise UserError(f"residual_warmup_iters={gates}: the checkpoint is within that warmup, and there is no such "
                         "setting any more: finish the warmup with commit 1339b1c")
-    if had.get("stages") != old.get("stages"):
-        gone += [(f"stages[{i}] {k}", v) for i, s in enumerate(old["stages"]) for k, v in s.items()
+    if had.get("stages") != saved.get("stages"):
+        gone += [(f"stages[{i}] {k}", v) for i, s in enumerate(saved["stages"]) for k, v in s.items()
                  if k not in had["stages"][i]]
     if gone:
         say_once(f"going on without {', '.join(f'{k}={v!r}' for k, v in gone)}: there is no such setting any more")
@@ -161,7 +161,7 @@ def past(config, done, rates):
 
 def rewarmed(state, was, config, due, branches):
     """
-    Where the learning rate schedule started again (see optim.learning_rate), or None. The run has `config`
+    Where the learning rate schedule started again (see optim.lr_scale), or None. The run has `config`
     and continues from the checkpoint `state` of a run with `was`; due: its stage at the next step; branches:
     does it branch off here? UserError if the rate would jump, that is, if `config` gives another rate for
     steps already taken.
@@ -170,8 +170,8 @@ def rewarmed(state, was, config, due, branches):
     changed = [k for k in ("max_iters", "schedule", "decay_iters", "decay_frac", "min_lr_frac")
                if getattr(was, k) != getattr(config, k)]
     taken = range(it - 1, had[0] - 1 if had else -1, -1) if changed else ()
-    jumps = any(learning_rate(was, i, had) != learning_rate(config, i, had) for i in taken)
-    last, left = learning_rate(was, it - 1, had) if it else 0.0, config.max_iters - it
+    jumps = any(lr_scale(was, i, had) != lr_scale(config, i, had) for i in taken)
+    last, left = lr_scale(was, it - 1, had) if it else 0.0, config.max_iters - it
     if config.rewarm_iters and (jumps or branches or config.rewarm_iters != was.rewarm_iters):
         for key in ("rewarm_iters", *["decay_iters"] * (config.schedule == "wsd")):
             if getattr(config, key) > left:
@@ -183,7 +183,7 @@ def rewarmed(state, was, config, due, branches):
                             f"warmup, which ends at {warm}: grow later, or lower rewarm_iters")
         starts = {}  # each rate goes on from where it was
         for key in RATES[:2 if config.optimizer == "muon" else 1]:
-            share, peak = learning_rate(was, it - 1, had, key) if it else 0.0, config.after(due, key)
+            share, peak = lr_scale(was, it - 1, had, key) if it else 0.0, config.after(due, key)
             starts[key] = share * was.after(stage, key) / peak if peak else 1.0
         if not jumps and {*starts.values()} == {1.0}:
             raise UserError(f"rewarm_iters={config.rewarm_iters}: the learning rate is at its peak at iteration "
@@ -194,7 +194,7 @@ def rewarmed(state, was, config, due, branches):
     key, decay = changed[0], max(0, math.floor(was.max_iters - was.decay_span(had[0] if had else 0)))
     raise UserError(
         f"{key}={getattr(config, key)!r}: the learning rate would jump from {last:.3g} of its peak to "
-        f"{learning_rate(config, it, had):.3g} at iteration {it}, since {key}={getattr(was, key)!r} so far: " + (
+        f"{lr_scale(config, it, had):.3g} at iteration {it}, since {key}={getattr(was, key)!r} so far: " + (
             f"branch off there with --decay_iters={left}" if last == 1 and left else
-            ("branch off a checkpoint of iteration " + f"{decay} or before, or " if was.schedule == "wsd" else "") +
+            (f"branch off a checkpoint of iteration {decay} or before, or " if was.schedule == "wsd" else "") +
             "warm up again with --rewarm_iters=N"))

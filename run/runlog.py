@@ -48,18 +48,13 @@ class Clock:
         self.since = time.perf_counter()
 
 
-# numbers that an event of a kind must have, besides those that all have
-EVENTS = dict(eval=("val_loss",), step=GROWABLE, grow=GROWABLE, compile=(*GROWABLE, "first_step_s"))
-
-
 class Pace:
     """A run's speed in FLOPs, and the time it has left: stages differ in FLOPs per token."""
 
     def __init__(self, config, flops_per_token):
         """flops_per_token: FLOPs of training, one number per stage."""
         self.config, self.flops_per_token = config, flops_per_token
-        self.speeds = deque(maxlen=20)  # FLOPs per second, one per interval: the median ignores
-        # intervals with compilation
+        self.speeds = deque(maxlen=20)  # FLOPs per second, one per interval
 
     def seconds_left(self, it, stage, flops, seconds):
         """
@@ -71,7 +66,7 @@ class Pace:
         for cost, end in zip(self.flops_per_token[stage:], ends[stage:]):
             left += cost * self.config.batch_tokens * max(0, end - it)
             it = max(it, end)
-        return left / statistics.median(self.speeds)
+        return left / statistics.median(self.speeds)  # the median ignores intervals with compilation
 
 
 class Lines:
@@ -187,6 +182,10 @@ def open_trackers(config, start=0):
                             "WANDB_MODE=offline needs no network".replace("\n", " ")) from None
         made.append(lambda values, it: run.log(values, step=it))
     return made
+
+
+# numbers that an event of a kind must have, besides those that all have
+EVENTS = dict(eval=("val_loss",), step=GROWABLE, grow=GROWABLE, compile=(*GROWABLE, "first_step_s"))
 
 
 def read_metrics(out_dir, damaged=None):

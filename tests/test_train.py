@@ -82,15 +82,15 @@ def test_compiled_run_and_its_graphs(data, one, tmp_path, graphs_only):
 
 
 def test_learning_rate_schedules():
-    from run.optim import learning_rate
+    from run.optim import lr_scale
     from run.settings import from_dict
     c = from_dict(dict(max_iters=100, warmup_iters=10, decay_frac=0.2))
-    lr = [learning_rate(c, i) for i in range(100)]
+    lr = [lr_scale(c, i) for i in range(100)]
     assert lr[0] == 0.1 and lr[9:81] == [1.0] * 72 and lr[90] == 0.5 and lr[99] == pytest.approx(.05)
     c = from_dict(dict(max_iters=100, warmup_iters=10, schedule="cosine", min_lr_frac=0.1))
-    assert learning_rate(c, 10) == 1 and learning_rate(c, 100) == pytest.approx(0.1)
+    assert lr_scale(c, 10) == 1 and lr_scale(c, 100) == pytest.approx(0.1)
     c = from_dict(dict(max_iters=100, warmup_iters=0, schedule="constant"))
-    assert [learning_rate(c, i) for i in (0, 50, 99)] == [1.0] * 3
+    assert [lr_scale(c, i) for i in (0, 50, 99)] == [1.0] * 3
 
 
 def test_bad_steps_are_skipped(data, tmp_path, monkeypatch):

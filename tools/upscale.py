@@ -8,7 +8,7 @@ function.
 
 Works for Llama, Mistral, Qwen2, Qwen3 and GPT-2. New layers are copies with zero output projections.
 New heads, FFN units and coordinates are random, with zeros where they would change the function
-(run/operators.py, settle()). So the new weights learn from the first steps. Train the folder with
+(run/operators.py, keep_function()). So the new weights learn from the first steps. Train the folder with
 train.py --init_from=hf/larger, or with any other trainer.
 
 Weights are read, grown and written one by one, so memory for two tensors is enough.
@@ -39,7 +39,7 @@ from grow import (
 from model import GROWABLE, MODELS
 from run import hf
 from run.checkpoint import checkpoint
-from run.operators import refusal, scaled_eps, settle
+from run.operators import keep_function, refusal, scaled_eps
 from run.trained import open_model
 from tools.export import export
 
@@ -90,7 +90,7 @@ class Growth:
                     old = old.float()
                 tensor = grow_tensor(old, specs[name], params[name].shape, fill_normal, "cpu", torch.float32)
                 if self.operator == "zero_output":
-                    settle(name, tensor, specs[name].axes, self.old, self.new, is_new)
+                    keep_function(name, tensor, specs[name].axes, self.old, self.new, is_new)
                 made.append(tensor)
             return hf.join(made, transposed[names[0]])
 

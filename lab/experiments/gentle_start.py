@@ -15,12 +15,13 @@ ladder = {
     "6 x 64": dict(_six, **_best),
     "6 x 64, AdamW 0.008": dict(_six, **_at_80, rate=0.008, decay=0.55),  # as tuned at 6 x 32
     "3 x 64": dict(_at_20, n_layer=3),
-    "4 x 64": dict(_at_20, n_layer=4),
+    "4 x 64": dict(n_layer=4),
 }
 starts = {
     "1 x 64": dict(n_layer=1, rate=0.008),
     "2 x 64": dict(n_layer=2, rate=0.008),
     "3 x 64, rate 0.008": dict(n_layer=3, rate=0.008),
+    "3 x 64, rate 0.032 at 20": dict(n_layer=3, rate=0.032),
 }
 
 budgets, grown_at, sweep_at = [20, 80], [80], 20
@@ -34,4 +35,6 @@ grown = {
     "1 to 6 layers at 2 %, masks": dict(_at_20, start="1 x 64", growths=[(0.02, _six)]),
     "2 to 6 layers at 2 %, masks, at 20": dict(_at_20, start="2 x 64", growths=[(0.02, _six)], rate=0.008, decay=0.75),
     "3 to 6 layers at 45 %, masks": dict(_at_20, start="3 x 64, rate 0.008", growths=[(0.45, _six)], rate=0.008),
+    "3 to 6 layers at 45 %, masks, start 0.032, at 20": dict(_at_20, start="3 x 64, rate 0.032 at 20",
+                                                             growths=[(0.45, _six)], rate=0.008),
 }

@@ -8,12 +8,15 @@ from lab.experiments import gentle_start as _g
 settings = dict(_g.settings, n_embd=32, n_head=1, n_inner=128, log_interval=100)
 target = "6 x 32"
 _six, _at_80, _at_20 = dict(n_layer=6), dict(budgets=[80]), dict(budgets=[20])
+_muon = {rate: dict(_at_20, settings=dict(muon_learning_rate=rate)) for rate in (0.02, 0.04)}
 _adamw = dict(optimizer="adamw", muon_learning_rate=0.02)  # for matrices too; 0.02 is the default
 ladder = {
     "6 x 32": _six,
     "3 x 32": dict(_at_80, n_layer=3, rate=0.008),
+    "2 x 32, at 20": dict(_at_20, n_layer=2),
     "3 x 32, at 20": dict(_at_20, n_layer=3),
     "4 x 32, at 20": dict(_at_20, n_layer=4),
+    **{f"{n} x 32, Muon {m}, at 20": dict(e, n_layer=n) for n in (2, 3, 6) for m, e in _muon.items()},
     "12 x 32": dict(_at_80, n_layer=12, rate=0.008),
     "6 x 32, Muon 0.02": dict(_six, **_at_80, rate=0.008, settings=dict(muon_learning_rate=0.02)),
     "6 x 32, Muon 0.005": dict(_six, **_at_80, rate=0.008, settings=dict(muon_learning_rate=0.005)),
@@ -26,6 +29,9 @@ ladder = {
 starts = {
     "1 x 32": dict(n_layer=1, rate=0.008),
     "2 x 32": dict(n_layer=2, rate=0.008),
+    "3 x 32, rate 0.032 at 20": dict(n_layer=3, rate=0.032),
+    **{f"3 x 32, Muon {m}, rate 0.032": dict(n_layer=3, rate=0.032, settings=dict(muon_learning_rate=m))
+       for m in _muon},
     "2 x 32, AdamW 0.002": dict(n_layer=2, rate=0.002),
     "2 x 16": dict(n_layer=2, n_embd=16, n_inner=64, rate=0.008),
     "6 x 16": dict(_six, n_embd=16, n_inner=64, rate=0.008),
@@ -50,6 +56,10 @@ grown = {
     **{f"3 to 6 layers at {at} %, masks": dict(_at_80, start="3 x 32", growths=[(at / 100, _six)], decay=0.55)
        for at in (10, 25, 45)},
     "3 to 6 layers at 45 %, masks, at 20": dict(_at_20, start="3 x 32", growths=[(0.45, _six)]),
+    "3 to 6 layers at 45 %, masks, start 0.032, at 20": dict(_at_20, start="3 x 32, rate 0.032 at 20",
+                                                             growths=[(0.45, _six)]),
+    **{f"3 to 6 layers at 45 %, masks, Muon {m}, start 0.032, at 20": dict(
+        _at_20, start=f"3 x 32, Muon {m}, rate 0.032", growths=[(0.45, _six)]) for m in _muon},
     **{f"3 to 6 layers at {at} %, zero outputs": dict(
         _at_80, start="3 x 32", growths=[(at / 100, _six)], operator="zero_output", rate=rate, decay=0.55)
        for at, rate in ((10, 0.008), (25, 0.008), (45, 0.002))},

@@ -9,7 +9,7 @@ from base.disk import write_sealed
 from base.errors import UserError
 from run.arguments import from_args
 from run.checkpoint import checkpoint
-from run.optim import learning_rate
+from run.optim import lr_scale
 from run.resume import saved_state
 from run.settings import from_dict
 from train import Run
@@ -185,7 +185,7 @@ def test_a_rewarm_moves_each_rate_from_where_it_was(trunks, data, tmp_path):
                         "--rewarm_iters=4", "--learning_rate=1e-2"])
     state = saved_state(config, meta_of(tmp_path / "muon"))
     assert state["rewarm"] == [8, dict(learning_rate=pytest.approx(0.1), muon_learning_rate=1.0), 4]
-    assert [learning_rate(config, it, state["rewarm"], "muon_learning_rate") for it in (8, 9, 15)] == [1.0] * 3
+    assert [lr_scale(config, it, state["rewarm"], "muon_learning_rate") for it in (8, 9, 15)] == [1.0] * 3
     for given in ([start, f"--out_dir={tmp_path}/c"], ["--resume", str(trunks["constant"])]):
         assert "rewarm_iters=4: the learning rate is at its peak at iteration" in refused(
             *given, "--rewarm_iters=4", "--max_iters=60")
@@ -281,7 +281,7 @@ def test_a_decay_in_the_file_of_a_branch(trunks, tmp_path):
     for decay in ("max_iters = 32\ndecay_frac = 0.5", "decay_iters = 16"):
         (tmp_path / "b.py").write_text(decay)
         config = from_args([str(tmp_path / "b.py"), *branch])
-        assert [learning_rate(config, it) for it in (15, 24)] == [1.0, 0.5]
+        assert [lr_scale(config, it) for it in (15, 24)] == [1.0, 0.5]
     for more in ("", "warmup_iters = 5\n"):
         (tmp_path / "b.py").write_text(more + "max_iters = 32\nmin_lr_frac = 0.2")
         with pytest.raises(UserError, match="min_lr_frac=0.2: means something with"):

@@ -22,7 +22,7 @@ from data.tokenizer import Char
 from model import GPT, GPTConfig
 from run.arguments import from_args
 from run.checkpoint import checkpoint
-from run.evaluation import newline, printable, write
+from run.evaluation import newline, printable, sample_text
 from run.monitor import Monitor
 from run.resume import saved_state
 from run.runlog import Pace, RunLog, open_trackers
@@ -241,7 +241,7 @@ def test_an_alphabet_without_newline():
     model = GPT(GPTConfig(vocab_size=64, block_size=16, n_layer=1, n_embd=8, n_inner=8, n_head=1, head_dim=8)).train()
     run = SimpleNamespace(config=model.config, model=model, device=torch.device("cpu"), autocast=contextlib.nullcontext)
     model.config.seed = 1
-    assert len(write(run, Char("ACGT"))) == 16 and model.training
+    assert len(sample_text(run, Char("ACGT"))) == 16 and model.training
     assert newline(Char("ACGT")) == [0] and newline(Char("A\n")) == [1]
 
 

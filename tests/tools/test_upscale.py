@@ -136,7 +136,7 @@ def test_in_float64(kind, tmp_path):
 @pytest.mark.parametrize("where", ["spread", "top"])
 @pytest.mark.parametrize("kind", ["llama3", "qwen2", "qwen3", "gpt2"])
 def test_new_weights_are_not_dead(kind, where, folders, tmp_path):
-    """After one step all that settle() made zero has moved; after two, every number has."""
+    """After one step all that keep_function() made zero has moved; after two, every number has."""
     growth = Growth(folders[kind], LARGER, where=where)
     upscale.upscale(growth, str(tmp_path / "new"))
     model = hf.from_hf(str(tmp_path / "new"))
@@ -158,7 +158,7 @@ def test_new_weights_are_not_dead(kind, where, folders, tmp_path):
                     "ln_" in name and not growth.layers[block][1]  # a new layer's wait for its projections
                 still &= (start[name] == 0) & kept
                 if growth.old.llama and growth.old.tie and (block > last or f"{last}.mlp" in name):
-                    still[growth.old.n_embd:] = False  # see settle(): nothing reads them yet
+                    still[growth.old.n_embd:] = False  # see keep_function(): nothing reads them yet
             if kind != "gpt2" or not name.endswith("attn.k.bias"):  # it moves no softmax: no gradient
                 assert not still.any(), (step, name, still.sum())
 
